@@ -1,0 +1,90 @@
+# pycap: everything a user or CI does. `make help` lists it. Every target sets up what it needs, once.
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+APT := sudo apt-get install python3 python3-venv python3-dev g++ make
+
+# `make test PEERS=1` also compares with PyTorch. Where pip has no local wheel, the CPU index spares gigabytes of CUDA.
+PEERS ?=
+TORCH := torch==2.13.0
+TORCH_INDEX_ARGS ?= --extra-index-url https://download.pytorch.org/whl/cpu
+
+comma := ,
+# Backends whose absence fails the tests instead of skipping them (docs/env.md).
+PYCAP_REQUIRE ?= reference,cpp$(if $(PEERS),$(comma)peers)
+PYTEST_ARGS ?=
+
+# What pyproject.toml asks for, build and development tools included: one install, and no second, isolated one to build.
+REQUIREMENTS := import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); q = p["project"]; \
+	print(*p["build-system"]["requires"], *q["dependencies"], *q["optional-dependencies"]["dev"])
+
+CSRC := $(shell find csrc -type f 2>/dev/null)
+CSRC_CPP := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
+
+.PHONY: help dev run test lint format bench gpu clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+dev: $(VENV)/.built ## .venv with all dependencies, and the C++ backend built in place
+
+run: dev ## train on COCO if it is there, else on the demo set; then caption held-out images
+	$(PY) train.py --stage coco
+
+test: lint $(if $(PEERS),$(VENV)/.peers) ## lint and tests; PEERS=1 installs PyTorch (CPU) and compares with it
+	PYCAP_REQUIRE=$(PYCAP_REQUIRE) $(PY) -m pytest $(if $(PEERS),,-m "not peers") $(PYTEST_ARGS)
+
+lint: dev ## ruff, mypy and clang-format, changing nothing
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(if $(CSRC_CPP),$(VENV)/bin/clang-format --dry-run -Werror $(CSRC_CPP))
+
+format: dev ## what lint asks for, done
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(if $(CSRC_CPP),$(VENV)/bin/clang-format -i $(CSRC_CPP))
+
+bench: dev $(VENV)/.peers ## one joint training epoch beside the same model in PyTorch
+	$(PY) -m benchmarks.peers.torch_joint
+
+gpu: ## says what this version does on a GPU
+	@echo "pycap 0.1 has no GPU kernels yet: its backends are 'cpp' (OpenMP and SIMD) and 'reference' (NumPy), both on the CPU." >&2
+	@echo "A machine with a GPU trains on its CPU: make run." >&2
+	@exit 1
+
+clean: ## remove .venv and everything built; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info pycap/_*.so .pytest_cache .mypy_cache .ruff_cache
+	find pycap kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: a second call finds them newer than what they depend on and does nothing.
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { echo "pycap needs Python 3.11 or newer; none was found. Debian/Ubuntu: $(APT)" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) has no venv module. Debian/Ubuntu: $(APT)" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig as s; open(os.path.join(s.get_path("include"), "Python.h"))' 2>/dev/null || \
+		{ echo "$(PYTHON) has no Python.h, which the C++ backend needs. Debian/Ubuntu: $(APT)" >&2; exit 1; }
+	@command -v $${CXX:-g++} >/dev/null || \
+		{ echo "pycap builds its C++ backend and found no $${CXX:-g++}. Debian/Ubuntu: $(APT)" >&2; exit 1; }
+	@echo "creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml
+	@echo "installing the dependencies (about a minute the first time)"
+	@$(PIP) install --quiet $$($(PY) -c '$(REQUIREMENTS)')
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed setup.py CMakeLists.txt $(CSRC)
+	@echo "building pycap._cpu"
+	@$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.built
+	@echo "installing $(TORCH) (CPU) for the comparisons"
+	@$(PIP) install --quiet --no-index --no-deps "$(TORCH)" 2>/dev/null || $(PIP) install --quiet $(TORCH_INDEX_ARGS) "$(TORCH)"
+	@$(PIP) install --quiet "$(TORCH)"
+	@touch $@

@@ -1,0 +1,1 @@
+"""The home of pycap's Triton kernels, one file an op."""

@@ -1,0 +1,77 @@
+"""What every test shares: PYCAP_REQUIRE, skips with a reason for what a machine lacks, and where real data stands."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+# Set before NumPy or the C++ backend load. NumPy's BLAS runs on one thread, so that the reference is the same bit for bit
+# on every run; OpenMP on two, so that the division of work among threads is tested on every machine.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# What PYCAP_REQUIRE may name -> the module whose import shows that it is there.
+REQUIREMENTS = {
+    "reference": "pycap.backends.reference",
+    "cpp": "pycap.backends.cpp",
+    "peers": "torch",
+}
+
+
+def missing_requirements(value: str) -> list[str]:
+    """One message for each name in ``value`` (comma-separated, as in PYCAP_REQUIRE) that is unknown or cannot be imported."""
+    problems = []
+    for name in filter(None, (part.strip() for part in value.split(","))):
+        if name not in REQUIREMENTS:
+            problems.append(
+                f"PYCAP_REQUIRE names {name!r}, which this version lacks; it knows {', '.join(REQUIREMENTS)}"
+            )
+            continue
+        try:
+            importlib.import_module(REQUIREMENTS[name])
+        except ImportError as error:
+            problems.append(
+                f"PYCAP_REQUIRE names {name!r}, but {REQUIREMENTS[name]} does not import: {error}; run make dev"
+            )
+    return problems
+
+
+def find_data() -> Path | None:
+    """The folder of real data sets: $PYCAP_DATA, else ../shared/data beside the repository, else None."""
+    named = os.environ.get("PYCAP_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    return folder if folder.is_dir() else None
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    problems = missing_requirements(os.environ.get("PYCAP_REQUIRE", ""))
+    if problems:
+        pytest.exit("\n".join(problems), returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skips = {}
+    if importlib.util.find_spec("torch") is None:
+        skips["peers"] = pytest.mark.skip(reason="PyTorch is not installed; make test PEERS=1 installs it")
+    if find_data() is None:
+        skips["realdata"] = pytest.mark.skip(reason="no real data: set PYCAP_DATA to its folder (docs/env.md)")
+    for item in items:
+        for name, skip in skips.items():
+            if item.get_closest_marker(name):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data sets; a test that asks for it carries the marker ``realdata``."""
+    folder = find_data()
+    if folder is None:
+        pytest.skip("no real data: set PYCAP_DATA to its folder (docs/env.md)")
+    return folder
