@@ -1,0 +1,234 @@
+"""Backends: the list of primitives, the chain tried for each device, and which backend serves which primitive.
+
+A backend is a module of functions on raw arrays (NumPy on the CPU, CuPy on a GPU), all named and called as below.
+Rules that every primitive keeps:
+
+* outputs first, then inputs, then dimensions; nothing is returned unless said; primitives never keep an array;
+* arrays are C-contiguous; `None` stands for an array that is absent where the text says "or None";
+* a gradient is written as in GEMM, ``buf = beta * buf + grad``; with ``beta == 0`` the old contents are not read
+  (they may be NaN); a gradient output of None is not wanted and not computed;
+* inputs are left unmodified (the one exception is named: ``lstm_backward`` turns ``gates`` into their gradients);
+* images and activations are NHWC, convolution weights ``[K, R, S, C]``, linear weights ``[out, in]``, LSTM gates
+  i, f, g, o stacked in ``[4H, in]``, sequences time-major ``[T, N, ...]``; ids and targets are int32.
+
+Convolution (ops/conv2d.py). ``P, Q`` are the output's height and width, ``(H + 2*padding - R) // stride + 1``.
+
+* ``conv2d_forward(y, x, w, b, stride, padding, relu)``: y [N,P,Q,K], x [N,H,W,C], w [K,R,S,C], b [K] or None.
+* ``conv2d_pool_forward(y, argmax, x, w, b, stride, padding)``: bias, ReLU and a 2x2/2 max-pool fused.
+  y [N,P//2,Q//2,K]; argmax uint8 [N,P//2,Q//2,ceil(K/4)]: channel k's winner (2*row + column, the first of equals) in
+  bits 2*(k%4) of byte k//4.
+* ``conv2d_backward_data(dx, dy, w, y, argmax, stride, padding, beta)``: dx [N,H,W,C]. y: the forward's output, whose
+  zeros mask dy (ReLU), or None where there was no ReLU. argmax: as above, dy and y then being pooled maps, or None.
+* ``conv2d_backward_weight(dw, db, dy, x, y, argmax, stride, padding, beta_w, beta_b)``: dw [K,R,S,C], db [K] or None.
+
+Pooling (ops/pool.py), 2x2 windows, stride 2, an odd last row or column dropped.
+
+* ``maxpool_forward(y, argmax, x)``: y [N,H//2,W//2,C], argmax as above, x [N,H,W,C].
+* ``maxpool_backward(dx, dy, argmax, beta)``: dx [N,H,W,C].
+
+Linear (ops/linear.py).
+
+* ``linear_forward(y, x, w, b, relu)``: y [M,O], x [M,I], w [O,I], b [O] or None.
+* ``linear_backward_data(dx, dy, w, y, beta)``: dx [M,I]; y: the forward's output (ReLU mask) or None.
+* ``linear_backward_weight(dw, db, dy, x, y, beta_w, beta_b)``: dw [O,I], db [O] or None.
+
+Dropout (ops/dropout.py): counter-based, the mask is never stored, its own backward.
+
+* ``dropout(y, x, p, seed, total, offset, beta)``: x [T,n,F]; element (t, i, f) has the 32-bit counter
+  ``(t*total + offset + i)*F + f`` (wrapping); it is dropped where ``hash32(counter, seed) < floor(p * 2**32)``, else
+  scaled by 1/(1-p). ``hash32(k, seed) = mix(mix(k + lo) ^ hi)`` with lo, hi the halves of the 64-bit seed and ``mix``
+  being ``x ^= x >> 16; x *= 0x7feb352d; x ^= x >> 15; x *= 0x846ca68b; x ^= x >> 16`` on uint32.
+
+Embedding (ops/embedding.py), also the gather and scatter of rows.
+
+* ``embedding_forward(y, table, ids)``: y [M,E] = table[ids], table [V,E], ids int32 [M].
+* ``embedding_backward(dtable, dy, ids, stale, beta)``: dtable [V,E] = beta*dtable + scatter-add of dy [M,E]. With beta 0
+  only the rows ``stale`` (int32, or None for all rows) hold anything and are cleared: the other rows are zero already.
+
+LSTM (ops/lstm.py): ``i,f,o = sigmoid, g = tanh; c = f*c_prev + i*g; h = o*tanh(c)``.
+
+* ``lstm_forward(h, c, gates, x, h0, c0, w_x, w_h, b, mask)``: h, c [T,N,H], gates [T,N,4H] (activated i,f,g,o), x [T,N,I],
+  h0, c0 [N,H] or None (zeros), w_x [4H,I], w_h [4H,H], b [4H], mask uint8 [T,N] or None; where mask is 0 the state is
+  carried over unchanged (and gates hold anything finite).
+* ``lstm_backward(dx, dw_x, dw_h, db, dh0, dc0, gates, dh, dc_n, x, h, c, h0, c0, w_x, w_h, mask, betas)``: dh [T,N,H] or None,
+  dc_n [N,H] (gradient of c[T-1]) or None; gates are overwritten by the pre-activations' gradients (0 where masked);
+  betas: six numbers, for dx, dw_x, dw_h, db, dh0, dc0.
+* ``lstm_cell_forward(h, c, gates, x, h_prev, c_prev, w_x, w_h, b)``: one step on [N,...] arrays.
+* ``lstm_cell_backward(dx, dw_x, dw_h, db, dh_prev, dc_prev, gates, dh, dc, x, c, h_prev, c_prev, w_x, w_h, betas)``: dh, dc may
+  be None; gates are overwritten as above.
+
+Vocabulary loss (ops/softmax_xent.py): projection, softmax and cross-entropy.
+
+* ``linear_xent_forward(loss, dlogits, h, w, b, targets)``: loss [M] = -log softmax(h w^T + b)[target], dlogits [M,V] =
+  softmax - onehot(target), h [M,H], w [V,H], b [V], targets int32 [M].
+* ``linear_xent_backward(dh, dw, db, dlogits, h, w, scale, betas)``: gradients of ``scale * sum(loss)``; betas for dh, dw, db.
+* ``log_softmax_topk(values, indices, logits, suppress)``: values [M,k] (log-probabilities, descending), indices int32
+  [M,k], logits [M,V], suppress: a tuple of ids whose probability is 0 (before normalisation); equal values in order of id.
+
+Images (ops/preprocess.py).
+
+* ``preprocess(y, x, crops, scale, shift)``: y [N,P,Q,3] = x*scale + shift from x uint8 [N,H,W,3]; crops int32 [N,3] =
+  (top, left, flip); scale, shift [3].
+
+Optimisers (optim.py), multi-tensor: lists of equally shaped arrays; g = clip(grad*grad_scale, +-clip) + weight_decay*param
+(clip 0: none).
+
+* ``sgd_step(params, grads, momenta, lr, momentum, weight_decay, grad_scale, clip)``
+* ``rmsprop_step(params, grads, squares, lr, alpha, eps, weight_decay, grad_scale, clip)``: p -= lr*g/(sqrt(v)+eps)
+* ``adam_step(params, grads, ms, vs, lr, beta1, beta2, eps, weight_decay, step, grad_scale, clip)``: step counts from 1;
+  p -= lr/(1-beta1**step) * m / (sqrt(v/(1-beta2**step)) + eps)
+* ``sum_squares(arrays)``: returns the sum of squares as a Python float, accumulated in float64.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+PRIMITIVES = (
+    "conv2d_forward",
+    "conv2d_pool_forward",
+    "conv2d_backward_data",
+    "conv2d_backward_weight",
+    "maxpool_forward",
+    "maxpool_backward",
+    "linear_forward",
+    "linear_backward_data",
+    "linear_backward_weight",
+    "dropout",
+    "embedding_forward",
+    "embedding_backward",
+    "lstm_forward",
+    "lstm_backward",
+    "lstm_cell_forward",
+    "lstm_cell_backward",
+    "linear_xent_forward",
+    "linear_xent_backward",
+    "log_softmax_topk",
+    "preprocess",
+    "sgd_step",
+    "rmsprop_step",
+    "adam_step",
+    "sum_squares",
+)
+
+#: For each device, the backends in the order they are tried.
+CHAINS = {"cpu": ("cpp", "reference")}
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for by name cannot serve."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which backend serves a primitive, and why not an earlier one of the chain."""
+
+    primitive: str
+    backend: str
+    reason: str
+
+
+class _Kernels:
+    """The flat namespace of resolved primitives; the first use resolves the default (environment or automatic) choice."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name not in PRIMITIVES:
+            raise AttributeError(f"no primitive is called {name!r}; pycap.backends.PRIMITIVES lists them")
+        select()
+        return self.__dict__[name]
+
+
+kernels = _Kernels()
+_choices: list[Choice] = []
+_asked: tuple[str, str] = ("cpu", "auto")
+
+
+def _load(name: str) -> ModuleType:
+    """Import one backend's module; ImportError says why it cannot serve."""
+    return importlib.import_module(f"pycap.backends.{name}")
+
+
+def available(name: str) -> str:
+    """An empty string where the backend `name` can serve, else the reason why it cannot."""
+    try:
+        _load(name)
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
+def select(device: str = "cpu", backend: str | None = None) -> None:
+    """Resolve every primitive once.
+
+    device: a key of `CHAINS`. backend: one of its chain, "auto", or None for $PYCAP_BACKEND (default "auto"). A named
+    backend that cannot serve raises BackendError; "auto" falls through its chain and `explain` says why.
+    """
+    global _asked
+    backend = backend or os.environ.get("PYCAP_BACKEND") or "auto"
+    if device not in CHAINS:
+        raise BackendError(f"device {device!r}: this version of pycap runs on {', '.join(CHAINS)} only")
+    chain = CHAINS[device]
+    if backend not in (*chain, "auto"):
+        raise BackendError(f"backend {backend!r} is unknown on device {device!r}; choose from auto, {', '.join(chain)}")
+    tried = chain if backend == "auto" else (backend,)
+    modules: list[tuple[str, ModuleType]] = []
+    refusals: list[str] = []
+    for name in tried:
+        try:
+            modules.append((name, _load(name)))
+        except ImportError as error:
+            refusals.append(f"{name}: {error}")
+    choices = []
+    for primitive in PRIMITIVES:
+        for name, module in modules:
+            function = getattr(module, primitive, None)
+            if function is not None:
+                lacking = [f"{n}: lacks it" for n, m in modules if m is not module and not hasattr(m, primitive)]
+                choices.append(
+                    (function, Choice(primitive, name, "; ".join(refusals + lacking) or "first of the chain"))
+                )
+                break
+        else:
+            raise BackendError(
+                f"backend {backend!r} cannot serve {primitive} on {device!r} ({'; '.join(refusals) or 'not implemented'}); "
+                "build pycap with `make dev`, or choose --backend auto"
+            )
+    kernels.__dict__.update({choice.primitive: function for function, choice in choices})
+    _choices[:] = [choice for _, choice in choices]
+    _asked = (device, backend)
+
+
+@contextmanager
+def use(backend: str, device: str = "cpu") -> Iterator[None]:
+    """Within this, `backend` serves every primitive."""
+    before, held = _asked, dict(kernels.__dict__)
+    choices = list(_choices)
+    select(device, backend)
+    try:
+        yield
+    finally:
+        kernels.__dict__.clear()
+        kernels.__dict__.update(held)
+        _choices[:] = choices
+        globals()["_asked"] = before
+
+
+def explain() -> list[Choice]:
+    """Print which backend serves each primitive and why; returns the same as a list."""
+    if not _choices:
+        select()
+    for choice in _choices:
+        print(f"{choice.primitive:24} {choice.backend:10} {choice.reason}")
+    return list(_choices)
+
+
+def set_threads(count: int) -> None:
+    """How many threads the kernels use from now on (the reference has no say over NumPy's)."""
+    if not available("cpp"):
+        _load("cpp").set_num_threads(count)
