@@ -1,0 +1,432 @@
+"""Every option of training: the dataclass, its checks, and how recipe, file and command line are laid over each other."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+CNNS = ("vgg16", "vgg11", "vgg13", "vgg19", "vgg_micro", "vgg_small6")
+_EXTRA_KEYS = {"preprocess"}  # what a checkpoint's config.yaml holds besides options
+_GROUPS = {  # first option of each group in --help
+    "stage": "data and run",
+    "model": "model",
+    "optimizer": "optimisation",
+    "epochs": "length, validation and checkpoints",
+    "resume": "start from",
+    "device": "machine",
+}
+
+
+class ConfigError(ValueError):
+    """An option that is unknown, of the wrong type or out of range; the text names option, value and remedy."""
+
+
+def _opt(default: Any, help: str, *, choices: Sequence[str] = (), low: float | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": tuple(choices), "low": low})
+
+
+@dataclass
+class TrainConfig:
+    """All that decides a training run. `None` in a `cnn_` option means: as for the rest of the model."""
+
+    stage: str = _opt("coco", "what to train on; each stage has a recipe of the same name")
+    data: Path | None = _opt(None, "folder with the data set (none: where the stage's loader looks first)")
+    out_dir: Path | None = _opt(None, "the run's folder (none: runs/STAGE)")
+    store: str = _opt("auto", "HDF5 store of resized images: auto (in the run's folder when it pays), none, or a file")
+    workers: int = _opt(2, "threads that decode images", low=0)
+    word_count_threshold: int = _opt(5, "words seen less often in the training captions become UNK", low=1)
+    max_length: int = _opt(20, "words of a caption beyond this many are cut off", low=1)
+    batch_size: int = _opt(16, "images per step", low=1)
+    seq_per_img: int = _opt(5, "captions per image and step; they share one pass of the CNN", low=1)
+    image_size: int = _opt(224, "height and width of the crop that the CNN sees, divisible by 32", low=32)
+    resize: int = _opt(0, "images are resized to this before cropping (0: 8/7 of image_size)", low=0)
+    flip: bool = _opt(True, "mirror half of the training images")
+    demo_train: int = _opt(3000, "images of the drawn demo set to train on, where no data is found", low=1)
+    demo_val: int = _opt(250, "held-out images of the drawn demo set", low=1)
+
+    model: str = _opt("nic", "captioner: nic (the ImageCLEF 2016 paper)", choices=("nic",))
+    cnn: str = _opt("vgg16", "image encoder", choices=CNNS)
+    cnn_width: float = _opt(1.0, "multiplies the channels of every convolution")
+    fc_size: int = _opt(4096, "width of fc6 and fc7", low=1)
+    rnn_size: int = _opt(512, "LSTM units", low=1)
+    input_encoding_size: int = _opt(512, "width of word and image embeddings", low=1)
+    drop_prob_lm: float = _opt(0.5, "dropout in the language model, in [0, 1)")
+    drop_prob_cnn: float = _opt(0.5, "dropout after fc6 and fc7, in [0, 1)")
+
+    optimizer: str = _opt("adam", "update rule", choices=("adam", "rmsprop", "sgd"))
+    learning_rate: float = _opt(4e-4, "learning rate", low=0)
+    cnn_optimizer: str | None = _opt(None, "update rule of the CNN (none: same)", choices=("adam", "rmsprop", "sgd"))
+    cnn_learning_rate: float | None = _opt(None, "learning rate of the CNN (none: same)", low=0)
+    momentum: float = _opt(0.9, "sgd: momentum, in [0, 1)")
+    alpha: float = _opt(0.99, "rmsprop: decay of the mean square, in [0, 1)")
+    beta1: float = _opt(0.9, "adam: decay of the mean, in [0, 1)")
+    beta2: float = _opt(0.999, "adam: decay of the mean square, in [0, 1)")
+    epsilon: float = _opt(1e-8, "adam, rmsprop: added to the root of the mean square", low=0)
+    weight_decay: float = _opt(0.0, "L2 penalty", low=0)
+    cnn_weight_decay: float | None = _opt(None, "L2 penalty of the CNN (none: same)", low=0)
+    grad_clip: float = _opt(0.0, "clip gradients at this (0: off)", low=0)
+    grad_clip_mode: str = _opt("value", "clip each element, or a group's norm", choices=("value", "norm"))
+    cnn_grad_clip: float | None = _opt(None, "clip the CNN's gradients at this (none: same, 0: off)", low=0)
+    lr_schedule: str = _opt("constant", "learning rate over time", choices=("constant", "step", "cosine", "plateau"))
+    lr_decay_start: float = _opt(0.0, "step: epoch from which on the rate decays", low=0)
+    lr_decay_every: float = _opt(1.0, "step: epochs between decays")
+    lr_decay_rate: float = _opt(0.5, "step, plateau: factor of each decay, in (0, 1]")
+    plateau_patience: int = _opt(2, "plateau: validations without improvement before a decay", low=0)
+    warmup_steps: int = _opt(0, "steps over which the rate rises linearly from 0", low=0)
+    min_learning_rate: float = _opt(0.0, "the schedule never goes below this", low=0)
+    freeze_cnn: bool = _opt(False, "never train the CNN")
+    finetune_cnn_after: int = _opt(0, "epochs for which the CNN stays frozen (0: joint from the start)", low=0)
+    micro_batch: int = _opt(0, "images per pass, to save memory; gradients stay the same (0: the whole batch)", low=0)
+
+    epochs: int = _opt(20, "passes over the training images", low=1)
+    max_steps: int = _opt(0, "stop after this many steps in all (0: no limit)", low=0)
+    seed: int = _opt(123, "seed of weights, shuffling, crops and dropout", low=0)
+    val_every: int = _opt(1, "epochs between validations", low=1)
+    val_images_use: int = _opt(-1, "validation images to caption and score (-1: all)", low=-1)
+    beam_size: int = _opt(1, "beam width of captions generated for validation (1: greedy)", low=1)
+    length_penalty: float = _opt(0.0, "beam search: divide log-probabilities by length to this power", low=0)
+    save_checkpoint_every: int = _opt(0, "steps between checkpoints (0: at each epoch's end only)", low=0)
+    save_best_on: str = _opt(
+        "val_loss", "what makes a checkpoint the best", choices=("val_loss", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
+    )
+    log_every: int = _opt(10, "steps between rows of log.jsonl", low=1)
+
+    resume: Path | None = _opt(None, "continue this run or checkpoint exactly; its options are the defaults")
+    init_from: Path | None = _opt(None, "run or checkpoint to take the weights from")
+    vgg_weights: Path | None = _opt(None, "file with ImageNet weights for the CNN")
+
+    device: str = _opt("auto", "where to compute", choices=("auto", "cpu", "cuda"))
+    backend: str = _opt("auto", "whose kernels", choices=("auto", "reference", "cpp", "triton", "cuda"))
+    precision: str = _opt("fp32", "arithmetic of the matrix products", choices=("fp32", "tf32", "bf16"))
+    threads: int = _opt(0, "CPU threads (0: all)", low=0)
+
+    def __post_init__(self) -> None:
+        self.given: frozenset[str] | None = None  # options that the user set, where parse_args knows them
+        for name in _PATHS:
+            value = getattr(self, name)
+            if isinstance(value, str):
+                setattr(self, name, Path(value))
+
+    @property
+    def resize_to(self) -> int:
+        """Side to which images are resized before the crop, in pixels."""
+        return self.resize or round(self.image_size * 8 / 7)
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder: `out_dir`, or runs/STAGE."""
+        return self.out_dir or Path("runs") / self.stage
+
+    def validate(self) -> TrainConfig:
+        """Check every option; returns the config itself.
+
+        Raises:
+            ConfigError: names the option, its value and what to give instead.
+        """
+        for f in fields(self):
+            _check_value(f, getattr(self, f.name))
+        known = stages()
+        if self.stage not in known:
+            raise ConfigError(
+                f"stage: no stage {self.stage!r}{_did_you_mean(self.stage, known)}; stages: {', '.join(known)}"
+            )
+        if self.image_size % 32:
+            below = self.image_size // 32 * 32
+            raise ConfigError(
+                f"image_size: {self.image_size} is not divisible by 32 (the CNN halves it five times); use {below} or {below + 32}"
+            )
+        if self.resize and self.resize < self.image_size:
+            raise ConfigError(
+                f"resize: {self.resize} is smaller than image_size {self.image_size}, which is cut out of it; "
+                f"give {self.image_size} or more, or 0"
+            )
+        for name in ("drop_prob_lm", "drop_prob_cnn", "momentum", "alpha", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1); 0 turns it off")
+        for name in ("cnn_width", "lr_decay_every"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not above 0")
+        if not 0 < self.lr_decay_rate <= 1:
+            raise ConfigError(
+                f"lr_decay_rate: {self.lr_decay_rate} is not in (0, 1]; each decay multiplies the rate by it"
+            )
+        if self.micro_batch > self.batch_size:
+            raise ConfigError(
+                f"micro_batch: {self.micro_batch} exceeds batch_size {self.batch_size}; give a part of it, or 0 for the whole"
+            )
+        if self.freeze_cnn and self.finetune_cnn_after:
+            raise ConfigError(
+                f"finetune_cnn_after: {self.finetune_cnn_after} contradicts freeze_cnn, which never trains the CNN; drop one"
+            )
+        if self.resume and self.init_from:
+            raise ConfigError(
+                f"init_from: {self.init_from} contradicts resume {self.resume}: resume continues exactly, init_from starts anew "
+                "from weights; drop one"
+            )
+        return self
+
+
+_FIELDS: dict[str, Field[Any]] = {f.name: f for f in fields(TrainConfig)}
+_TYPES: dict[str, Any] = {name: t for name, t in get_type_hints(TrainConfig).items() if name in _FIELDS}
+_PATHS = tuple(name for name, t in _TYPES.items() if t == Path | None)
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _check_value(f: Field[Any], value: Any) -> None:
+    kinds = getattr(_TYPES[f.name], "__args__", (_TYPES[f.name],))
+    # bool is an int to isinstance, and an int serves as a float
+    fits = (
+        type(value) in kinds or (float in kinds and type(value) is int) or (Path in kinds and isinstance(value, Path))
+    )
+    if not fits:
+        wanted = " or ".join("none" if k is type(None) else k.__name__ for k in kinds)
+        raise ConfigError(f"{f.name}: {value!r} is not of type {wanted}")
+    choices, low = f.metadata["choices"], f.metadata["low"]
+    if choices and value is not None and value not in choices:
+        raise ConfigError(f"{f.name}: no {value!r}{_did_you_mean(value, choices)}; one of {', '.join(choices)}")
+    if low is not None and value is not None and not value >= low:
+        raise ConfigError(f"{f.name}: {value} is below {low}")
+    if isinstance(value, float) and value in (float("inf"), float("-inf")) or value != value:
+        raise ConfigError(f"{f.name}: {value} is not a finite number")
+
+
+def recipes_dir() -> Path:
+    """The checkout's recipes/, else the installed package data `pycap.recipes`."""
+    here = Path(__file__).resolve().parent
+    for folder in (here.parent / "recipes", here / "recipes"):
+        if (folder / "coco.yaml").is_file():
+            return folder
+    raise ConfigError(
+        f"recipes: coco.yaml is neither in {here.parent / 'recipes'} nor in {here / 'recipes'}; reinstall pycap"
+    )
+
+
+def stages() -> list[str]:
+    """Names of the stages: the recipes that carry `stage:` with their own name. Other recipes are variants."""
+    found = []
+    for path in sorted(recipes_dir().glob("*.yaml")):
+        if any(line.split("#")[0].strip() == f"stage: {path.stem}" for line in path.read_text("utf-8").splitlines()):
+            found.append(path.stem)
+    return found
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The options of a recipe, given by its name or as a YAML file."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else recipes_dir() / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in recipes_dir().glob("*.yaml"))
+        raise ConfigError(
+            f"recipe: no {name!r}{_did_you_mean(name, known)}; recipes: {', '.join(known)}, or a YAML file"
+        )
+    return _read_options(path)
+
+
+def with_recipe(config: TrainConfig, name: str) -> TrainConfig:
+    """`config` with a recipe laid under what the user gave: on the command line or in --config, or, for a config made
+    in Python, whatever differs from the defaults."""
+    given = config.given
+    if given is None:
+        given = frozenset(n for n, f in _FIELDS.items() if getattr(config, n) != f.default)
+    new = replace(config, **{k: v for k, v in recipe(name).items() if k not in given})
+    new.given = config.given
+    return new.validate()
+
+
+def _read_options(path: Path) -> dict[str, Any]:
+    """Options of a YAML file, with the types of TrainConfig. Unknown keys and wrong types are errors."""
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{path}: holds {type(raw).__name__}, not a list of `option: value`")
+    options: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = str(key).replace("-", "_")
+        if name in _EXTRA_KEYS:
+            continue
+        if name not in _FIELDS:
+            raise ConfigError(f"{path}: unknown option {key}{_did_you_mean(name, _FIELDS)}")
+        options[name] = _coerce(name, value)
+        try:
+            _check_value(_FIELDS[name], options[name])
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    return options
+
+
+def _coerce(name: str, value: Any) -> Any:
+    """What YAML reads otherwise than people mean it: 1e-3 (a string in YAML 1.1), 1 for a float, paths."""
+    kinds = getattr(_TYPES[name], "__args__", (_TYPES[name],))
+    if Path in kinds and isinstance(value, str):
+        return Path(value)
+    if float in kinds and type(value) is int:
+        return float(value)
+    if float in kinds and isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value  # _check_value names the option and the value
+    return value
+
+
+def load(path: str | os.PathLike[str]) -> TrainConfig:
+    """Read what `save` wrote (a checkpoint's config.yaml too); options that the file lacks have their defaults."""
+    return TrainConfig(**_read_options(Path(path))).validate()
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Plain values only, for YAML or JSON; paths as strings."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+
+
+def to_yaml(config: TrainConfig, extra: Mapping[str, Any] | None = None) -> str:
+    """The config as YAML text, in the order of its fields; `extra` keys follow."""
+    import yaml
+
+    return yaml.safe_dump({**to_dict(config), **(extra or {})}, sort_keys=False, allow_unicode=True)
+
+
+def save(config: TrainConfig, path: str | os.PathLike[str]) -> None:
+    """Write YAML to a temporary file, sync it, and rename it over `path`."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(to_yaml(config))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, target)
+
+
+def _parser(prog: str) -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [--stage NAME] [--data DIR] [options]",
+        exit_on_error=False,
+        description="Train a captioner. Options are laid over each other: defaults, then the recipe, then --config FILE, then the "
+        "command line, in whatever order they stand there. - and _ are the same in names.",
+    )
+    group = parser.add_argument_group("recipe")
+    group.add_argument("--recipe", type=str, metavar="NAME|FILE", help="another recipe than the stage's own")
+    group.add_argument("--config", type=str, metavar="FILE", help="YAML file with options, over the recipe")
+    group.add_argument("--print-config", action="store_true", help="print the resolved options as YAML and exit")
+    for name, f in _FIELDS.items():
+        if name in _GROUPS:
+            group = parser.add_argument_group(_GROUPS[name])
+        extra: dict[str, Any] = {}
+        if _TYPES[name] is bool:
+            extra = {"nargs": "?", "const": True}
+        elif f.metadata["choices"]:
+            extra = {"metavar": "{" + ",".join(f.metadata["choices"]) + "}"}
+        elif name in _PATHS:
+            extra = {"metavar": "PATH"}
+        elif name == "stage":
+            extra = {"metavar": "{" + ",".join(stages()) + "}"}
+        else:
+            extra = {"metavar": "N" if _TYPES[name] is int else "X"}
+        flag = "--" + name.replace("_", "-")
+        group.add_argument(flag, type=_TYPES[name], default=f.default, help=f.metadata["help"], **extra)
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None, prog: str = "train.py") -> TrainConfig:
+    """Defaults < recipe < the resumed run's own options < --config FILE < command line, regardless of order there.
+
+    An unknown or bad option prints one line that names it, with the nearest known one, and exits with status 2.
+    `--print-config` prints the result and exits with status 0. `given` of the result holds what the user set.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parser = _parser(prog)
+        argv = _normalise(argv)
+        typed, print_config = _typed(parser, argv)
+        config = _resolve(typed)
+    except ConfigError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    if print_config:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def _normalise(argv: Sequence[str]) -> list[str]:
+    """Option names with dashes; none as YAML's null; `--no-NAME` as `--NAME=false`; unknown names are an error."""
+    known = [*(_FIELDS), "recipe", "config", "print_config", "help"]
+    out: list[str] = []
+    optional = {"--" + n.replace("_", "-") for n, t in _TYPES.items() if type(None) in getattr(t, "__args__", ())}
+    for token in argv:
+        if not token.startswith("--") or token == "--":
+            is_none = token.lower() == "none" and bool(out) and out[-1] in optional
+            out.append("null" if is_none else token)
+            continue
+        name, equals, value = token[2:].partition("=")
+        name = name.replace("-", "_")
+        if name not in known and name.startswith("no_") and _TYPES.get(name[3:]) is bool:
+            name, equals, value = name[3:], "=", "false"
+        if name not in known:
+            raise ConfigError(
+                f"unknown option {token.partition('=')[0]}{_did_you_mean(name, known).replace('_', '-')}; --help lists all"
+            )
+        flag = "--" + name.replace("_", "-")
+        if flag in optional and value.lower() == "none":
+            value = "null"
+        out.append(f"{flag}{equals}{value}")
+    return out
+
+
+def _typed(parser: Any, argv: list[str]) -> tuple[dict[str, Any], bool]:
+    """Only what stands on the command line, typed, and whether --print-config does."""
+    from jsonargparse import ArgumentError
+
+    try:
+        parsed = parser.parse_args(argv)
+    except ArgumentError as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    present = {token[2:].partition("=")[0].replace("-", "_") for token in argv if token.startswith("--")}
+    typed = {name: getattr(parsed, name) for name in (*_FIELDS, "recipe", "config") if name in present}
+    for name in _FIELDS.keys() & typed.keys():
+        _check_value(_FIELDS[name], typed[name])
+    return typed, bool(parsed.print_config)
+
+
+def _resolve(typed: dict[str, Any]) -> TrainConfig:
+    recipe_name, config_file = typed.pop("recipe", None), typed.pop("config", None)
+    user = {**(_read_options(Path(config_file)) if config_file else {}), **typed}
+    resumed = _resumed_options(user["resume"]) if user.get("resume") else {}
+    stage = user.get("stage") or resumed.get("stage") or (None if recipe_name else "coco")
+    known = stages()
+    if stage is not None and stage not in known:
+        raise ConfigError(f"stage: no stage {stage!r}{_did_you_mean(stage, known)}; stages: {', '.join(known)}")
+    base = recipe(recipe_name or str(stage))
+    config = TrainConfig(**{**base, **resumed, **user})
+    config.given = frozenset(user) | frozenset(resumed)
+    return config.validate()
+
+
+def _resumed_options(path: Path) -> dict[str, Any]:
+    """Options of the run that `--resume` names (a run's or a checkpoint's folder); it goes on in the run's own folder."""
+    for folder, run in ((path, path), (path / "last", path)):
+        if (folder / "config.yaml").is_file():
+            options = _read_options(folder / "config.yaml")
+            is_checkpoint = folder == path and (path / "state.json").is_file()
+            return {**options, "resume": path, "out_dir": path.parent if is_checkpoint else run, "init_from": None}
+    raise ConfigError(
+        f"resume: {path} holds no config.yaml; give a run's folder (runs/NAME) or a checkpoint in it (runs/NAME/last)"
+    )
