@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-# Set before NumPy or the C++ backend load. NumPy's BLAS runs on one thread, so that the reference is the same bit for bit
-# on every run; OpenMP on two, so that the division of work among threads is tested on every machine.
+# Set before NumPy or the C++ backend load. NumPy's BLAS runs on one thread, so that the reference is the same bit for
+# bit on every run; OpenMP on two, so that the division of work among threads is tested on every machine.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -26,7 +26,7 @@ REQUIREMENTS = {
 
 
 def missing_requirements(value: str) -> list[str]:
-    """One message for each name in ``value`` (comma-separated, as in PYCAP_REQUIRE) that is unknown or cannot be imported."""
+    """One message for each name in ``value`` (as in PYCAP_REQUIRE) that is unknown or cannot be imported."""
     problems = []
     for name in filter(None, (part.strip() for part in value.split(","))):
         if name not in REQUIREMENTS:
