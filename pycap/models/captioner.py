@@ -1,0 +1,114 @@
+"""A trained model ready for use: built from a config, loaded from a checkpoint, turning images into captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pycap import checkpoint, ops
+from pycap.autograd import no_grad
+from pycap.config import TrainConfig
+from pycap.data.images import PreprocessSpec
+from pycap.data.loader import iterate_images
+from pycap.data.vocab import Vocabulary
+from pycap.decode import beam_search
+from pycap.models.nic import NIC
+from pycap.models.vgg import VGG
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What the model says of an image. `logprob`: natural logarithm, END included. `beams`: (text, logprob), best first.
+    `error`: why there is no caption, else empty."""
+
+    file_name: str
+    text: str
+    logprob: float
+    beams: tuple[tuple[str, float], ...]
+    error: str = ""
+
+
+def build_model(config: TrainConfig, vocabulary: int) -> NIC:
+    """A new model as `config` describes it, its weights drawn from `config.seed`."""
+    rng = np.random.default_rng(np.random.SeedSequence([config.seed, 0x0DE1]))
+    cnn = VGG(
+        config.cnn, config.image_size, rng, width=config.cnn_width, fc_size=config.fc_size, drop=config.drop_prob_cnn
+    )
+    return NIC(
+        cnn,
+        vocabulary,
+        rng,
+        rnn_size=config.rnn_size,
+        input_encoding_size=config.input_encoding_size,
+        drop_prob_lm=config.drop_prob_lm,
+    )
+
+
+class Captioner:
+    """A model, its vocabulary and the way its images are prepared; `pycap.load` makes one."""
+
+    def __init__(self, model: NIC, vocab: Vocabulary, spec: PreprocessSpec, config: TrainConfig) -> None:
+        self.model, self.vocab, self.spec, self.config = model, vocab, spec, config
+
+    @classmethod
+    def load(cls, path: str | Path) -> Captioner:
+        """Read a checkpoint folder, or the best (else the last) one of a run. CheckpointError says what is wrong."""
+        saved = checkpoint.load(path)
+        model = build_model(saved.config, len(saved.vocab))
+        checkpoint.match(saved.model, {n: t.shape for n, t in model.named_parameters().items()}, saved.folder)
+        model.load_arrays(saved.model)
+        model.train(False)
+        return cls(model, saved.vocab, PreprocessSpec.from_dict(saved.preprocess), saved.config)
+
+    def caption_batch(
+        self, images: Any, crops: Any, *, beam_size: int = 3, max_length: int | None = None, length_penalty: float = 0.0
+    ) -> list[list[tuple[str, float]]]:
+        """Captions of decoded images: for each, (text, logprob) of its beams, best first.
+
+        images uint8 [N,R,R,3], crops int32 [N,3] (top, left, flip), as the loader gives them.
+        """
+        training, vocab = self.model.training, self.vocab
+        self.model.train(False)
+        with no_grad():
+            x = ops.preprocess(images, crops, self.spec.crop, self.spec.mean, self.spec.std)
+            hypotheses = beam_search(
+                self.model,
+                x,
+                beam_size=beam_size,
+                max_length=max_length or self.config.max_length,
+                start=vocab.START,
+                end=vocab.END,
+                suppress=(vocab.PAD, vocab.START, vocab.UNK),
+                length_penalty=length_penalty,
+            )
+        self.model.train(training)
+        return [[(vocab.decode(h.ids), h.logprob) for h in hs] for hs in hypotheses]
+
+    def caption(
+        self,
+        paths: Sequence[str | Path] | str | Path,
+        *,
+        beam_size: int = 3,
+        batch_size: int = 16,
+        max_length: int | None = None,
+        length_penalty: float = 0.0,
+        workers: int = 2,
+    ) -> Iterator[Caption]:
+        """Caption image files, in the order given. One that cannot be read yields a Caption with `error` set."""
+        paths = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(p) for p in paths]
+        for batch_paths, images, errors in iterate_images(paths, self.spec, batch_size, workers):
+            good = [p for p in batch_paths if p not in errors]
+            inset = (self.spec.resize - self.spec.crop) // 2
+            crops = np.tile(np.asarray([inset, inset, 0], np.int32), (len(good), 1))
+            how = {"beam_size": beam_size, "max_length": max_length, "length_penalty": length_penalty}
+            found = iter(self.caption_batch(images, crops, **how) if good else [])
+            for path in batch_paths:
+                if path in errors:
+                    yield Caption(path.name, "", float("nan"), (), str(errors[path]))
+                else:
+                    beams = tuple(next(found))
+                    yield Caption(path.name, beams[0][0], beams[0][1], beams)

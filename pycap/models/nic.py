@@ -1,0 +1,76 @@
+"""NIC, the joint CNN-LSTM captioner (Vinyals et al. 2015; Zhu et al., ImageCLEF 2016)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pycap import ops
+from pycap.autograd import Tensor
+from pycap.models.vgg import VGG
+from pycap.nn import LSTM, Dropout, Embedding, Linear, Module
+
+
+@dataclass
+class State:
+    """The LSTM's state between two words: h and c [N,H]."""
+
+    h: Tensor
+    c: Tensor
+
+    def rows(self, index: Any) -> State:
+        """The states of the rows `index` (int array), for reordering beams."""
+        return State(Tensor(self.h.data[index]), Tensor(self.c.data[index]))
+
+
+class NIC(Module):
+    """The image's fc7 vector, linearly embedded, is the LSTM's first input; then START, the words, and END is predicted.
+
+    h0 = c0 = 0. Input and output embeddings are separate. Dropout acts on the LSTM's outputs (and, inside the CNN, on fc6
+    and fc7). Tokens are int32, time-major: START, words, END, padding (0).
+    """
+
+    def __init__(
+        self,
+        cnn: VGG,
+        vocabulary: int,
+        rng: np.random.Generator,
+        *,
+        rnn_size: int = 512,
+        input_encoding_size: int = 512,
+        drop_prob_lm: float = 0.5,
+    ) -> None:
+        self.cnn = cnn
+        self.image_embedding = Linear(cnn.output_size, input_encoding_size, rng)
+        self.word_embedding = Embedding(vocabulary, input_encoding_size, rng)
+        self.lstm = LSTM(input_encoding_size, rnn_size, rng)
+        self.drop = Dropout(drop_prob_lm)
+        self.projection = Linear(rnn_size, vocabulary, rng)
+
+    def loss(self, images: Tensor, tokens: Any, normalizer: float | None = None) -> Tensor:
+        """Mean cross-entropy a token in nats (END counts, padding does not).
+
+        images [B,S,S,3]; tokens int32 [T,N], N a multiple of B: the captions of image i stand in columns
+        i*N/B .. (i+1)*N/B, and share its one pass through the CNN. normalizer: see `ops.linear_cross_entropy`.
+        """
+        steps, n = tokens.shape
+        embedded = self.image_embedding(self.cnn(images))
+        first = ops.embedding(embedded, np.repeat(np.arange(images.shape[0], dtype=np.int32), n // images.shape[0]))
+        words = self.word_embedding(tokens[:-1])
+        h, _ = self.lstm(ops.concatenate([first.reshape(1, n, -1), words]))
+        outputs = self.drop(h[1:]).reshape((steps - 1) * n, self.lstm.hidden)
+        targets = np.ascontiguousarray(tokens[1:]).reshape(-1)
+        return ops.linear_cross_entropy(outputs, self.projection.weight, self.projection.bias, targets, normalizer=normalizer)
+
+    def begin(self, images: Tensor) -> State:
+        """The state after the LSTM has seen the images [N,S,S,3]."""
+        x = self.image_embedding(self.cnn(images))
+        zero = Tensor(np.zeros((x.shape[0], self.lstm.hidden), np.float32))
+        return State(*self.lstm.step(x, zero, zero))
+
+    def advance(self, state: State, words: Any) -> tuple[Any, State]:
+        """Feed one word (int32 [N]) to each row; returns the next word's logits [N,V] and the new state."""
+        h, c = self.lstm.step(self.word_embedding(words), state.h, state.c)
+        return self.projection(h).data, State(h, c)

@@ -1,0 +1,109 @@
+"""The layers that the models are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pycap import ops
+from pycap.autograd import Tensor
+from pycap.nn.module import Module, normal, uniform, zeros
+
+
+class Conv2d(Module):
+    """size x size convolution with bias, ReLU and, where `pool`, a 2x2 max-pool, as one op; [N,H,W,C] -> [N,H',W',K].
+
+    He initialisation (He et al. 2015): N(0, 2 / fan_in), biases 0.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rng: np.random.Generator, *, size: int = 3, pool: bool = False) -> None:
+        self.weight = normal(rng, (outputs, size, size, inputs), (2 / (size * size * inputs)) ** 0.5)
+        self.bias = zeros((outputs,))
+        self.padding, self.pool = size // 2, pool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return ops.conv2d(x, self.weight, self.bias, padding=self.padding, relu=True, pool=self.pool)
+
+
+class Linear(Module):
+    """[M,I] -> [M,O], with ReLU where `relu`.
+
+    Initialisation: He's for ReLU layers, else U(-1/sqrt(I), 1/sqrt(I)); biases 0.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rng: np.random.Generator, *, relu: bool = False) -> None:
+        if relu:
+            self.weight = normal(rng, (outputs, inputs), (2 / inputs) ** 0.5)
+        else:
+            self.weight = uniform(rng, (outputs, inputs), inputs**-0.5)
+        self.bias = zeros((outputs,))
+        self.relu = relu
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias, relu=self.relu)
+
+
+class Embedding(Module):
+    """A table of `count` rows of `size` numbers, N(0, std^2); int32 ids [...] -> [..., size]."""
+
+    def __init__(self, count: int, size: int, rng: np.random.Generator, *, std: float = 1.0) -> None:
+        self.weight = normal(rng, (count, size), std)
+
+    def __call__(self, ids: Any) -> Tensor:
+        return ops.embedding(self.weight, ids)
+
+
+class LSTM(Module):
+    """An LSTM layer: [T,N,I] -> [T,N,H].
+
+    Weights U(-1/sqrt(H), 1/sqrt(H)); biases 0 but for the forget gates' 1, so that a new cell remembers (Jozefowicz et
+    al. 2015).
+    """
+
+    def __init__(self, inputs: int, hidden: int, rng: np.random.Generator) -> None:
+        self.weight_x = uniform(rng, (4 * hidden, inputs), hidden**-0.5)
+        self.weight_h = uniform(rng, (4 * hidden, hidden), hidden**-0.5)
+        self.bias = zeros((4 * hidden,))
+        self.bias.data[hidden : 2 * hidden] = 1
+        self.hidden = hidden
+
+    def __call__(
+        self, x: Tensor, h0: Tensor | None = None, c0: Tensor | None = None, mask: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        return ops.lstm(x, self.weight_x, self.weight_h, self.bias, h0, c0, mask)
+
+    def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """One step: x [N,I], h and c [N,H] -> the new (h, c)."""
+        return ops.lstm_cell(x, h, c, self.weight_x, self.weight_h, self.bias)
+
+
+class Dropout(Module):
+    """Dropout in training mode, the identity in evaluation mode.
+
+    Before each training step `place` says which seed to use and which rows of the whole batch the coming rows are, so that
+    a batch worked off in micro-batches drops the same elements as one worked off at once.
+    """
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+        self.place(0, 0, 1, 1)
+
+    def place(self, seed: int, first: int, count: int, total: int) -> None:
+        """seed: 64-bit. The coming rows belong to images first..first+count of a batch of `total` images."""
+        self.seed, self.first, self.count, self.total = seed, first, count, total
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        rows, remainder = divmod(x.shape[-2], self.count)  # rows an image: one, or its captions
+        if remainder:
+            raise ValueError(f"dropout: {x.shape[-2]} rows do not belong to {self.count} images in equal parts; call place()")
+        return ops.dropout(x, self.p, self.seed, total=self.total * rows, offset=self.first * rows)
+
+
+def place_dropout(model: Module, seed: int, first: int, count: int, total: int) -> None:
+    """Tell every Dropout of a model its place in the batch, each with a seed of its own drawn from `seed`."""
+    layers = [m for m in model.modules() if isinstance(m, Dropout)]
+    for layer, own in zip(layers, np.random.SeedSequence(seed).generate_state(max(len(layers), 1), np.uint64), strict=False):
+        layer.place(int(own), first, count, total)
