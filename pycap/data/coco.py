@@ -1,0 +1,135 @@
+"""COCO's layout: `annotations/captions_{train,val}{2017,2014}.json` with `{train,val}{year}/` beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pycap.data import DataError, Example, Problem
+from pycap.data.layout import contents, layout_error, read_json, usable
+
+YEARS = ("2017", "2014")
+
+
+def _annotation_file(root: Path, split: str, year: str) -> Path:
+    return root / "annotations" / f"captions_{split}{year}.json"
+
+
+def _image_folder(root: Path, split: str, year: str) -> Path | None:
+    return next((f for f in (root / f"{split}{year}", root / "images" / f"{split}{year}") if f.is_dir()), None)
+
+
+def detect_year(root: Path, split: str) -> str:
+    """The year whose files `root` holds: 2017 before 2014, and a year with both train and val before one with `split`
+    alone (train2017 shares images with val2014, so years must not be mixed). DataError when neither year is complete
+    for `split`.
+    """
+    whole = {
+        year: [
+            s
+            for s in ("train", "val", "test")
+            if _annotation_file(root, s, year).is_file() and _image_folder(root, s, year)
+        ]
+        for year in YEARS
+    }
+    candidates = [year for year in YEARS if split in whole[year]]
+    for year in candidates:
+        if {"train", "val"} <= set(whole[year]):
+            return year
+    if candidates:
+        return candidates[0]
+    missing = []
+    for year in YEARS:
+        file = _annotation_file(root, split, year)
+        if file.is_file():
+            missing.append(f"annotations/{file.name} is there, but its image folder {split}{year}/ is not")
+        elif _image_folder(root, split, year):
+            missing.append(f"{split}{year}/ is there, but annotations/{file.name} is not")
+    if not missing:
+        missing = [f"no annotations/captions_{split}{YEARS[0]}.json and no annotations/captions_{split}{YEARS[1]}.json"]
+        if split == "test":
+            missing.append("COCO gives its test images no captions; use val, or Karpathy's dataset_coco.json")
+        elif (root / "annotations").is_dir():
+            missing.append(f"annotations/ holds: {contents(root / 'annotations')}")
+    raise layout_error(root, "coco", "; ".join(missing))
+
+
+def _require_list(body: Any, key: str, file: Path) -> list[Any]:
+    if not isinstance(body, dict):
+        raise DataError(
+            f"{file}: not COCO's JSON: a {type(body).__name__} at the top, not an object with images and annotations"
+        )
+    if key not in body:
+        raise DataError(
+            f'{file}: not COCO\'s JSON: the key "{key}" is missing (found: {", ".join(list(body)[:8]) or "none"})'
+        )
+    if not isinstance(body[key], list):
+        raise DataError(f'{file}: not COCO\'s JSON: "{key}" is a {type(body[key]).__name__}, not a list')
+    return body[key]
+
+
+def _require_keys(entry: Any, keys: tuple[str, ...], where: str, file: Path) -> None:
+    if not isinstance(entry, dict):
+        raise DataError(f"{file}: not COCO's JSON: {where} is a {type(entry).__name__}, not an object")
+    for key in keys:
+        if key not in entry:
+            hint = "; this looks like an instances file, captions are in captions_*.json" if "bbox" in entry else ""
+            raise DataError(f'{file}: not COCO\'s captions: {where} lacks "{key}" (it has: {", ".join(entry)}){hint}')
+
+
+def read_captions(file: Path) -> tuple[list[tuple[int | str, str]], dict[int | str, list[Any]], list[Problem]]:
+    """COCO captions JSON -> (images as (id, file_name) in the file's order, captions by image id, problems).
+
+    Annotations that name an unknown image id are left out and counted in one problem; DataError when all of them do,
+    or when the JSON is not COCO's (the message says which key is missing).
+    """
+    body = read_json(file)
+    image_list = _require_list(body, "images", file)
+    annotations = _require_list(body, "annotations", file)
+    problems: list[Problem] = []
+    names: dict[int | str, str] = {}
+    for i, image in enumerate(image_list):
+        _require_keys(image, ("id", "file_name"), f"images[{i}]", file)
+        image_id, name = image["id"], image["file_name"]
+        if not isinstance(image_id, (int, str)) or not isinstance(name, str) or not name:
+            raise DataError(
+                f"{file}: images[{i}] has id {image_id!r} and file_name {name!r}; they must be an id and a file name"
+            )
+        if image_id in names:
+            reason = f'image id {image_id} stands twice in "images" ({names[image_id]} and {name}); the first is used'
+            problems.append({"file": file.name, "reason": reason})
+        else:
+            names[image_id] = name
+    captions: dict[int | str, list[Any]] = {image_id: [] for image_id in names}
+    unknown: list[Any] = []
+    for i, annotation in enumerate(annotations):
+        _require_keys(annotation, ("image_id", "caption"), f"annotations[{i}]", file)
+        image_id = annotation["image_id"]
+        if isinstance(image_id, (int, str)) and image_id in captions:
+            captions[image_id].append(annotation["caption"])
+        else:
+            unknown.append(image_id)
+    if unknown:
+        share = f"{len(unknown)} of {len(annotations)}"
+        reason = f'{share} annotations name image ids that "images" lacks (first: {unknown[0]!r})'
+        if len(unknown) == len(annotations):
+            raise DataError(
+                f'{file}: {reason}; "images" and "annotations" come from different files, fetch the original again'
+            )
+        reason += "; they are left out; run pycap doctor DIR"
+        problems.append({"file": file.name, "reason": reason, "count": len(unknown), "first": unknown[0]})
+    return list(names.items()), captions, problems
+
+
+def load(root: Path, split: str) -> tuple[list[Example], list[Problem]]:
+    """One split of a folder in COCO's layout, examples in the order of the JSON's "images". Errors: see
+    `pycap.data`.
+    """
+    year = detect_year(root, split)
+    folder = _image_folder(root, split, year)
+    if folder is None:
+        raise layout_error(root, "coco", f"{split}{year}/ has gone")
+    file = _annotation_file(root, split, year)
+    images, captions, problems = read_captions(file)
+    entries = ((image_id, name, folder / name, captions[image_id]) for image_id, name in images)
+    return usable(entries, root, f"the images of {file} in {folder}", problems)

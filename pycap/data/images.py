@@ -1,0 +1,278 @@
+"""Images: the one decoder and resizer, the preprocessing spec, finding and reading images to caption."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import struct
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from pycap.data import DataError
+from pycap.data.layout import IMAGE_SUFFIXES
+
+# Formats whose decoders only decode; Pillow's EPS reader, for one, would start Ghostscript.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_PIXELS = 100_000_000
+JPEG_QUALITY = 95
+_ORIENTATION = 0x0112
+# EXIF orientation -> what brings the picture upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Pixels = NDArray[np.uint8]
+
+
+class ImageError(DataError):
+    """One image that cannot be used: `file` names it, `reason` says why; the message holds both."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(f"{file}: {reason}")
+        self.file = file
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    """How pixels reach the network. It belongs in every checkpoint: captions go wrong when it differs from training's.
+
+    An image is squashed to `resize` x `resize` (antialiased bilinear), a `crop` x `crop` window is taken, and each
+    channel becomes y = (x - mean) / std, with x in 0..255; `mean` and `std` are in those units. The defaults are
+    ImageNet's.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    mode: str = "squash"
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    channels: str = "RGB"
+
+    def __post_init__(self) -> None:
+        """DataError on a value that no pycap writes (names the field)."""
+        for name in ("resize", "crop"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise DataError(
+                    f"preprocessing spec: {name} is {value!r}; it must be a whole number of pixels, 1 or more"
+                )
+        if self.crop > self.resize:
+            raise DataError(
+                f"preprocessing spec: crop {self.crop} does not fit in resize {self.resize}; make resize larger"
+            )
+        for name, known in (("mode", "squash"), ("interpolation", "bilinear"), ("channels", "RGB")):
+            if getattr(self, name) != known:
+                raise DataError(f"preprocessing spec: {name} is {getattr(self, name)!r}; this pycap knows {known!r}")
+        for name in ("mean", "std"):
+            try:
+                values = tuple(float(v) for v in getattr(self, name))
+            except (TypeError, ValueError) as error:
+                raise DataError(
+                    f"preprocessing spec: {name} is {getattr(self, name)!r}; it must be three numbers"
+                ) from error
+            if len(values) != 3 or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
+                raise DataError(f"preprocessing spec: {name} is {values}; it must be three finite numbers, std above 0")
+            object.__setattr__(self, name, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON or YAML."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PreprocessSpec:
+        """What `to_dict` gave. DataError on a missing or an unknown key, or a bad value."""
+        names = [field.name for field in fields(cls)]
+        if not isinstance(values, dict) or set(values) != set(names):
+            found = sorted(values) if isinstance(values, dict) else repr(values)
+            raise DataError(
+                f"preprocessing spec: the keys must be {', '.join(names)}; found {found}; take it from the checkpoint"
+            )
+        return cls(**values)
+
+    def centre(self) -> tuple[int, int, int]:
+        """(top, left, flip) of evaluation's crop: the centre, not flipped."""
+        offset = (self.resize - self.crop) // 2
+        return offset, offset, 0
+
+
+def centre_crops(spec: PreprocessSpec, count: int) -> NDArray[np.int32]:
+    """int32 [count, 3]: (top, left, flip) of the centre crop, as `Batch.crops` has them."""
+    return np.tile(np.array(spec.centre(), dtype=np.int32), (count, 1))
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1..8; 1 where there is none or the EXIF block itself is broken: the pixels are sound all the
+    same.
+    """
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except (SyntaxError, struct.error, ValueError, TypeError, KeyError, IndexError, OSError):
+        return 1
+    return value if value in _UPRIGHT else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode Pillow opens -> RGB: transparency on white, 16-bit samples scaled (Pillow's own conversion clips
+    them).
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        wide = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
+        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point samples, whose range is unknown; save it with 8 or 16 bits")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode_image(source: str | os.PathLike[str] | bytes, size: int, name: str | None = None) -> Pixels:
+    """Decode an image and squash it to size x size: the one resize of pycap (antialiased bilinear, Pillow).
+
+    source: a path, or the file's bytes; name: what errors call it (default: the path). Returns uint8 [size, size, 3],
+    RGB, upright by EXIF; grey, CMYK, palette, 16-bit and transparent (on white) images converted. JPEGs at least twice
+    `size` both ways are reduced by 2, 4 or 8 inside the decoder, which is faster and as deterministic. Raises
+    ImageError when the file is missing, no image, cut short, corrupt, or larger than MAX_PIXELS.
+    """
+    label = name or ("image bytes" if isinstance(source, bytes) else os.fspath(source))
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                reason = f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}; shrink the image first"
+                raise ImageError(label, reason)
+            orientation = _orientation(image)
+            image.draft("RGB", (size, size))
+            small = _to_rgb(image).resize((size, size), Image.Resampling.BILINEAR)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(label, "no such file") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            label, f"not an image of a known format ({', '.join(FORMATS)}), or its header is corrupt"
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(label, f"too many pixels ({error}); shrink the image first") from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        IndexError,
+        KeyError,
+        EOFError,
+        struct.error,
+        MemoryError,
+    ) as error:
+        raise ImageError(label, f"corrupt or cut short ({error or type(error).__name__})") from error
+    if orientation != 1:
+        small = small.transpose(_UPRIGHT[orientation])
+    return np.asarray(small, dtype=np.uint8)
+
+
+def encode_jpeg(pixels: Pixels) -> bytes:
+    """uint8 [H, W, 3] -> JPEG bytes at quality 95 without chroma subsampling: the same bytes for the same pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Image files named or inside folders, in the order given; folders recursively, sorted, hidden and unknown suffixes
+    left out.
+
+    DataError for a path that is not there, and for a folder without any image.
+    """
+    found: list[Path] = []
+    for given in map(Path, paths):
+        if given.is_dir():
+            inside = sorted(
+                Path(folder, name)
+                for folder, _, names in os.walk(given)
+                for name in names
+                if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+            )
+            if not inside:
+                raise DataError(
+                    f"{given}: no images in the folder; suffixes looked for: {', '.join(sorted(IMAGE_SUFFIXES))}"
+                )
+            found.extend(inside)
+        elif given.exists():
+            found.append(given)
+        else:
+            raise DataError(f"{given}: no such file or folder; check the path")
+    return found
+
+
+def _read_batch(paths: Sequence[Path], size: int) -> tuple[list[Path], Pixels, list[ImageError]]:
+    kept: list[Path] = []
+    pixels: list[Pixels] = []
+    errors: list[ImageError] = []
+    for path in paths:
+        try:
+            pixels.append(decode_image(path, size))
+        except ImageError as error:
+            errors.append(error)
+        else:
+            kept.append(path)
+    stacked = np.stack(pixels) if pixels else np.empty((0, size, size, 3), dtype=np.uint8)
+    return kept, stacked, errors
+
+
+def iterate_images(
+    paths: Sequence[str | os.PathLike[str]], spec: PreprocessSpec, batch_size: int, workers: int = 2
+) -> Iterator[tuple[list[Path], Pixels, list[ImageError]]]:
+    """Read images in order, decoding ahead in `workers` threads (0: in the caller's).
+
+    Yields, for every `batch_size` paths: the paths that could be read, their pixels uint8 [B, R, R, 3] (R =
+    spec.resize; crop with `centre_crops`), and the ImageErrors of the others. A batch of only bad images is yielded
+    with B = 0, so that none is lost.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch size {batch_size}: must be 1 or more")
+    every = [Path(p) for p in paths]
+    chunks = (every[i : i + batch_size] for i in range(0, len(every), batch_size))
+    yield from run_ahead((lambda c=chunk: _read_batch(c, spec.resize) for chunk in chunks), workers, ahead=workers + 1)
+
+
+def run_ahead(tasks: Iterator[Any], workers: int, ahead: int) -> Iterator[Any]:
+    """Results of `tasks` (callables) in order, with at most `ahead` of them running or waiting in `workers` threads.
+
+    The threads start at the first `next` and have ended when the iterator is exhausted, closed, or left by an
+    exception. workers = 0 runs each task in the caller's thread when its result is asked for.
+    """
+    if workers < 1:
+        for task in tasks:
+            yield task()
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="pycap-data")
+    waiting: deque[Future[Any]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(task))
+            if len(waiting) >= max(ahead, 1):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,139 @@
+"""What all caption layouts share: listing folders, reading text and JSON with clear errors, dropping what cannot be
+used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pycap.data import DataError, Example, Problem
+from pycap.data.vocab import has_words
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
+
+EXPECTED = {
+    "coco": "annotations/captions_{train,val}2017.json with train2017/ and val2017/ (or the same with 2014)",
+    "flickr8k": "Flickr8k_text/ (Flickr8k.token.txt, Flickr_8k.{train,dev,test}Images.txt) with Flicker8k_Dataset/, "
+    "or Kaggle's captions.txt with Images/",
+    "flickr30k": "results_20130124.token with flickr30k-images/, or Kaggle's results.csv with flickr30k_images/",
+}
+
+
+def contents(folder: Path, limit: int = 12) -> str:
+    """What a folder holds, for an error message: the first `limit` names, folders with a slash."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in entries)
+    if not names:
+        return "nothing"
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def require_folder(root: Path, stage: str) -> None:
+    """DataError unless `root` is a folder; the message says what belongs there and what is there instead."""
+    if root.is_dir():
+        return
+    what = "is a file, not a folder" if root.exists() else "no such folder"
+    beside = f"; {root.parent} holds: {contents(root.parent)}" if root.parent.is_dir() else ""
+    expected = EXPECTED.get(stage, "a caption data set")
+    raise DataError(f"{root}: {what}; give --data the folder that holds {expected}{beside}")
+
+
+def layout_error(root: Path, stage: str, missing: str) -> DataError:
+    """The error for a folder that lacks a layout's files: what is missing, what belongs there, what is there."""
+    return DataError(f"{root}: {missing}; {stage} needs {EXPECTED[stage]}; the folder holds: {contents(root)}")
+
+
+def read_text(path: Path) -> str:
+    """A text file as UTF-8 (a byte order mark is dropped). DataError if it cannot be read, is empty, or is not
+    UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start}: {error.reason}); fetch the file again") from error
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions"
+        ) from error
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty; fetch it again")
+    return text
+
+
+def read_json(path: Path) -> Any:
+    """The parsed JSON of a file. DataError (file, line, column) if it is empty or not JSON."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise DataError(
+            f"{path}: not valid JSON at {where}: {error.msg}; the file may be cut short, fetch it again"
+        ) from error
+
+
+def find_folder(root: Path, names: Iterable[str]) -> Path | None:
+    """The first of `names` that is a folder in `root`; a folder that holds only one of the same name is looked into
+    (Kaggle's Flickr30k).
+    """
+    for name in names:
+        folder = root / name
+        if folder.is_dir():
+            inner = folder / folder.name
+            return inner if inner.is_dir() else folder
+    return None
+
+
+class Listing:
+    """Which files exist, from one scan of each folder (100,000 stats would take minutes on a network disk)."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, frozenset[str]] = {}
+
+    def has(self, path: Path) -> bool:
+        folder = path.parent
+        if folder not in self._folders:
+            names: frozenset[str] = frozenset()
+            if folder.is_dir():
+                with os.scandir(folder) as entries:
+                    names = frozenset(entry.name for entry in entries if not entry.is_dir())
+            self._folders[folder] = names
+        return path.name in self._folders[folder]
+
+
+def usable(
+    images: Iterable[tuple[int | str, str, Path, Sequence[Any]]], root: Path, looked_for: str, problems: list[Problem]
+) -> tuple[list[Example], list[Problem]]:
+    """Make examples of (image_id, file_name, path, captions), leaving out and listing what cannot be used.
+
+    Left out: captions without a word, images without captions, images without a file. `problems` holds what the caller
+    found already; the list returned continues it. DataError when no example is left, with the first problems.
+    """
+    listing = Listing()
+    examples: list[Example] = []
+    count = 0
+    for image_id, file_name, path, raw in images:
+        count += 1
+        captions = []
+        for number, caption in enumerate(raw, 1):
+            if isinstance(caption, str) and has_words(caption):
+                captions.append(" ".join(caption.split()))
+            else:
+                reason = f"caption {number} of {len(raw)} has no words ({caption!r}); it is left out"
+                problems.append({"file": file_name, "reason": reason})
+        if not captions:
+            problems.append({"file": file_name, "reason": "the image has no usable caption; it is left out"})
+        elif not listing.has(path):
+            problems.append({"file": file_name, "path": str(path), "reason": f"no image file {path}; it is left out"})
+        else:
+            examples.append(Example(image_id, file_name, path, tuple(captions)))
+    if not examples:
+        first = "; ".join(f"{p['file']}: {p['reason']}" for p in problems[:3]) or "the list of images is empty"
+        raise DataError(
+            f"{root}: none of {count} images can be used (looked for {looked_for}). First problems: {first}. "
+            "Put the images where they belong, or point --data at the folder that has both images and captions"
+        )
+    return examples, problems
