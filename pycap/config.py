@@ -1,8 +1,10 @@
-"""Every option of training: the dataclass, its checks, and how recipe, file and command line are laid over each other."""
+"""Every option of training: the dataclass, its checks, and how recipe, file and command line are laid over it."""
+# ruff: noqa: RUF009 (_opt is dataclasses.field with help and limits)
 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 CNNS = ("vgg16", "vgg11", "vgg13", "vgg19", "vgg_micro", "vgg_small6")
-_EXTRA_KEYS = {"preprocess"}  # what a checkpoint's config.yaml holds besides options
+_EXTRA_KEYS = ("preprocess",)  # what a checkpoint's config.yaml holds besides options
 _GROUPS = {  # first option of each group in --help
     "stage": "data and run",
     "model": "model",
@@ -138,7 +140,8 @@ class TrainConfig:
         if self.image_size % 32:
             below = self.image_size // 32 * 32
             raise ConfigError(
-                f"image_size: {self.image_size} is not divisible by 32 (the CNN halves it five times); use {below} or {below + 32}"
+                f"image_size: {self.image_size} is not divisible by 32 (the CNN halves it five times); "
+                f"use {below} or {below + 32}"
             )
         if self.resize and self.resize < self.image_size:
             raise ConfigError(
@@ -157,16 +160,18 @@ class TrainConfig:
             )
         if self.micro_batch > self.batch_size:
             raise ConfigError(
-                f"micro_batch: {self.micro_batch} exceeds batch_size {self.batch_size}; give a part of it, or 0 for the whole"
+                f"micro_batch: {self.micro_batch} exceeds batch_size {self.batch_size}; "
+                "give a part of it, or 0 for the whole"
             )
         if self.freeze_cnn and self.finetune_cnn_after:
             raise ConfigError(
-                f"finetune_cnn_after: {self.finetune_cnn_after} contradicts freeze_cnn, which never trains the CNN; drop one"
+                f"finetune_cnn_after: {self.finetune_cnn_after} contradicts freeze_cnn, "
+                "which never trains the CNN; drop one"
             )
         if self.resume and self.init_from:
             raise ConfigError(
-                f"init_from: {self.init_from} contradicts resume {self.resume}: resume continues exactly, init_from starts anew "
-                "from weights; drop one"
+                f"init_from: {self.init_from} contradicts resume {self.resume}: resume continues exactly, "
+                "init_from starts anew from weights; drop one"
             )
         return self
 
@@ -195,7 +200,7 @@ def _check_value(f: Field[Any], value: Any) -> None:
         raise ConfigError(f"{f.name}: no {value!r}{_did_you_mean(value, choices)}; one of {', '.join(choices)}")
     if low is not None and value is not None and not value >= low:
         raise ConfigError(f"{f.name}: {value} is below {low}")
-    if isinstance(value, float) and value in (float("inf"), float("-inf")) or value != value:
+    if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{f.name}: {value} is not a finite number")
 
 
@@ -241,8 +246,7 @@ def with_recipe(config: TrainConfig, name: str) -> TrainConfig:
     return new.validate()
 
 
-def _read_options(path: Path) -> dict[str, Any]:
-    """Options of a YAML file, with the types of TrainConfig. Unknown keys and wrong types are errors."""
+def _read_yaml(path: Path) -> Mapping[Any, Any]:
     import yaml
 
     try:
@@ -252,9 +256,14 @@ def _read_options(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{path}: holds {type(raw).__name__}, not a list of `option: value`")
+        raise ConfigError(f"{path}: holds {type(raw).__name__}, not lines of `option: value`")
+    return raw
+
+
+def _read_options(path: Path) -> dict[str, Any]:
+    """Options of a YAML file, with the types of TrainConfig. Unknown keys and wrong types are errors."""
     options: dict[str, Any] = {}
-    for key, value in raw.items():
+    for key, value in _read_yaml(path).items():
         name = str(key).replace("-", "_")
         if name in _EXTRA_KEYS:
             continue
@@ -288,6 +297,14 @@ def load(path: str | os.PathLike[str]) -> TrainConfig:
     return TrainConfig(**_read_options(Path(path))).validate()
 
 
+def load_extra(path: str | os.PathLike[str], key: str) -> dict[str, Any]:
+    """The mapping that a checkpoint's config.yaml holds under `key` besides the options ("preprocess")."""
+    value = _read_yaml(Path(path)).get(key)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: has no {key}: (found {value!r}); it is not a checkpoint's config.yaml")
+    return value
+
+
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """Plain values only, for YAML or JSON; paths as strings."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
@@ -319,8 +336,8 @@ def _parser(prog: str) -> Any:
         prog=prog,
         usage="%(prog)s [--stage NAME] [--data DIR] [options]",
         exit_on_error=False,
-        description="Train a captioner. Options are laid over each other: defaults, then the recipe, then --config FILE, then the "
-        "command line, in whatever order they stand there. - and _ are the same in names.",
+        description="Train a captioner. Options are laid over each other: defaults, then the recipe, then --config "
+        "FILE, then the command line, in whatever order they stand there. - and _ are the same in names.",
     )
     group = parser.add_argument_group("recipe")
     group.add_argument("--recipe", type=str, metavar="NAME|FILE", help="another recipe than the stage's own")
@@ -382,7 +399,8 @@ def _normalise(argv: Sequence[str]) -> list[str]:
             name, equals, value = name[3:], "=", "false"
         if name not in known:
             raise ConfigError(
-                f"unknown option {token.partition('=')[0]}{_did_you_mean(name, known).replace('_', '-')}; --help lists all"
+                f"unknown option {token.partition('=')[0]}{_did_you_mean(name, known).replace('_', '-')}; "
+                "--help lists all"
             )
         flag = "--" + name.replace("_", "-")
         if flag in optional and value.lower() == "none":
@@ -421,7 +439,7 @@ def _resolve(typed: dict[str, Any]) -> TrainConfig:
 
 
 def _resumed_options(path: Path) -> dict[str, Any]:
-    """Options of the run that `--resume` names (a run's or a checkpoint's folder); it goes on in the run's own folder."""
+    """Options of the run that `--resume` names (a run's or a checkpoint's folder); it goes on in the run's folder."""
     for folder, run in ((path, path), (path / "last", path)):
         if (folder / "config.yaml").is_file():
             options = _read_options(folder / "config.yaml")

@@ -1,0 +1,377 @@
+"""SGD, RMSprop and Adam over parameter groups, with gradient clipping, and the schedules of their learning rates."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pycap.autograd import Tensor
+from pycap.backends import kernels
+
+
+class NonFiniteGradient(FloatingPointError):
+    """A gradient holds NaN or infinity; nothing has been changed by the step that raised it."""
+
+
+class OptimizerStateError(ValueError):
+    """Saved optimiser state that does not belong to these parameters or to this update rule."""
+
+
+@dataclass
+class ParamGroup:
+    """Parameters that share their settings.
+
+    params: by unique name. lr: the rate of the next step; `initial_lr` keeps the first one for schedules.
+    clip: 0 is off; `clip_mode` "value" limits each element of the scaled gradient to +-clip, "norm" scales the group's
+    gradients so that their common L2 norm is at most clip.
+    """
+
+    name: str
+    params: Mapping[str, Tensor]
+    lr: float
+    weight_decay: float = 0.0
+    clip: float = 0.0
+    clip_mode: str = "value"
+    initial_lr: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.clip_mode not in ("value", "norm"):
+            raise ValueError(f"group {self.name}: clip_mode {self.clip_mode!r} is unknown; use value or norm")
+        self.initial_lr = self.lr
+
+
+@dataclass
+class _Update:
+    """Arguments of one multi-tensor step; slots: for each of the rule's slots, one array a parameter."""
+
+    params: list[Any]
+    grads: list[Any]
+    slots: list[list[Any]]
+    step: int
+    grad_scale: float
+    clip: float
+
+
+class Optimizer(ABC):
+    """What the update rules share: which parameters are stepped, clipping, and state by parameter.
+
+    A parameter is stepped where `fresh` says that its gradient is this step's. Its state is made, and its steps are
+    counted, from its own first step on: a CNN that joins late starts its moments and bias correction then.
+    """
+
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, groups: Sequence[ParamGroup]) -> None:
+        self.groups = list(groups)
+        self.tensors: dict[str, Tensor] = {}
+        for group in self.groups:
+            for name, tensor in group.params.items():
+                if name in self.tensors or any(tensor is other for other in self.tensors.values()):
+                    raise ValueError(f"group {group.name}: parameter {name} is in the optimiser already; list it once")
+                self.tensors[name] = tensor
+        self._state: dict[str, dict[str, Any]] = {}
+        self._steps: dict[str, int] = {}
+
+    def step(self, grad_scale: float = 1.0) -> dict[str, float]:
+        """Update every parameter whose gradient is fresh; afterwards none is.
+
+        Args:
+            grad_scale: what gradients are multiplied by first (1/n for the mean of a sum over n).
+        Returns:
+            For each group with fresh gradients, the L2 norm of the scaled gradients before clipping.
+        Raises:
+            NonFiniteGradient: names the parameters; nothing has been changed.
+        """
+        norms = self.norms(grad_scale)
+        self.apply(norms, grad_scale)
+        return norms
+
+    def norms(self, grad_scale: float = 1.0) -> dict[str, float]:
+        """The first half of `step`: gradient norms by group, or NonFiniteGradient."""
+        norms = {}
+        for group in self.groups:
+            grads = {name: t.grad for name, t in group.params.items() if t.fresh}
+            if not grads:
+                continue
+            norm = abs(grad_scale) * math.sqrt(kernels.sum_squares(list(grads.values())))
+            if not math.isfinite(norm):
+                bad = [name for name, g in grads.items() if not math.isfinite(kernels.sum_squares([g]))]
+                raise NonFiniteGradient(
+                    f"group {group.name}: the gradient of {', '.join(bad[:3])}{' ...' if len(bad) > 3 else ''} "
+                    f"({len(bad)} of {len(grads)} parameters) holds NaN or infinity; "
+                    f"lower learning_rate ({group.lr:g}) or set grad_clip"
+                )
+            norms[group.name] = norm
+        return norms
+
+    def apply(self, norms: Mapping[str, float], grad_scale: float = 1.0) -> None:
+        """The second half of `step`: the update, given what `norms` returned."""
+        for group in self.groups:
+            if group.name not in norms:
+                continue
+            scale, clip = grad_scale, group.clip
+            if group.clip_mode == "norm":
+                if 0 < clip < norms[group.name]:
+                    scale *= clip / norms[group.name]
+                clip = 0.0
+            by_step: dict[int, list[str]] = {}
+            for name, tensor in group.params.items():
+                if tensor.fresh:
+                    by_step.setdefault(self._steps.get(name, 0) + 1, []).append(name)
+            for step, names in by_step.items():
+                tensors = [group.params[name] for name in names]
+                for name, tensor in zip(names, tensors, strict=True):
+                    if name not in self._state:
+                        self._state[name] = {slot: np.zeros_like(tensor.data) for slot in self.slots}
+                    self._steps[name] = step
+                slots = [[self._state[name][slot] for name in names] for slot in self.slots]
+                data, grads = [t.data for t in tensors], [t.grad for t in tensors]
+                self._update(group, _Update(data, grads, slots, step, scale, clip))
+        for tensor in self.tensors.values():
+            tensor.fresh = False
+
+    @abstractmethod
+    def _update(self, group: ParamGroup, u: _Update) -> None:
+        """One multi-tensor step, in place."""
+
+    def set_lr(self, schedule: Schedule, step: int) -> None:
+        """Give every group the rate that `schedule` has for `step` (steps made so far, from 0)."""
+        for group in self.groups:
+            group.lr = schedule.lr(group.initial_lr, step)
+
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        """The state as arrays, keyed NAME.SLOT and NAME.step (int64), of parameters stepped so far.
+
+        The arrays are the live ones (no copies): write them out before the next step.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        for name, slots in self._state.items():
+            arrays.update({f"{name}.{slot}": array for slot, array in slots.items()})
+            arrays[f"{name}.step"] = np.array(self._steps[name], np.int64)
+        return arrays
+
+    def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take up what `state_arrays` gave, exactly; parameters it lacks start afresh.
+
+        Raises:
+            OptimizerStateError: a name, slot or shape does not fit; the state is then as before.
+        """
+        found: dict[str, dict[str, np.ndarray]] = {}
+        for key, array in arrays.items():
+            name, _, slot = key.rpartition(".")
+            if name not in self.tensors:
+                raise OptimizerStateError(f"optimiser state {key} belongs to no parameter of this model")
+            found.setdefault(name, {})[slot] = array
+        wanted = {*self.slots, "step"}
+        for name, slots in found.items():
+            if slots.keys() != wanted:
+                raise OptimizerStateError(
+                    f"optimiser state of {name} holds {', '.join(sorted(slots))} but {type(self).__name__} keeps "
+                    f"{', '.join(sorted(wanted))}: it was saved by another update rule; resume with the same optimizer"
+                )
+            shape = self.tensors[name].data.shape
+            for slot in self.slots:
+                if slots[slot].shape != shape:
+                    raise OptimizerStateError(
+                        f"optimiser state {name}.{slot} has shape {slots[slot].shape}, the parameter {shape}"
+                    )
+        self._state, self._steps = {}, {}
+        for name, slots in found.items():
+            data = self.tensors[name].data
+            self._steps[name] = int(slots["step"])
+            self._state[name] = {slot: np.array(slots[slot], data.dtype, like=data) for slot in self.slots}
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum: m = momentum*m + g; p -= lr*m."""
+
+    slots = ("momentum",)
+
+    def __init__(self, groups: Sequence[ParamGroup], momentum: float = 0.9) -> None:
+        super().__init__(groups)
+        self.momentum = momentum
+
+    def _update(self, group: ParamGroup, u: _Update) -> None:
+        kernels.sgd_step(u.params, u.grads, *u.slots, group.lr, self.momentum, group.weight_decay, u.grad_scale, u.clip)
+
+
+class RMSprop(Optimizer):
+    """Tieleman & Hinton 2012: v = alpha*v + (1-alpha)*g^2; p -= lr*g/(sqrt(v)+eps)."""
+
+    slots = ("square",)
+
+    def __init__(self, groups: Sequence[ParamGroup], alpha: float = 0.99, eps: float = 1e-8) -> None:
+        super().__init__(groups)
+        self.alpha, self.eps = alpha, eps
+
+    def _update(self, group: ParamGroup, u: _Update) -> None:
+        own = (self.alpha, self.eps, group.weight_decay)
+        kernels.rmsprop_step(u.params, u.grads, *u.slots, group.lr, *own, u.grad_scale, u.clip)
+
+
+class Adam(Optimizer):
+    """Kingma & Ba 2015, algorithm 1, with epsilon outside the corrected root as they have it."""
+
+    slots = ("m", "v")
+
+    def __init__(
+        self, groups: Sequence[ParamGroup], beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
+    ) -> None:
+        super().__init__(groups)
+        self.beta1, self.beta2, self.eps = beta1, beta2, eps
+
+    def _update(self, group: ParamGroup, u: _Update) -> None:
+        own = (self.beta1, self.beta2, self.eps, group.weight_decay)
+        kernels.adam_step(u.params, u.grads, *u.slots, group.lr, *own, u.step, u.grad_scale, u.clip)
+
+
+class Combined:
+    """Several optimisers stepped as one, for a CNN whose update rule differs from the language model's."""
+
+    def __init__(self, optimizers: Iterable[Optimizer]) -> None:
+        self.optimizers = list(optimizers)
+        self.groups = [group for o in self.optimizers for group in o.groups]
+
+    def step(self, grad_scale: float = 1.0) -> dict[str, float]:
+        """As Optimizer.step; a bad gradient in any of them leaves all of them unchanged."""
+        norms = [o.norms(grad_scale) for o in self.optimizers]
+        for o, own in zip(self.optimizers, norms, strict=True):
+            o.apply(own, grad_scale)
+        return {name: norm for own in norms for name, norm in own.items()}
+
+    def set_lr(self, schedule: Schedule, step: int) -> None:
+        """As Optimizer.set_lr."""
+        for o in self.optimizers:
+            o.set_lr(schedule, step)
+
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        """As Optimizer.state_arrays."""
+        return {key: array for o in self.optimizers for key, array in o.state_arrays().items()}
+
+    def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """As Optimizer.load_state_arrays."""
+        parts: list[dict[str, np.ndarray]] = [{} for _ in self.optimizers]
+        for key, array in arrays.items():
+            name = key.rpartition(".")[0]
+            owner = next((i for i, o in enumerate(self.optimizers) if name in o.tensors), 0)
+            parts[owner][key] = array
+        for o, part in zip(self.optimizers, parts, strict=True):
+            o.load_state_arrays(part)
+
+
+@dataclass
+class Schedule:
+    """A constant rate after a linear warm-up. `step` counts the steps made so far, from 0."""
+
+    warmup_steps: int = 0
+    min_lr: float = 0.0
+
+    def factor(self, step: int) -> float:
+        """What the initial rate is multiplied by, warm-up apart."""
+        return 1.0
+
+    def lr(self, initial: float, step: int) -> float:
+        """The rate for a group whose initial rate is `initial`; never raised to `min_lr` where it started lower."""
+        if step < self.warmup_steps:
+            return initial * (step + 1) / self.warmup_steps
+        return max(initial * self.factor(step), min(self.min_lr, initial))
+
+    def observe(self, score: float) -> bool:
+        """Tell a validation's result, lower being better; True where that lowered the rate."""
+        return False
+
+    def state(self) -> dict[str, Any]:
+        """What must be saved to go on exactly; plain JSON values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` gave."""
+        if state:
+            raise OptimizerStateError(
+                f"schedule state {dict(state)} is of another lr_schedule; resume with the same one"
+            )
+
+
+@dataclass
+class StepDecay(Schedule):
+    """From step `start` on, multiplied by `rate` each `every` steps."""
+
+    start: float = 0.0
+    every: float = 1.0
+    rate: float = 0.5
+
+    def factor(self, step: int) -> float:
+        return self.rate ** math.floor(max(step - self.start, 0) / self.every)
+
+
+@dataclass
+class Cosine(Schedule):
+    """Half a cosine from the end of the warm-up down to 0 at `total_steps` (Loshchilov & Hutter 2017, no restarts)."""
+
+    total_steps: int = 1
+
+    def factor(self, step: int) -> float:
+        length = max(self.total_steps - self.warmup_steps, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(max(step - self.warmup_steps, 0) / length, 1)))
+
+
+@dataclass
+class Plateau(Schedule):
+    """Multiplied by `rate` when more than `patience` validations in a row brought no new best."""
+
+    rate: float = 0.5
+    patience: int = 2
+    scale: float = field(default=1.0, init=False)
+    best: float | None = field(default=None, init=False)
+    waited: int = field(default=0, init=False)
+
+    def factor(self, step: int) -> float:
+        return self.scale
+
+    def observe(self, score: float) -> bool:
+        if self.best is None or score < self.best:
+            self.best, self.waited = score, 0
+            return False
+        self.waited += 1
+        if self.waited <= self.patience:
+            return False
+        self.scale, self.waited = self.scale * self.rate, 0
+        return True
+
+    def state(self) -> dict[str, Any]:
+        return {"scale": self.scale, "best": self.best, "waited": self.waited}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        if state.keys() != {"scale", "best", "waited"}:
+            raise OptimizerStateError(
+                f"schedule state {dict(state)} is not of lr_schedule plateau; resume with the same one"
+            )
+        self.scale, self.best, self.waited = state["scale"], state["best"], state["waited"]
+
+
+def make_schedule(
+    kind: str,
+    *,
+    total_steps: int,
+    warmup_steps: int = 0,
+    min_lr: float = 0.0,
+    decay_start: float = 0.0,
+    decay_every: float = 1.0,
+    decay_rate: float = 0.5,
+    patience: int = 2,
+) -> Schedule:
+    """The schedule called `kind` (constant, step, cosine, plateau); all lengths in steps, patience in validations."""
+    makers: dict[str, Callable[[], Schedule]] = {
+        "constant": lambda: Schedule(warmup_steps, min_lr),
+        "step": lambda: StepDecay(warmup_steps, min_lr, decay_start, decay_every, decay_rate),
+        "cosine": lambda: Cosine(warmup_steps, min_lr, total_steps),
+        "plateau": lambda: Plateau(warmup_steps, min_lr, decay_rate, patience),
+    }
+    if kind not in makers:
+        raise ValueError(f"lr_schedule {kind!r} is unknown; use {', '.join(makers)}")
+    return makers[kind]()
