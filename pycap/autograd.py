@@ -157,7 +157,8 @@ class Function:
     def _accept(self, i: int, gradient: Any, douts: list[Any]) -> None:
         """Take a gradient that backward returned rather than wrote."""
         parent = self.parents[i]
-        if parent.node is None or parent.node.douts[parent.index] is not None:
+        compact = gradient.ndim and gradient.flags.c_contiguous  # kernels take nothing else; a scalar cannot be added into
+        if parent.node is None or parent.node.douts[parent.index] is not None or not compact:
             buffer, beta = self.grad_into(i)
             if beta:
                 buffer += gradient
@@ -172,20 +173,20 @@ def _walk(root: Function) -> None:
     heap, seen = [(-root.id, root)], {root.id}
     while heap:
         _, node = heapq.heappop(heap)  # creation order is a topological order: all of the node's consumers are done
+        above = [p.node if need else None for p, need in zip(node.parents, node.needs, strict=True)]
+        for parent_node in above:
+            if parent_node is not None and parent_node.done:
+                raise _used_up(parent_node)
         used = any(d is not None for d in node.douts)
         gradients = node.backward(*node.douts) if used else ()
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-        for i, parent in enumerate(node.parents):
-            if not node.needs[i]:
-                continue
-            if i < len(gradients) and gradients[i] is not None:
-                node._accept(i, gradients[i], node.douts)
-            above = parent.node
-            if above is not None and above.id not in seen:
-                if above.done:
-                    raise _used_up(above)
-                seen.add(above.id)
-                heapq.heappush(heap, (-above.id, above))
+        for i, gradient in enumerate(gradients):
+            if gradient is not None and node.needs[i]:
+                node._accept(i, gradient, node.douts)
+        for parent_node in above:
+            if parent_node is not None and parent_node.id not in seen:
+                seen.add(parent_node.id)
+                heapq.heappush(heap, (-parent_node.id, parent_node))
         node.__dict__.clear()  # saved arrays and gradients die here
         node.done = True
 
