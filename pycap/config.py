@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
@@ -186,6 +187,11 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
+def _type_name(name: str) -> str:
+    kinds = getattr(_TYPES[name], "__args__", (_TYPES[name],))
+    return " or ".join("none" if k is type(None) else k.__name__ for k in kinds)
+
+
 def _check_value(f: Field[Any], value: Any) -> None:
     kinds = getattr(_TYPES[f.name], "__args__", (_TYPES[f.name],))
     # bool is an int to isinstance, and an int serves as a float
@@ -193,21 +199,20 @@ def _check_value(f: Field[Any], value: Any) -> None:
         type(value) in kinds or (float in kinds and type(value) is int) or (Path in kinds and isinstance(value, Path))
     )
     if not fits:
-        wanted = " or ".join("none" if k is type(None) else k.__name__ for k in kinds)
-        raise ConfigError(f"{f.name}: {value!r} is not of type {wanted}")
+        raise ConfigError(f"{f.name}: {value!r} is not of type {_type_name(f.name)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{f.name}: {value} is not a finite number")
     choices, low = f.metadata["choices"], f.metadata["low"]
     if choices and value is not None and value not in choices:
         raise ConfigError(f"{f.name}: no {value!r}{_did_you_mean(value, choices)}; one of {', '.join(choices)}")
-    if low is not None and value is not None and not value >= low:
+    if low is not None and value is not None and value < low:
         raise ConfigError(f"{f.name}: {value} is below {low}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{f.name}: {value} is not a finite number")
 
 
 def recipes_dir() -> Path:
-    """The checkout's recipes/, else the installed package data `pycap.recipes`."""
+    """The installed package data `pycap.recipes`, or in a checkout its recipes/."""
     here = Path(__file__).resolve().parent
-    for folder in (here.parent / "recipes", here / "recipes"):
+    for folder in (here / "recipes", here.parent / "recipes"):
         if (folder / "coco.yaml").is_file():
             return folder
     raise ConfigError(
@@ -416,7 +421,11 @@ def _typed(parser: Any, argv: list[str]) -> tuple[dict[str, Any], bool]:
     try:
         parsed = parser.parse_args(argv)
     except ArgumentError as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        text = " ".join(str(error).split())
+        named = re.match(r'Parser key "(\w+)".*(?:Got|Given) value: (.*)', text)
+        if named and named[1] in _FIELDS:
+            text = f"{named[1]}: {named[2]!r} is not of type {_type_name(named[1])}"
+        raise ConfigError(text) from error
     present = {token[2:].partition("=")[0].replace("-", "_") for token in argv if token.startswith("--")}
     typed = {name: getattr(parsed, name) for name in (*_FIELDS, "recipe", "config") if name in present}
     for name in _FIELDS.keys() & typed.keys():
