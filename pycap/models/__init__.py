@@ -1,1 +1,1 @@
-"""The models: VGG, the joint captioner of the ImageCLEF paper, and the captioner that wraps a trained one for use."""
+"""The models: VGG image encoders and the joint captioner of the ImageCLEF paper."""

@@ -62,7 +62,9 @@ class NIC(Module):
         h, _ = self.lstm(ops.concatenate([first.reshape(1, n, -1), words]))
         outputs = self.drop(h[1:]).reshape((steps - 1) * n, self.lstm.hidden)
         targets = np.ascontiguousarray(tokens[1:]).reshape(-1)
-        return ops.linear_cross_entropy(outputs, self.projection.weight, self.projection.bias, targets, normalizer=normalizer)
+        return ops.linear_cross_entropy(
+            outputs, self.projection.weight, self.projection.bias, targets, normalizer=normalizer
+        )
 
     def begin(self, images: Tensor) -> State:
         """The state after the LSTM has seen the images [N,S,S,3]."""

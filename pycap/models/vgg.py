@@ -27,14 +27,23 @@ class VGG(Module):
     """
 
     def __init__(
-        self, name: str, image_size: int, rng: np.random.Generator, *, width: float = 1.0, fc_size: int = 4096, drop: float = 0.5
+        self,
+        name: str,
+        image_size: int,
+        rng: np.random.Generator,
+        *,
+        width: float = 1.0,
+        fc_size: int = 4096,
+        drop: float = 0.5,
     ) -> None:
         if name not in BLOCKS:
             raise ValueError(f"cnn {name!r} is unknown; choose from {', '.join(BLOCKS)}")
         blocks = BLOCKS[name]
         side, remainder = divmod(image_size, 2 ** len(blocks))
         if remainder or not side:
-            raise ValueError(f"image size {image_size}: {name} pools {len(blocks)} times, so it must be a multiple of {2 ** len(blocks)}")
+            raise ValueError(
+                f"image size {image_size}: {name} pools {len(blocks)} times, so it must be a multiple of {2 ** len(blocks)}"
+            )
         self.name, self.image_size, self.output_size = name, image_size, fc_size
         self._convolutions: list[Conv2d] = []
         inputs = 3

@@ -17,7 +17,9 @@ class Conv2d(Module):
     He initialisation (He et al. 2015): N(0, 2 / fan_in), biases 0.
     """
 
-    def __init__(self, inputs: int, outputs: int, rng: np.random.Generator, *, size: int = 3, pool: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, rng: np.random.Generator, *, size: int = 3, pool: bool = False
+    ) -> None:
         self.weight = normal(rng, (outputs, size, size, inputs), (2 / (size * size * inputs)) ** 0.5)
         self.bias = zeros((outputs,))
         self.padding, self.pool = size // 2, pool
@@ -98,12 +100,16 @@ class Dropout(Module):
             return x
         rows, remainder = divmod(x.shape[-2], self.count)  # rows an image: one, or its captions
         if remainder:
-            raise ValueError(f"dropout: {x.shape[-2]} rows do not belong to {self.count} images in equal parts; call place()")
+            raise ValueError(
+                f"dropout: {x.shape[-2]} rows do not belong to {self.count} images in equal parts; call place()"
+            )
         return ops.dropout(x, self.p, self.seed, total=self.total * rows, offset=self.first * rows)
 
 
 def place_dropout(model: Module, seed: int, first: int, count: int, total: int) -> None:
     """Tell every Dropout of a model its place in the batch, each with a seed of its own drawn from `seed`."""
     layers = [m for m in model.modules() if isinstance(m, Dropout)]
-    for layer, own in zip(layers, np.random.SeedSequence(seed).generate_state(max(len(layers), 1), np.uint64), strict=False):
+    for layer, own in zip(
+        layers, np.random.SeedSequence(seed).generate_state(max(len(layers), 1), np.uint64), strict=False
+    ):
         layer.place(int(own), first, count, total)

@@ -56,14 +56,18 @@ class Module:
     def load_arrays(self, arrays: dict[str, Any]) -> None:
         """Copy arrays into the parameters. Raises ValueError that names every missing, extra or misshapen one."""
         parameters = self.named_parameters()
-        wrong = [f"{n}: lacks" for n in parameters if n not in arrays] + [f"{n}: unknown" for n in arrays if n not in parameters]
+        wrong = [f"{n}: lacks" for n in parameters if n not in arrays] + [
+            f"{n}: unknown" for n in arrays if n not in parameters
+        ]
         wrong += [
             f"{n}: shape {arrays[n].shape}, expected {t.shape}"
             for n, t in parameters.items()
             if n in arrays and arrays[n].shape != t.shape
         ]
         if wrong:
-            raise ValueError(f"the weights do not fit the model: {'; '.join(wrong[:8])}{' ...' if len(wrong) > 8 else ''}")
+            raise ValueError(
+                f"the weights do not fit the model: {'; '.join(wrong[:8])}{' ...' if len(wrong) > 8 else ''}"
+            )
         for name, parameter in parameters.items():
             parameter.data[...] = arrays[name]
 

@@ -12,8 +12,7 @@ import numpy as np
 from pycap import checkpoint, ops
 from pycap.autograd import no_grad
 from pycap.config import TrainConfig
-from pycap.data.images import PreprocessSpec
-from pycap.data.loader import iterate_images
+from pycap.data.images import ImageError, PreprocessSpec, centre_crops, iterate_images
 from pycap.data.vocab import Vocabulary
 from pycap.decode import beam_search
 from pycap.models.nic import NIC
@@ -100,15 +99,21 @@ class Captioner:
     ) -> Iterator[Caption]:
         """Caption image files, in the order given. One that cannot be read yields a Caption with `error` set."""
         paths = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(p) for p in paths]
-        for batch_paths, images, errors in iterate_images(paths, self.spec, batch_size, workers):
-            good = [p for p in batch_paths if p not in errors]
-            inset = (self.spec.resize - self.spec.crop) // 2
-            crops = np.tile(np.asarray([inset, inset, 0], np.int32), (len(good), 1))
-            how = {"beam_size": beam_size, "max_length": max_length, "length_penalty": length_penalty}
-            found = iter(self.caption_batch(images, crops, **how) if good else [])
-            for path in batch_paths:
-                if path in errors:
-                    yield Caption(path.name, "", float("nan"), (), str(errors[path]))
+        failed: dict[str, ImageError] = {}
+        made: dict[str, tuple[tuple[str, float], ...]] = {}
+        how = {"beam_size": beam_size, "max_length": max_length, "length_penalty": length_penalty}
+        position = 0
+        for good, images, errors in iterate_images(paths, self.spec, batch_size, workers):
+            failed.update({error.file: error for error in errors})
+            if good:
+                beams = self.caption_batch(images, centre_crops(self.spec, len(good)), **how)
+                made.update({str(path): tuple(found) for path, found in zip(good, beams, strict=True)})
+            for path in paths[position : position + len(good) + len(errors)]:
+                if str(path) in failed:
+                    yield Caption(path.name, "", float("nan"), (), failed[str(path)].reason)
                 else:
-                    beams = tuple(next(found))
-                    yield Caption(path.name, beams[0][0], beams[0][1], beams)
+                    found = made[str(path)]
+                    yield Caption(path.name, found[0][0], found[0][1], found)
+            position += len(good) + len(errors)
+            failed.clear()
+            made.clear()

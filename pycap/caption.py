@@ -1,0 +1,63 @@
+"""Captioning: `pycap.load(checkpoint)`, and the command `pycap caption`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pycap.captioner import Captioner
+
+
+def load(path: str | Path) -> Captioner:
+    """A trained model, ready to caption: ``load("runs/coco/best").caption(["a.jpg"], beam_size=3)``.
+
+    path: a checkpoint, or a run's folder (its best checkpoint, else the last). Raises CheckpointError.
+    """
+    from pycap.captioner import Captioner
+
+    return Captioner.load(path)
+
+
+def caption_files(args: argparse.Namespace) -> int:
+    """`pycap caption`: a JSON line an image, to --output or the screen. Status 1 where an image could not be read."""
+    from rich.progress import track
+
+    from pycap.backends import set_threads
+    from pycap.data.images import find_images
+    from pycap.device import cpu_count
+
+    set_threads(args.threads or cpu_count())
+    paths = find_images(args.images)
+    captioner = load(args.checkpoint)
+    captions: Iterator[Any] = captioner.caption(
+        paths, beam_size=args.beam_size, batch_size=args.batch_size, length_penalty=args.length_penalty
+    )
+    failed = 0
+    output = Path(args.output) if args.output else None
+    partial = output.with_name(output.name + ".partial") if output else None
+    stream = open(partial, "w", encoding="utf-8") if partial else sys.stdout  # noqa: SIM115 - closed below
+    try:
+        if partial:
+            captions = track(captions, "captioning", len(paths))
+        for path, caption in zip(paths, captions, strict=True):
+            if caption.error:
+                failed += 1
+                print(f"{path}: {caption.error}", file=sys.stderr)
+                continue
+            beams = [{"caption": text, "logprob": logprob} for text, logprob in caption.beams]
+            row = {"file_name": str(path), "caption": caption.text, "logprob": caption.logprob, "beams": beams}
+            print(json.dumps({"image_id": path.stem, **row}, ensure_ascii=False), file=stream, flush=True)
+    finally:
+        if partial:
+            stream.close()
+    if partial and output:
+        partial.replace(output)
+        print(f"{len(paths) - failed} captions: {output}")
+    if failed:
+        print(f"{failed} of {len(paths)} images could not be read", file=sys.stderr)
+    return 1 if failed else 0

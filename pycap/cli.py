@@ -1,0 +1,75 @@
+"""The command `pycap`: caption, evaluate, score, train."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def _parser() -> argparse.ArgumentParser:
+    from pycap import __version__
+
+    parser = argparse.ArgumentParser(prog="pycap", description="Train image captioners, and caption images with them.")
+    parser.add_argument("--version", action="version", version=f"pycap {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("train", help="train a captioner (options: pycap train --help)", add_help=False)
+
+    caption = commands.add_parser("caption", help="caption images")
+    caption.add_argument("checkpoint", help="a checkpoint, or a run's folder")
+    caption.add_argument("images", nargs="+", help="image files, or folders of them (searched recursively, sorted)")
+    caption.add_argument("--output", metavar="FILE", help="write JSON Lines here (default: print them)")
+    caption.add_argument(
+        "--length-penalty", type=float, default=0.0, metavar="A", help="divide by length to this power"
+    )
+
+    evaluate = commands.add_parser("evaluate", help="caption a split of a data set and score it")
+    evaluate.add_argument("checkpoint", help="a checkpoint, or a run's folder")
+    evaluate.add_argument("--data", required=True, metavar="DIR", help="the data set's folder")
+    evaluate.add_argument(
+        "--stage", help="its kind: coco, flickr8k, flickr30k (default: what the model was trained on)"
+    )
+    evaluate.add_argument("--split", default="val", choices=("train", "val", "test"))
+    evaluate.add_argument("--images", type=_positive, metavar="N", help="only the first N")
+    evaluate.add_argument("--output", metavar="FILE", help="write COCO results JSON here")
+
+    score = commands.add_parser("score", help="score a COCO results file")
+    score.add_argument("results", help='[{"image_id": ..., "caption": ...}]')
+    score.add_argument("annotations", help="COCO captions file")
+
+    for command in (caption, evaluate):
+        command.add_argument("--beam-size", "--beam_size", type=_positive, default=3, metavar="N")
+        command.add_argument(
+            "--batch-size", "--batch_size", type=_positive, default=16, metavar="N", help="images at once"
+        )
+        command.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command. Exit status: 0 done, 1 an error told in one line, 2 a wrong option, 130 Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["train"]:
+        from pycap.train import main as train
+
+        train(argv[1:])
+        return
+    args = _parser().parse_args(argv)
+    from pycap.caption import caption_files
+    from pycap.evaluate import evaluate_checkpoint, score_files
+
+    commands = {"caption": caption_files, "evaluate": evaluate_checkpoint, "score": score_files}
+    try:
+        status = commands[args.command](args)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError) as error:  # DataError, CheckpointError and BackendError among them
+        sys.exit(f"pycap {args.command}: error: {error}")
+    sys.exit(status)

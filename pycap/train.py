@@ -1,0 +1,45 @@
+"""Training: `pycap.train(config)`, and the command `python train.py`. What does the work is in `pycap.training`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pycap.config import TrainConfig
+    from pycap.training.run import RunResult
+
+
+def train(config: TrainConfig) -> RunResult:
+    """Train a captioner as `config` says; returns the run's folder and scores.
+
+    Raises ConfigError, DataError, CheckpointError, BackendError, Diverged, each with what to do about it; Stopped after
+    Ctrl-C or SIGTERM, when everything is saved.
+    """
+    from pycap.training.run import run
+
+    return run(config)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line. Exit status: 0 done; 1 an error, told in one line; 2 a wrong option; 128 + n for signal n."""
+    from pycap import config as configuration
+    from pycap.backends import BackendError
+    from pycap.checkpoint import CheckpointError
+    from pycap.data import DataError
+
+    config = configuration.parse_args(argv)
+    from pycap.optim import OptimizerStateError
+    from pycap.training.run import Stopped
+    from pycap.training.trainer import Diverged
+
+    try:
+        train(config)
+    except Stopped as stop:
+        print(stop, flush=True)
+        sys.exit(128 + stop.signal_number)
+    except (
+        configuration.ConfigError, DataError, CheckpointError, BackendError, Diverged, OptimizerStateError, OSError, MemoryError
+    ) as error:  # fmt: skip
+        sys.exit(f"train.py: error: {error}")

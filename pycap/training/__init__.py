@@ -1,0 +1,10 @@
+"""A training run, piece by piece.
+
+| file | its job |
+|---|---|
+| `sources.py` | a stage's images and captions, or the demo set; vocabulary and loaders |
+| `trainer.py` | one step, and the validation loss: model, optimiser, schedule |
+| `folder.py` | the run's folder: log, samples page, captions, skipped files |
+| `progress.py` | what the person at the terminal sees |
+| `run.py` | the loop: epochs, validation, checkpoints, resuming, signals |
+"""

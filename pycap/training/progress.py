@@ -1,0 +1,58 @@
+"""What the person at the terminal sees: a progress bar with loss, images a second and time left, or plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_PLAIN_EVERY_S = 15.0
+
+
+class Display:
+    """A bar over `total` steps on a terminal; in a pipe or a log file, a line every 15 seconds."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.total, self.first = total, done
+        self.started = self.printed = time.monotonic()
+        self.bar: Progress | None = None
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self.task = self.bar.add_task("training", total=total, completed=done, note="")
+
+    def __enter__(self) -> Display:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def step(self, epoch: int, step: int, loss: float, rate: float) -> None:
+        """After each step. epoch: from 1. rate: images a second."""
+        note = f"loss {loss:.4f}  {rate:.0f} images/s"
+        if self.bar:
+            self.bar.update(self.task, completed=step, description=f"epoch {epoch}", note=note)
+        elif time.monotonic() - self.printed >= _PLAIN_EVERY_S:
+            self.printed = now = time.monotonic()
+            left = (now - self.started) / max(step - self.first, 1) * (self.total - step)
+            self.say(f"epoch {epoch}  step {step}/{self.total}  {note}  {left / 60:.1f} min left")
+
+    def say(self, text: str) -> None:
+        """A line (or paragraph) of plain text; above the bar where there is one."""
+        self.console.print(text, markup=False)

@@ -1,0 +1,364 @@
+"""A training run from beginning to end: epochs, validation, checkpoints, resuming, signals."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from pycap import __version__, backends, checkpoint, metrics
+from pycap import config as configuration
+from pycap.captioner import Captioner, build_model
+from pycap.config import ConfigError, TrainConfig
+from pycap.data.demo import is_true
+from pycap.data.images import PreprocessSpec
+from pycap.data.loader import Batch
+from pycap.data.vocab import Vocabulary
+from pycap.device import cpu_count
+from pycap.training import folder as run_folder
+from pycap.training import sources
+from pycap.training.folder import Log, Sample
+from pycap.training.progress import Display
+from pycap.training.trainer import Diverged, StepResult, Trainer
+
+_SAMPLES = 24
+_LOW_VARIETY = 0.1
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM, after everything was saved. `signal_number` says which."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """folder: the run's. scores: of the last validation (`val_loss`, `BLEU-1` ...). true_ratio: the part of the held-out
+    captions that are true, where the truth is known (the demo set)."""
+
+    folder: Path
+    steps: int
+    scores: dict[str, float]
+    true_ratio: float | None
+
+
+@dataclass
+class Position:
+    """Where the run is: `batch` is the next one of `epoch` (from 0); at the epoch's end, validation is what comes next."""
+
+    epoch: int = 0
+    batch: int = 0
+    best: float | None = None
+    done: bool = False
+
+
+def run(config: TrainConfig) -> RunResult:
+    """Train as `config` says, in its run folder. Raises the errors of its parts, and Stopped after Ctrl-C or SIGTERM."""
+    config.validate()
+    device = "cpu" if config.device == "auto" else config.device
+    backends.select(device, config.backend)
+    backends.set_threads(config.threads or cpu_count())
+    return _Run(config).go()
+
+
+class _Run:
+    def __init__(self, config: TrainConfig) -> None:
+        self.say = print
+        resumed = checkpoint.load(config.resume, prefer="last") if config.resume else None
+        source, config = sources.find(config, lambda text: print(text, flush=True))
+        self.config, self.source = config, source
+        self.folder = config.run_dir
+        start = checkpoint.load(config.init_from) if config.init_from else None
+        loaded = resumed or start
+        self.vocab: Vocabulary = loaded.vocab if loaded else sources.vocabulary(source, config)
+        self.spec: PreprocessSpec = (
+            PreprocessSpec.from_dict(resumed.preprocess) if resumed else sources.preprocess_spec(config)
+        )
+        self.model = build_model(config, len(self.vocab))
+        if loaded:
+            expected = {name: t.shape for name, t in self.model.named_parameters().items()}
+            checkpoint.match(loaded.model, expected, loaded.folder)
+            self.model.load_arrays(loaded.model)
+        if not resumed:
+            self._new_folder(config)
+        self.position = Position()
+        self.loaders = sources.loaders(source, self.vocab, self.spec, config, self.folder)
+        self.trainer = Trainer(self.model, config, self.spec, len(self.loaders.train))
+        if resumed:
+            if resumed.optimizer is None:
+                raise ConfigError(
+                    f"resume: {resumed.folder} was saved without the optimiser's state; take its weights with --init-from"
+                )
+            self.trainer.load_state(resumed.state["trainer"], resumed.optimizer)
+            self.position = replace(Position(**resumed.state["position"]), done=False)
+        self.log = Log(self.folder / "log.jsonl", self.trainer.step_number if resumed else None)
+        if not resumed:
+            run_folder.append_lines(self.folder / "skipped.jsonl", source.problems)
+            self.vocab.save(self.folder / "vocab.json")
+        configuration.save(config, self.folder / "config.yaml")
+        self.captioner = Captioner(self.model, self.vocab, self.spec, config)
+        self.scores: dict[str, float] = {}
+        self.signal: int | None = None
+
+    def _new_folder(self, config: TrainConfig) -> None:
+        for given in (config.init_from, config.data):
+            if given and self.folder.resolve() in (given.resolve(), *given.resolve().parents):
+                raise ConfigError(f"out_dir: {self.folder} holds {given}, which this run reads; give another --out-dir")
+        aside = run_folder.make_room(self.folder)
+        if aside:
+            self.say(f"{self.folder} held an earlier run; it is now {aside} (continue it with --resume {aside})")
+
+    # the loop -----------------------------------------------------------------------------------------------------
+
+    def go(self) -> RunResult:
+        self._announce()
+        config, position, steps = self.config, self.position, len(self.loaders.train)
+        total = config.epochs * steps
+        total = min(total, config.max_steps) if config.max_steps else total
+        try:
+            with self._signals(), Display(total, self.trainer.step_number) as self.display:
+                self.say = self.display.say
+                while position.epoch < config.epochs and not self._at_limit():
+                    if position.batch < steps:
+                        self._train_epoch()
+                    if position.batch >= steps:
+                        self._end_epoch()
+                if not self.scores and self._at_limit() and position.batch:  # stopped inside an epoch, by max_steps
+                    self._validate(position.epoch)
+                    self._save("last")
+                position.done = True
+                truth = self._describe_held_out()
+        finally:
+            self.log.close()
+            self.loaders.close()
+        return RunResult(self.folder, self.trainer.step_number, self.scores, truth)
+
+    def _at_limit(self) -> bool:
+        return bool(self.config.max_steps) and self.trainer.step_number >= self.config.max_steps
+
+    def _train_epoch(self) -> None:
+        config, position = self.config, self.position
+        joint = self.trainer.begin_epoch(position.epoch)
+        if position.batch == 0 and not config.freeze_cnn and config.finetune_cnn_after:
+            self.say(f"epoch {position.epoch + 1}: the CNN {'learns too' if joint else 'is frozen'}")
+        batches = self.loaders.train.epoch(position.epoch, position.batch)
+        started, images = time.monotonic(), 0
+        try:
+            for batch in batches:
+                result = self._step(batch)
+                images += result.images
+                position.batch = batch.index + 1
+                rate = images / (time.monotonic() - started)
+                self.display.step(position.epoch + 1, self.trainer.step_number, result.loss, rate)
+                if self.trainer.step_number % config.log_every == 0:
+                    self._log_step(result, rate)
+                self._stop_if_asked()
+                if config.save_checkpoint_every and self.trainer.step_number % config.save_checkpoint_every == 0:
+                    self._save("last")
+                if self._at_limit():
+                    return
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+        position.batch = len(self.loaders.train)  # the last batches may have held no readable image
+
+    def _step(self, batch: Batch) -> StepResult:
+        try:
+            return self.trainer.step(batch)
+        except Diverged as error:
+            last = self.folder / "last"
+            good = (
+                f"the last good checkpoint is {last}"
+                if (last / "state.json").exists()
+                else "no checkpoint was saved yet"
+            )
+            raise Diverged(f"{error}; {good}; lower --learning-rate or set --grad-clip") from error
+
+    def _end_epoch(self) -> None:
+        position = self.position
+        if (position.epoch + 1) % self.config.val_every == 0 or position.epoch + 1 == self.config.epochs:
+            self._validate(position.epoch)
+        position.epoch, position.batch = position.epoch + 1, 0
+        self._save("last")
+        self._stop_if_asked()
+
+    def _validate(self, epoch: int) -> None:
+        config = self.config
+        loss = self.trainer.loss(self._watched(self.loaders.val.epoch(0)))
+        results: dict[Any, str] = {}
+        references: dict[Any, list[str]] = {}
+        samples: list[Sample] = []
+        for batch in self._watched(self.loaders.val.epoch(0)):
+            captions = self.captioner.caption_batch(
+                batch.images, batch.crops, beam_size=config.beam_size, length_penalty=config.length_penalty
+            )
+            for i, (example, beams) in enumerate(zip(batch.examples, captions, strict=True)):
+                results[example.image_id] = beams[0][0]
+                references[example.image_id] = list(example.captions)
+                if len(samples) < _SAMPLES:
+                    samples.append(self._sample(batch, i, *beams[0]))
+        variety = metrics.distinct_ratio(results.values())
+        self.scores = {"val_loss": loss, **metrics.score(results, references), "distinct": variety}
+        self.log.write(kind="val", step=self.trainer.step_number, epoch=epoch + 1, **self.scores)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
+        self.say(f"epoch {epoch + 1}: {shown}")
+        if variety < _LOW_VARIETY and len(results) >= 20:
+            self.say(
+                f"warning: only {len(set(results.values()))} different captions for {len(results)} images. Early in training "
+                "that is usual; later it means that the model does not see the images (learning rate, frozen CNN, preprocessing)."
+            )
+        self._write_samples(samples)
+        self.trainer.schedule.observe(loss)
+        score = self.scores[config.save_best_on] * (1 if config.save_best_on == "val_loss" else -1)
+        if self.position.best is None or score < self.position.best:
+            self.position.best = score
+            self._save("best")
+
+    def _describe_held_out(self) -> float | None:
+        """Beam-searched captions of the held-out images by the best checkpoint; for the demo set, how many are true."""
+        best = checkpoint.find(self.folder)
+        self.say(f"captions of held-out images, by {best}, beam {max(self.config.beam_size, 3)}:")
+        captioner = Captioner.load(best)
+        rows, samples, verdicts = [], [], []
+        for batch in self._watched(self.loaders.val.epoch(0)):
+            captions = captioner.caption_batch(
+                batch.images,
+                batch.crops,
+                beam_size=max(self.config.beam_size, 3),
+                length_penalty=self.config.length_penalty,
+            )
+            for i, (example, beams) in enumerate(zip(batch.examples, captions, strict=True)):
+                text, logprob = beams[0]
+                row = {
+                    "image_id": example.image_id,
+                    "file_name": example.file_name,
+                    "caption": text,
+                    "logprob": logprob,
+                }
+                row["beams"] = [{"caption": t, "logprob": p} for t, p in beams]
+                verdict = ""
+                if self.source.scenes is not None:
+                    row["true"] = is_true(text, self.source.scenes[int(example.image_id)])
+                    verdicts.append(row["true"])
+                    verdict = str(row["true"]).lower()
+                rows.append(row)
+                if len(samples) < _SAMPLES:
+                    samples.append(self._sample(batch, i, text, logprob, verdict))
+                    if len(samples) <= 8:
+                        self.say(f"  {example.file_name}: {text}{f'  [{verdict}]' if verdict else ''}")
+        run_folder.write_lines(self.folder / "captions.jsonl", rows)
+        self._write_samples(samples)
+        self.say(
+            f"{len(rows)} captions: {self.folder / 'captions.jsonl'}; a page to look at: {self.folder / 'samples.html'}"
+        )
+        if not verdicts:
+            return None
+        self.say(
+            f"held-out captions that are true: {100 * np.mean(verdicts):.1f} % ({sum(verdicts)} of {len(verdicts)})"
+        )
+        return float(np.mean(verdicts))
+
+    # what is kept ---------------------------------------------------------------------------------------------------
+
+    def _save(self, name: str) -> None:
+        position = self.position
+        state = {
+            "trainer": self.trainer.state(),
+            "position": {
+                "epoch": position.epoch,
+                "batch": position.batch,
+                "best": position.best,
+                "done": position.done,
+            },
+            "scores": self.scores,
+            "pycap": __version__,
+        }
+        checkpoint.save(
+            self.folder / name,
+            model=self.model.state_arrays(),
+            optimizer=self.trainer.optimizer.state_arrays() if name == "last" else None,
+            state=state,
+            vocab=self.vocab,
+            config=self.config,
+            preprocess=self.spec.to_dict(),
+        )
+
+    def _log_step(self, result: StepResult, rate: float) -> None:
+        self.log.write(
+            kind="train",
+            step=self.trainer.step_number,
+            epoch=self.position.epoch + 1,
+            loss=result.loss,
+            tokens=result.tokens,
+            lr=result.lr,
+            norms=result.norms,
+            images_per_s=rate,
+        )
+
+    def _sample(self, batch: Batch, i: int, text: str, logprob: float, verdict: str = "") -> Sample:
+        top, left, _ = batch.crops[i]
+        pixels = batch.images[i][top : top + self.spec.crop, left : left + self.spec.crop]
+        return Sample(batch.file_names[i], pixels, text, logprob, batch.examples[i].captions, verdict)
+
+    def _write_samples(self, samples: list[Sample]) -> None:
+        title = f"{self.config.stage}: step {self.trainer.step_number}"
+        intro = "  ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
+        run_folder.write_samples(self.folder / "samples.html", title, intro, samples)
+
+    def _announce(self) -> None:
+        source, loader = self.source, self.loaders.train
+        lines = [
+            f"{len(source.train)} images to train on, {len(source.val)} to validate, from {source.folder}; "
+            f"{len(self.vocab)} words; {len(loader)} steps an epoch",
+            f"{self.config.model} on {self.config.cnn}: {self.model.parameter_count():,} parameters; run folder {self.folder}",
+        ]
+        if source.problems:
+            lines.append(
+                f"{len(source.problems)} entries of the data set cannot be used: {self.folder / 'skipped.jsonl'}"
+            )
+        for line in lines:
+            self.say(line)
+
+    # signals --------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM asks the loop to save and stop; the second stops at once."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            self.signal = number
+
+        try:
+            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: the program around us handles signals
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop_if_asked(self) -> None:
+        if self.signal is None:
+            return
+        self._save("last")
+        raise Stopped(self.signal, f"stopped at step {self.trainer.step_number}; continue with --resume {self.folder}")
+
+    def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, unless a signal came."""
+        try:
+            for batch in batches:
+                self._stop_if_asked()
+                yield batch
+        finally:
+            batches.close()  # type: ignore[attr-defined]

@@ -1,0 +1,122 @@
+"""A stage's images and captions, or the demo set where there are none; the vocabulary and the loaders over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pycap.config import TrainConfig, with_recipe
+from pycap.data import DataError, Example, Problem, demo, load_split
+from pycap.data.images import PreprocessSpec
+from pycap.data.loader import Loader
+from pycap.data.store import ImageStore
+from pycap.data.vocab import Vocabulary
+
+#: Where a stage's data is looked for when --data is not given.
+DATA_FOLDER = Path("data")
+_CACHE_BYTES = 1 << 30
+
+NO_DATA = """\
+No COCO data in {folder}, so this run trains on the demo set: drawn scenes with captions, whose truth can be checked.
+To train on COCO, unpack annotations_trainval2017.zip, train2017.zip and val2017.zip from cocodataset.org so that
+{folder}/annotations/captions_train2017.json, {folder}/train2017/ and {folder}/val2017/ exist, or give the folder with
+--data DIR. The demo set lies in {demo}; the options of recipes/demo.yaml apply (those you gave go first)."""
+
+
+@dataclass
+class Source:
+    """Examples to train on and to validate on, and what was wrong with the others. `scenes`: the demo set's truth."""
+
+    folder: Path
+    train: list[Example]
+    val: list[Example]
+    problems: list[Problem]
+    scenes: dict[int, Any] | None = None
+
+
+@dataclass
+class Loaders:
+    train: Loader
+    val: Loader
+    stores: list[ImageStore] = field(default_factory=list)
+
+    def close(self) -> None:
+        for store in self.stores:
+            store.close()
+
+
+def find(config: TrainConfig, say: Any) -> tuple[Source, TrainConfig]:
+    """The stage's data, and the config, changed by recipes/demo.yaml where the demo set stands in.
+
+    say: called with a paragraph for the person at the terminal. Raises DataError where --data was given and is not usable.
+    """
+    folder = config.data or DATA_FOLDER / config.stage
+    if config.stage == "coco" and config.data is None and not folder.exists():
+        place = DATA_FOLDER / "demo"
+        say(NO_DATA.format(folder=folder, demo=place))
+        config = with_recipe(config, "demo")
+        return _demo(place, config), config
+    if config.data is None and not folder.exists():
+        raise DataError(
+            f"stage {config.stage}: no data in {folder.absolute()}; put the data set there or give its folder with --data DIR"
+        )
+    if (folder / demo.MANIFEST).is_file():
+        return _read_demo(folder, config), config
+    return _read(folder, config), config
+
+
+def _read(folder: Path, config: TrainConfig) -> Source:
+    train, problems = load_split(config.stage, folder, "train")
+    val, more = load_split(config.stage, folder, "val")
+    return Source(folder, train, val, problems + more)
+
+
+def _demo(folder: Path, config: TrainConfig) -> Source:
+    demo.generate(folder, train=config.demo_train, val=config.demo_val, seed=0, size=config.resize_to)
+    return _read_demo(folder, config)
+
+
+def _read_demo(folder: Path, config: TrainConfig) -> Source:
+    source = _read(folder, config)
+    source.scenes = demo.load_scenes(folder, "val")
+    return source
+
+
+def vocabulary(source: Source, config: TrainConfig) -> Vocabulary:
+    """Built from the training captions."""
+    return Vocabulary.build((c for e in source.train for c in e.captions), config.word_count_threshold)
+
+
+def preprocess_spec(config: TrainConfig) -> PreprocessSpec:
+    """Resize and crop as the config says; pixels normalised by ImageNet's mean and deviation of each channel."""
+    return PreprocessSpec(
+        resize=config.resize_to, crop=config.image_size, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)
+    )
+
+
+def loaders(source: Source, vocab: Vocabulary, spec: PreprocessSpec, config: TrainConfig, run: Path) -> Loaders:
+    """Loaders over both splits. A store is used where config.store says so; `auto`: where the images do not fit in memory."""
+    size = spec.resize * spec.resize * 3
+    store: ImageStore | None = None
+    if config.store == "auto":
+        if (len(source.train) + len(source.val)) * size > _CACHE_BYTES:
+            store = ImageStore(run / "images.h5", spec.resize)
+    elif config.store != "none":
+        store = ImageStore(Path(config.store), spec.resize)
+    val = source.val if config.val_images_use < 0 else source.val[: config.val_images_use]
+    common: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "seq_per_img": config.seq_per_img,
+        "max_length": config.max_length,
+        "seed": config.seed,
+        "workers": config.workers,
+        "store": store,
+        "cache_bytes": _CACHE_BYTES // 2,
+        "skipped_path": run / "skipped.jsonl",
+    }
+    return Loaders(
+        Loader(source.train, vocab, spec, train=True, flip=config.flip, **common),
+        Loader(val, vocab, spec, train=False, flip=False, **common),
+        [store] if store else [],
+    )

@@ -1,0 +1,170 @@
+"""One training step and the validation loss: model, parameter groups, schedule, micro-batches, freezing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pycap import ops, optim
+from pycap.autograd import no_grad
+from pycap.config import TrainConfig
+from pycap.data.images import PreprocessSpec
+from pycap.data.loader import Batch
+from pycap.data.vocab import PAD
+from pycap.models.nic import NIC
+from pycap.nn.layers import place_dropout
+
+
+class Diverged(FloatingPointError):
+    """The loss or a gradient is not a finite number; the weights are those from before the step."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """loss: nats a token, before the update. norms: gradient norm of each group, before clipping. lr: of the language model."""
+
+    loss: float
+    tokens: int
+    images: int
+    norms: dict[str, float]
+    lr: float
+
+
+class Trainer:
+    """Trains `model` as `config` says. `step_number` counts the updates made; `steps_per_epoch` scales the schedules."""
+
+    def __init__(self, model: NIC, config: TrainConfig, spec: PreprocessSpec, steps_per_epoch: int) -> None:
+        self.model, self.config, self.spec = model, config, spec
+        self.step_number = 0
+        self.optimizer = _optimizer(model, config)
+        total = config.epochs * steps_per_epoch
+        self.schedule = optim.make_schedule(
+            config.lr_schedule,
+            total_steps=min(total, config.max_steps) if config.max_steps else total,
+            warmup_steps=config.warmup_steps,
+            min_lr=config.min_learning_rate,
+            decay_start=config.lr_decay_start * steps_per_epoch,
+            decay_every=config.lr_decay_every * steps_per_epoch,
+            decay_rate=config.lr_decay_rate,
+            patience=config.plateau_patience,
+        )
+
+    def begin_epoch(self, epoch: int) -> bool:
+        """Freeze the CNN or let it learn, as the config has it for this epoch (from 0); returns whether it learns."""
+        joint = not self.config.freeze_cnn and epoch >= self.config.finetune_cnn_after
+        self.model.train(True)
+        self.model.cnn.freeze(not joint)
+        self.model.cnn.train(joint)  # a frozen CNN gives the same features every time: no dropout in it
+        return joint
+
+    def step(self, batch: Batch) -> StepResult:
+        """Update the weights on one batch, whole or in micro-batches of the same gradient.
+
+        Raises Diverged, with the files of the batch, where the loss or a gradient is not finite: nothing has changed then.
+        """
+        images = len(batch.images)
+        per_image = batch.tokens.shape[1] // images
+        tokens = int(np.count_nonzero(batch.tokens[1:] != PAD))
+        seed = int(np.random.SeedSequence([self.config.seed, 0xD20, self.step_number]).generate_state(1, np.uint64)[0])
+        size = self.config.micro_batch or images
+        loss = 0.0
+        for first in range(0, images, size):
+            count = min(size, images - first)
+            place_dropout(self.model, seed, first, count, images)
+            part = slice(first, first + count)
+            columns = slice(first * per_image, (first + count) * per_image)
+            result = self.model.loss(self._normalised(batch, part), batch.tokens[:, columns], normalizer=tokens)
+            loss += result.item()
+            if math.isfinite(loss):
+                result.backward()
+            del result  # the graph, where backward did not use it up
+        if not math.isfinite(loss):
+            self._forget_gradients()
+            raise Diverged(_report(f"the loss is {loss}", self.step_number + 1, batch))
+        self.optimizer.set_lr(self.schedule, self.step_number)
+        rate = self.optimizer.groups[-1].lr
+        try:
+            norms = self.optimizer.step()
+        except optim.NonFiniteGradient as error:
+            self._forget_gradients()
+            raise Diverged(_report(str(error), self.step_number + 1, batch)) from error
+        self.step_number += 1
+        return StepResult(loss, tokens, images, norms, rate)
+
+    def loss(self, batches: Iterable[Batch]) -> float:
+        """Mean cross-entropy a token in nats over all captions of `batches`, without dropout (END counts)."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.train(False)
+        total, count = 0.0, 0
+        with no_grad():
+            for batch in batches:
+                tokens = int(np.count_nonzero(batch.tokens[1:] != PAD))
+                everything = slice(0, len(batch.images))
+                total += self.model.loss(self._normalised(batch, everything), batch.tokens).item() * tokens
+                count += tokens
+        for module, mode in modes:
+            module.training = mode
+        return total / max(count, 1)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides weights and the optimiser's arrays; plain JSON values."""
+        return {"step": self.step_number, "schedule": self.schedule.state()}
+
+    def load_state(self, state: dict[str, Any], optimizer_arrays: dict[str, Any]) -> None:
+        self.step_number = int(state["step"])
+        self.schedule.load_state(state["schedule"])
+        self.optimizer.load_state_arrays(optimizer_arrays)
+
+    def _normalised(self, batch: Batch, part: slice) -> Any:
+        return ops.preprocess(batch.images[part], batch.crops[part], self.spec.crop, self.spec.mean, self.spec.std)
+
+    def _forget_gradients(self) -> None:
+        for parameter in self.model.named_parameters().values():
+            parameter.fresh = False
+
+
+def _report(what: str, step: int, batch: Batch) -> str:
+    names = ", ".join(batch.file_names[:8]) + (
+        f" and {len(batch.file_names) - 8} more" if len(batch.file_names) > 8 else ""
+    )
+    return f"step {step} (epoch {batch.epoch + 1}, batch {batch.index + 1}): {what}; images of this batch: {names}"
+
+
+def _optimizer(model: NIC, config: TrainConfig) -> optim.Optimizer | optim.Combined:
+    """One update rule over the groups `cnn` and `lm`, or two where the CNN has its own."""
+    parameters = model.named_parameters()
+    cnn = {n: t for n, t in parameters.items() if n.startswith("cnn.")}
+    rest = {n: t for n, t in parameters.items() if n not in cnn}
+
+    def either(own: Any, shared: Any) -> Any:
+        return shared if own is None else own
+
+    groups = [
+        optim.ParamGroup(
+            "cnn",
+            cnn,
+            either(config.cnn_learning_rate, config.learning_rate),
+            either(config.cnn_weight_decay, config.weight_decay),
+            either(config.cnn_grad_clip, config.grad_clip),
+            config.grad_clip_mode,
+        ),
+        optim.ParamGroup(
+            "lm", rest, config.learning_rate, config.weight_decay, config.grad_clip, config.grad_clip_mode
+        ),
+    ]
+    rule = either(config.cnn_optimizer, config.optimizer)
+    if rule == config.optimizer:
+        return _rule(rule, groups, config)
+    return optim.Combined([_rule(rule, groups[:1], config), _rule(config.optimizer, groups[1:], config)])
+
+
+def _rule(name: str, groups: list[optim.ParamGroup], config: TrainConfig) -> optim.Optimizer:
+    if name == "adam":
+        return optim.Adam(groups, config.beta1, config.beta2, config.epsilon)
+    if name == "rmsprop":
+        return optim.RMSprop(groups, config.alpha, config.epsilon)
+    return optim.SGD(groups, config.momentum)
