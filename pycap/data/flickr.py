@@ -49,12 +49,15 @@ def _token_lines(text: str) -> Iterator[tuple[int, str | None, str]]:
 
 
 def _csv_lines(text: str) -> Iterator[tuple[int, str | None, str]]:
-    """Kaggle's Flickr8k, `image,caption` with a header -> as `_token_lines`."""
+    """Kaggle's copies, `image,caption` or `image_name,comment_number,comment`, by their header -> as `_token_lines`."""
     rows = csv.reader(io.StringIO(text))
+    columns = 2
     for row in rows:
-        if not row or [cell.strip().lower() for cell in row] == ["image", "caption"]:
-            continue
-        yield (rows.line_num, row[0].strip(), row[1]) if len(row) == 2 else (rows.line_num, None, ",".join(row))
+        if rows.line_num == 1 and row and row[0].strip().lower() in ("image", "image_name"):
+            columns = len(row)
+        elif row:
+            whole = len(row) == columns
+            yield (rows.line_num, row[0].strip(), row[-1]) if whole else (rows.line_num, None, ",".join(row))
 
 
 def _pipe_lines(text: str) -> Iterator[tuple[int, str | None, str]]:

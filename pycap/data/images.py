@@ -7,11 +7,12 @@ import math
 import os
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,10 @@ from pycap.data.layout import IMAGE_SUFFIXES
 
 # Formats whose decoders only decode; Pillow's EPS reader, for one, would start Ghostscript.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 80_000_000  # below the limit at which Pillow warns
 JPEG_QUALITY = 95
+# What Pillow's decoders raise on bytes that are not what they should be.
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error)
 _ORIENTATION = 0x0112
 # EXIF orientation -> what brings the picture upright.
 _UPRIGHT = {
@@ -37,6 +40,7 @@ _UPRIGHT = {
 }
 
 Pixels = NDArray[np.uint8]
+T = TypeVar("T")
 
 
 class ImageError(DataError):
@@ -123,7 +127,7 @@ def _orientation(image: Image.Image) -> int:
     """
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except (SyntaxError, struct.error, ValueError, TypeError, KeyError, IndexError, OSError):
+    except _DECODER_ERRORS:
         return 1
     return value if value in _UPRIGHT else 1
 
@@ -173,18 +177,10 @@ def decode_image(source: str | os.PathLike[str] | bytes, size: int, name: str | 
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(label, f"too many pixels ({error}); shrink the image first") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        IndexError,
-        KeyError,
-        EOFError,
-        struct.error,
-        MemoryError,
-    ) as error:
-        raise ImageError(label, f"corrupt or cut short ({error or type(error).__name__})") from error
+    except _DECODER_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's error, not the decoder's
+            raise ImageError(label, f"cannot be read ({error.strerror})") from error
+        raise ImageError(label, f"corrupt or cut short ({str(error) or type(error).__name__})") from error
     if orientation != 1:
         small = small.transpose(_UPRIGHT[orientation])
     return np.asarray(small, dtype=np.uint8)
@@ -252,11 +248,11 @@ def iterate_images(
         raise DataError(f"batch size {batch_size}: must be 1 or more")
     every = [Path(p) for p in paths]
     chunks = (every[i : i + batch_size] for i in range(0, len(every), batch_size))
-    yield from run_ahead((lambda c=chunk: _read_batch(c, spec.resize) for chunk in chunks), workers, ahead=workers + 1)
+    yield from run_ahead((partial(_read_batch, chunk, spec.resize) for chunk in chunks), workers, workers + 1)
 
 
-def run_ahead(tasks: Iterator[Any], workers: int, ahead: int) -> Iterator[Any]:
-    """Results of `tasks` (callables) in order, with at most `ahead` of them running or waiting in `workers` threads.
+def run_ahead(tasks: Iterator[Callable[[], T]], workers: int, ahead: int) -> Generator[T, None, None]:
+    """Results of `tasks` in order, with at most `ahead` of them running or waiting in `workers` threads.
 
     The threads start at the first `next` and have ended when the iterator is exhausted, closed, or left by an
     exception. workers = 0 runs each task in the caller's thread when its result is asked for.
@@ -266,7 +262,7 @@ def run_ahead(tasks: Iterator[Any], workers: int, ahead: int) -> Iterator[Any]:
             yield task()
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="pycap-data")
-    waiting: deque[Future[Any]] = deque()
+    waiting: deque[Future[T]] = deque()
     try:
         for task in tasks:
             waiting.append(pool.submit(task))

@@ -59,6 +59,8 @@ def load(root: Path, split: str, file: Path) -> tuple[list[Example], list[Proble
                 raise DataError(
                     f'{file}: not Karpathy\'s JSON: {where} lacks "{key}"; fetch caption_datasets.zip again'
                 )
+        if not isinstance(image["filename"], str) or not isinstance(image["sentences"], list):
+            raise DataError(f'{file}: not Karpathy\'s JSON: {where} needs a "filename" (text) and "sentences" (a list)')
         found.add(str(image["split"]))
         if image["split"] not in SPLIT_NAMES[split]:
             continue

@@ -29,6 +29,10 @@ INDEX_DTYPE = np.dtype([("key", "u1", 16), ("offset", "<u8"), ("length", "<u4"),
 
 log = logging.getLogger(__name__)
 
+# Two objects on one file would each append at their own idea of its end; HDF5's lock keeps out other processes only.
+_open_paths: set[str] = set()
+_open_lock = threading.Lock()
+
 
 class _Corrupt(Exception):
     """The file is not a whole store; the message says why."""
@@ -53,56 +57,66 @@ class ImageStore:
         self._pending: dict[bytes, bytes] = {}
         self._pending_bytes = 0
         self._end = 0
-        try:
-            self._file = self._open()
-        except _Corrupt as error:
-            self._note(f"{self.path}: the image store was corrupt ({error}); it is made anew")
-            os.unlink(self.path)
-            self._file = self._open()
+        self._real = os.path.realpath(self.path)
+        with _open_lock:
+            if self._real in _open_paths:
+                raise DataError(f"{self.path}: this process has the image store open already; share that object")
+            try:
+                self._file = self._open()
+            except _Corrupt as error:
+                # Renamed, not deleted: what was named may have been something else than a store.
+                aside = self.path.with_name(self.path.name + ".corrupt")
+                os.replace(self.path, aside)
+                self._note(f"{self.path}: the image store is corrupt ({error}); renamed to {aside.name}, made anew")
+                self._file = self._open()
+            _open_paths.add(self._real)
 
     def _note(self, message: str) -> None:
         self.report.append(message)
         log.warning(message)
 
     def _open(self) -> h5py.File:
-        fresh = not self.path.exists()
+        if not self.path.exists():
+            self._create()
         try:
             # No chunk cache: a random read of a few kB must not fetch its whole chunk, and writes must reach the file.
-            file = h5py.File(self.path, "w-" if fresh else "r+", rdcc_nbytes=0)
-        except (BlockingIOError, PermissionError, FileNotFoundError, IsADirectoryError) as error:
+            file = h5py.File(self.path, "r+", rdcc_nbytes=0)
+        except (BlockingIOError, PermissionError, IsADirectoryError) as error:
             why = "another process holds it open" if isinstance(error, BlockingIOError) else str(error)
-            raise DataError(
-                f"{self.path}: cannot open the image store ({why}); wait for it, or name another file"
-            ) from error
+            raise DataError(f"{self.path}: cannot open the image store ({why}); name another file") from error
         except OSError as error:
-            if fresh:
-                raise DataError(f"{self.path}: cannot make the image store ({error}); name another file") from error
             raise _Corrupt(str(error)) from error
         try:
-            self._create(file) if fresh else self._check(file)
+            self._check(file)
         except BaseException:
             file.close()
             raise
         return file
 
-    def _create(self, file: h5py.File) -> None:
-        file.attrs.update(format=FORMAT, version=VERSION, size=self.size, quality=JPEG_QUALITY)
-        file.create_dataset("data", (0,), np.uint8, maxshape=(None,), chunks=(1 << 18,))
-        file.create_dataset("index", (0,), INDEX_DTYPE, maxshape=(None,), chunks=(1 << 10,))
-        file.flush()
+    def _create(self) -> None:
+        """Make an empty store under a temporary name and rename it, so that no half-made store is ever found."""
+        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        try:
+            with h5py.File(temporary, "w") as file:
+                file.attrs.update(format=FORMAT, version=VERSION, size=self.size, quality=JPEG_QUALITY)
+                file.create_dataset("data", (0,), np.uint8, maxshape=(None,), chunks=(1 << 18,))
+                file.create_dataset("index", (0,), INDEX_DTYPE, maxshape=(None,), chunks=(1 << 10,))
+            os.replace(temporary, self.path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise DataError(f"{self.path}: cannot make the image store ({error}); name another file") from error
 
     def _check(self, file: h5py.File) -> None:
         """Read the index. _Corrupt when the file is not a whole store, DataError when it is a store of another size."""
+        if file.attrs.get("format") != FORMAT:
+            raise DataError(f"{self.path}: an HDF5 file, but not a pycap image store; name another file")
         try:
-            attributes = {name: file.attrs[name] for name in ("format", "version", "size", "quality")}
+            found = tuple(int(file.attrs[name]) for name in ("version", "size", "quality"))
             data, index = file["data"], file["index"]
             rows = index[:]
             total = data.shape[0]
         except (KeyError, OSError, RuntimeError, ValueError) as error:
             raise _Corrupt(str(error)) from error
-        if attributes["format"] != FORMAT:
-            raise DataError(f"{self.path}: an HDF5 file, but not a pycap image store; name another file")
-        found = (int(attributes["version"]), int(attributes["size"]), int(attributes["quality"]))
         if found != (VERSION, self.size, JPEG_QUALITY):
             raise DataError(
                 f"{self.path}: the store holds version {found[0]}, {found[1]} px, quality {found[2]}; wanted are "
@@ -144,6 +158,8 @@ class ImageStore:
         if key is None:
             return None
         with self._lock:
+            if not self._file:
+                raise DataError(f"{self.path}: the image store is closed")
             if key in self._pending:
                 return self._pending[key]
             if key not in self._index:
@@ -169,6 +185,8 @@ class ImageStore:
         if key is None:
             return
         with self._lock:
+            if not self._file:
+                raise DataError(f"{self.path}: the image store is closed")
             if not self.writable or key in self._index or key in self._pending:
                 return
             self._pending[key] = jpeg
@@ -213,8 +231,12 @@ class ImageStore:
         """Write what is pending and close the file. A second call does nothing."""
         with self._lock:
             if self._file:
-                self._flush()
-                self._file.close()
+                try:
+                    self._flush()
+                finally:
+                    self._file.close()
+                    with _open_lock:
+                        _open_paths.discard(self._real)
 
     def __enter__(self) -> ImageStore:
         return self
