@@ -29,6 +29,7 @@ MODEL, OPTIMIZER, STATE, VOCAB, CONFIG = (
     "vocab.json",
     "config.yaml",
 )
+_YAML_END = "...\n"  # YAML's end of document: shows that nothing was cut off
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -80,7 +81,7 @@ def save(
     save_id = f"{time.time_ns():x}-{os.getpid():x}"
     header = {"format": FORMAT, "version": VERSION, "save_id": save_id}
     state_text = json.dumps({**header, "state": dict(state)}, indent=1, default=_plain)
-    config_text = configuration.to_yaml(config, {"preprocess": dict(preprocess)})
+    config_text = configuration.to_yaml(config, {"preprocess": dict(preprocess)}) + _YAML_END
     if folder.exists() and _standing(folder) is None and any(folder.iterdir()):
         raise CheckpointError(f"{folder}: holds other things than a checkpoint; give another --out-dir, or move it")
     try:
@@ -279,6 +280,10 @@ def _load(folder: Path) -> Checkpoint:
     model = _read_arrays(folder / MODEL, save_id)
     _require(folder / VOCAB)
     _require(folder / CONFIG)
+    if not (folder / CONFIG).read_bytes().rstrip().endswith(_YAML_END.strip().encode()):
+        raise CheckpointError(
+            f"{folder / CONFIG}: truncated (its last line is not {_YAML_END.strip()}); use another checkpoint"
+        )
     try:
         vocab = Vocabulary.load(folder / VOCAB)
         config = configuration.load(folder / CONFIG)
