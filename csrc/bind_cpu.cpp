@@ -1,0 +1,504 @@
+// pybind11 module pycap._cpu: binds the kernels and nothing else. Arguments are checked, the GIL is released.
+#include <omp.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+
+#include "bind_check.h"
+#include "pycap/kernels.h"
+
+extern "C" {
+void scipy_openblas_set_num_threads(int threads);
+const char* scipy_openblas_get_config(void);
+const char* scipy_openblas_get_corename(void);
+}
+
+namespace pycap {
+namespace {
+
+using Obj = py::handle;
+using py::literals::operator""_a;
+using Nogil = py::gil_scoped_release;
+
+const Kernels* k = nullptr;
+std::atomic<int> thread_count{1};
+
+void set_num_threads(int n) {
+  if (n < 1 || n > 1024)
+    throw py::value_error("set_num_threads: n must lie in 1..1024, got " + std::to_string(n));
+  thread_count = std::min(n, omp_get_thread_limit());
+}
+
+ConvShape conv_shape(const Args& a, const Shape& x, const Shape& w, int64_t stride,
+                     int64_t padding) {
+  if (x.size() != 4) a.bad_value("x must have 4 dimensions, got shape " + text(x));
+  if (w.size() != 4) a.bad_value("w must have 4 dimensions, got shape " + text(w));
+  if (x[3] != w[3])
+    a.bad_value("x " + text(x) + " and w " + text(w) + " disagree about the channels (last axes)");
+  if (stride < 1) a.bad_value("stride must be at least 1, got " + std::to_string(stride));
+  if (padding < 0) a.bad_value("padding must be at least 0, got " + std::to_string(padding));
+  const int64_t height = x[1] + 2 * padding - w[1], width = x[2] + 2 * padding - w[2];
+  if (height < 0 || width < 0)
+    a.bad_value("w " + text(w) + " is larger than the padded image of x " + text(x));
+  return {x[0],   x[1],    x[2],    x[3], w[0], w[1], w[2], stride, padding, height / stride + 1,
+          width / stride + 1};
+}
+
+Shape output_shape(const ConvShape& s, bool pooled) {
+  return pooled ? Shape{s.N, s.P / 2, s.Q / 2, s.K} : Shape{s.N, s.P, s.Q, s.K};
+}
+
+Shape argmax_shape(const ConvShape& s) { return {s.N, s.P / 2, s.Q / 2, (s.K + 3) / 4}; }
+
+void conv2d_forward(Obj y, Obj x, Obj w, Obj b, int64_t stride, int64_t padding, bool relu,
+                    Obj ws) {
+  const Args a("conv2d_forward");
+  const ConvShape s = conv_shape(a, a.shape(x, "x", 4), a.shape(w, "w", 4), stride, padding);
+  const int threads = thread_count;
+  const float* px = a.data<float>(x, "x", {s.N, s.H, s.W, s.C});
+  const float* pw = a.data<float>(w, "w", {s.K, s.R, s.S, s.C});
+  const float* pb = a.optional<float>(b, "b", {s.K});
+  float* py = a.data<float>(y, "y", output_shape(s, false), kOut);
+  void* scratch = a.workspace(ws, k->conv2d->forward_workspace(s, false, threads));
+  Nogil nogil;
+  k->conv2d->forward(py, px, pw, pb, s, relu, scratch, threads);
+}
+
+void conv2d_pool_forward(Obj y, Obj argmax, Obj x, Obj w, Obj b, int64_t stride, int64_t padding,
+                         Obj ws) {
+  const Args a("conv2d_pool_forward");
+  const ConvShape s = conv_shape(a, a.shape(x, "x", 4), a.shape(w, "w", 4), stride, padding);
+  const int threads = thread_count;
+  const float* px = a.data<float>(x, "x", {s.N, s.H, s.W, s.C});
+  const float* pw = a.data<float>(w, "w", {s.K, s.R, s.S, s.C});
+  const float* pb = a.optional<float>(b, "b", {s.K});
+  float* py = a.data<float>(y, "y", output_shape(s, true), kOut);
+  uint8_t* pa = a.data<uint8_t>(argmax, "argmax", argmax_shape(s), kOut);
+  void* scratch = a.workspace(ws, k->conv2d->forward_workspace(s, true, threads));
+  Nogil nogil;
+  k->conv2d->pool_forward(py, pa, px, pw, pb, s, scratch, threads);
+}
+
+void conv2d_backward_data(Obj dx, Obj dy, Obj w, Obj y, Obj argmax, int64_t stride, int64_t padding,
+                          float beta, Obj ws) {
+  const Args a("conv2d_backward_data");
+  const ConvShape s = conv_shape(a, a.shape(dx, "dx", 4), a.shape(w, "w", 4), stride, padding);
+  const int threads = thread_count;
+  const bool pooled = !argmax.is_none();
+  float* pdx = a.data<float>(dx, "dx", {s.N, s.H, s.W, s.C}, kOut);
+  const float* pdy = a.data<float>(dy, "dy", output_shape(s, pooled));
+  const float* pw = a.data<float>(w, "w", {s.K, s.R, s.S, s.C});
+  const float* py = a.optional<float>(y, "y", output_shape(s, pooled));
+  const uint8_t* pa = a.optional<uint8_t>(argmax, "argmax", argmax_shape(s));
+  void* scratch = a.workspace(ws, k->conv2d->backward_data_workspace(s, py || pa, threads));
+  Nogil nogil;
+  k->conv2d->backward_data(pdx, pdy, pw, py, pa, s, beta, scratch, threads);
+}
+
+void conv2d_backward_weight(Obj dw, Obj db, Obj dy, Obj x, Obj y, Obj argmax,
+                            int64_t stride, int64_t padding, float beta_w, float beta_b, Obj ws) {
+  const Args a("conv2d_backward_weight");
+  const ConvShape s = conv_shape(a, a.shape(x, "x", 4), a.shape(dw, "dw", 4), stride, padding);
+  const int threads = thread_count;
+  const bool pooled = !argmax.is_none();
+  float* pdw = a.data<float>(dw, "dw", {s.K, s.R, s.S, s.C}, kOut);
+  float* pdb = a.optional<float>(db, "db", {s.K}, kOut);
+  const float* pdy = a.data<float>(dy, "dy", output_shape(s, pooled));
+  const float* px = a.data<float>(x, "x", {s.N, s.H, s.W, s.C});
+  const float* py = a.optional<float>(y, "y", output_shape(s, pooled));
+  const uint8_t* pa = a.optional<uint8_t>(argmax, "argmax", argmax_shape(s));
+  void* scratch = a.workspace(ws, k->conv2d->backward_weight_workspace(s, py || pa, threads));
+  Nogil nogil;
+  k->conv2d->backward_weight(pdw, pdb, pdy, px, py, pa, s, beta_w, beta_b, scratch, threads);
+}
+
+void maxpool_forward(Obj y, Obj argmax, Obj x) {
+  const Args a("maxpool_forward");
+  const Shape s = a.shape(x, "x", 4);
+  const float* px = a.data<float>(x, "x", s);
+  float* py = a.data<float>(y, "y", {s[0], s[1] / 2, s[2] / 2, s[3]}, kOut);
+  uint8_t* pa =
+      a.data<uint8_t>(argmax, "argmax", {s[0], s[1] / 2, s[2] / 2, (s[3] + 3) / 4}, kOut);
+  Nogil nogil;
+  k->pool->forward(py, pa, px, s[0], s[1], s[2], s[3], thread_count);
+}
+
+void maxpool_backward(Obj dx, Obj dy, Obj argmax, float beta) {
+  const Args a("maxpool_backward");
+  const Shape s = a.shape(dx, "dx", 4);
+  float* pdx = a.data<float>(dx, "dx", s, kOut);
+  const float* pdy = a.data<float>(dy, "dy", {s[0], s[1] / 2, s[2] / 2, s[3]});
+  const uint8_t* pa =
+      a.data<uint8_t>(argmax, "argmax", {s[0], s[1] / 2, s[2] / 2, (s[3] + 3) / 4});
+  Nogil nogil;
+  k->pool->backward(pdx, pdy, pa, s[0], s[1], s[2], s[3], beta, thread_count);
+}
+
+void linear_forward(Obj y, Obj x, Obj w, Obj b, bool relu) {
+  const Args a("linear_forward");
+  const int64_t M = a.shape(x, "x", 2)[0];
+  const Shape sw = a.shape(w, "w", 2);
+  const float* px = a.data<float>(x, "x", {M, sw[1]});
+  const float* pw = a.data<float>(w, "w", sw);
+  const float* pb = a.optional<float>(b, "b", {sw[0]});
+  float* py = a.data<float>(y, "y", {M, sw[0]}, kOut);
+  Nogil nogil;
+  k->linear->forward(py, px, pw, pb, M, sw[1], sw[0], relu, thread_count);
+}
+
+size_t linear_backward_workspace(int64_t M, int64_t I, int64_t O, bool masked) {
+  return k->linear->backward_workspace(M, I, O, masked, thread_count);
+}
+
+void linear_backward_data(Obj dx, Obj dy, Obj w, Obj y, float beta, Obj ws) {
+  const Args a("linear_backward_data");
+  const int64_t M = a.shape(dy, "dy", 2)[0];
+  const Shape sw = a.shape(w, "w", 2);
+  float* pdx = a.data<float>(dx, "dx", {M, sw[1]}, kOut);
+  const float* pdy = a.data<float>(dy, "dy", {M, sw[0]});
+  const float* pw = a.data<float>(w, "w", sw);
+  const float* py = a.optional<float>(y, "y", {M, sw[0]});
+  void* scratch = a.workspace(ws, linear_backward_workspace(M, sw[1], sw[0], py));
+  Nogil nogil;
+  k->linear->backward_data(pdx, pdy, pw, py, M, sw[1], sw[0], beta, scratch, thread_count);
+}
+
+void linear_backward_weight(Obj dw, Obj db, Obj dy, Obj x, Obj y, float beta_w, float beta_b,
+                            Obj ws) {
+  const Args a("linear_backward_weight");
+  const Shape sx = a.shape(x, "x", 2);
+  const int64_t M = sx[0], I = sx[1], O = a.shape(dy, "dy", 2)[1];
+  float* pdw = a.optional<float>(dw, "dw", {O, I}, kOut);
+  float* pdb = a.optional<float>(db, "db", {O}, kOut);
+  const float* pdy = a.data<float>(dy, "dy", {M, O});
+  const float* px = a.data<float>(x, "x", sx);
+  const float* py = a.optional<float>(y, "y", {M, O});
+  void* scratch = a.workspace(ws, linear_backward_workspace(M, I, O, py));
+  Nogil nogil;
+  k->linear->backward_weight(pdw, pdb, pdy, px, py, M, I, O, beta_w, beta_b, scratch,
+                             thread_count);
+}
+
+void dropout(Obj y, Obj x, double p, uint64_t seed, int64_t total, int64_t offset, float beta) {
+  const Args a("dropout");
+  const Shape s = a.shape(x, "x", 3);
+  if (!(p >= 0.0 && p <= 1.0)) a.bad_value("p must lie in 0..1, got " + std::to_string(p));
+  const float* px = a.data<float>(x, "x", s);
+  float* py = a.data<float>(y, "y", s, kOut);
+  Nogil nogil;
+  k->dropout->apply(py, px, s[0], s[1], s[2], p, seed, total, offset, beta, thread_count);
+}
+
+void embedding_forward(Obj y, Obj table, Obj ids) {
+  const Args a("embedding_forward");
+  const Shape s = a.shape(table, "table", 2);
+  const int64_t M = a.shape(ids, "ids", 1)[0];
+  const float* pt = a.data<float>(table, "table", s);
+  const int32_t* pi = a.data<int32_t>(ids, "ids", {M});
+  float* py = a.data<float>(y, "y", {M, s[1]}, kOut);
+  a.check_ids(pi, M, s[0], "ids");
+  Nogil nogil;
+  k->embedding->forward(py, pt, pi, M, s[1], thread_count);
+}
+
+void embedding_backward(Obj dtable, Obj dy, Obj ids, Obj stale, float beta) {
+  const Args a("embedding_backward");
+  const Shape s = a.shape(dtable, "dtable", 2);
+  const int64_t M = a.shape(ids, "ids", 1)[0];
+  const int64_t n_stale = stale.is_none() ? 0 : a.shape(stale, "stale", 1)[0];
+  float* pt = a.data<float>(dtable, "dtable", s, kOut);
+  const float* pd = a.data<float>(dy, "dy", {M, s[1]});
+  const int32_t* pi = a.data<int32_t>(ids, "ids", {M});
+  const int32_t* ps = a.optional<int32_t>(stale, "stale", {n_stale});
+  a.check_ids(pi, M, s[0], "ids");
+  a.check_ids(ps, n_stale, s[0], "stale");
+  Nogil nogil;
+  k->embedding->backward(pt, pd, pi, ps, M, s[0], s[1], n_stale, beta, thread_count);
+}
+
+size_t lstm_workspace(int64_t T, int64_t N, int64_t I, int64_t H, bool backward) {
+  const LstmShape s{T, N, I, H};
+  return backward ? k->lstm->backward_workspace(s, thread_count)
+                  : k->lstm->forward_workspace(s, thread_count);
+}
+
+void lstm_forward(Obj h, Obj c, Obj gates, Obj x, Obj h0, Obj c0, Obj w_x, Obj w_h, Obj b, Obj mask,
+                  Obj ws) {
+  const Args a("lstm_forward");
+  const Shape sx = a.shape(x, "x", 3);
+  const LstmShape s{sx[0], sx[1], sx[2], a.shape(w_h, "w_h", 2)[1]};
+  float* ph = a.data<float>(h, "h", {s.T, s.N, s.H}, kOut);
+  float* pc = a.data<float>(c, "c", {s.T, s.N, s.H}, kOut);
+  float* pg = a.data<float>(gates, "gates", {s.T, s.N, 4 * s.H}, kOut);
+  const float* px = a.data<float>(x, "x", sx);
+  const float* ph0 = a.optional<float>(h0, "h0", {s.N, s.H});
+  const float* pc0 = a.optional<float>(c0, "c0", {s.N, s.H});
+  const float* pwx = a.data<float>(w_x, "w_x", {4 * s.H, s.I});
+  const float* pwh = a.data<float>(w_h, "w_h", {4 * s.H, s.H});
+  const float* pb = a.data<float>(b, "b", {4 * s.H});
+  const uint8_t* pm = a.optional<uint8_t>(mask, "mask", {s.T, s.N});
+  void* scratch = a.workspace(ws, k->lstm->forward_workspace(s, thread_count));
+  Nogil nogil;
+  k->lstm->forward(ph, pc, pg, px, ph0, pc0, pwx, pwh, pb, pm, s, scratch, thread_count);
+}
+
+void lstm_backward(Obj dx, Obj dw_x, Obj dw_h, Obj db, Obj dh0, Obj dc0, Obj gates, Obj dh,
+                   Obj dc_n, Obj x, Obj h, Obj c, Obj h0, Obj c0, Obj w_x, Obj w_h, Obj mask,
+                   Obj betas, Obj ws) {
+  const Args a("lstm_backward");
+  const Shape sx = a.shape(x, "x", 3);
+  const LstmShape s{sx[0], sx[1], sx[2], a.shape(w_h, "w_h", 2)[1]};
+  const Shape state{s.N, s.H}, states{s.T, s.N, s.H};
+  float* pdx = a.optional<float>(dx, "dx", sx, kOut);
+  float* pdwx = a.optional<float>(dw_x, "dw_x", {4 * s.H, s.I}, kOut);
+  float* pdwh = a.optional<float>(dw_h, "dw_h", {4 * s.H, s.H}, kOut);
+  float* pdb = a.optional<float>(db, "db", {4 * s.H}, kOut);
+  float* pdh0 = a.optional<float>(dh0, "dh0", state, kOut);
+  float* pdc0 = a.optional<float>(dc0, "dc0", state, kOut);
+  float* pg = a.data<float>(gates, "gates", {s.T, s.N, 4 * s.H}, kOut);
+  const float* pdh = a.optional<float>(dh, "dh", states);
+  const float* pdcn = a.optional<float>(dc_n, "dc_n", state);
+  const float* px = a.data<float>(x, "x", sx);
+  // The last h meets no weight, so a single step needs none.
+  const float* ph = s.T <= 1 ? a.optional<float>(h, "h", states) : a.data<float>(h, "h", states);
+  const float* pc = a.data<float>(c, "c", states);
+  const float* ph0 = a.optional<float>(h0, "h0", state);
+  const float* pc0 = a.optional<float>(c0, "c0", state);
+  const float* pwx = a.data<float>(w_x, "w_x", {4 * s.H, s.I});
+  const float* pwh = a.data<float>(w_h, "w_h", {4 * s.H, s.H});
+  const uint8_t* pm = a.optional<uint8_t>(mask, "mask", {s.T, s.N});
+  const std::vector<float> beta = a.floats(betas, "betas", 6);
+  void* scratch = a.workspace(ws, k->lstm->backward_workspace(s, thread_count));
+  Nogil nogil;
+  k->lstm->backward(pdx, pdwx, pdwh, pdb, pdh0, pdc0, pg, pdh, pdcn, px, ph, pc, ph0, pc0, pwx, pwh,
+                    pm, beta.data(), s, scratch, thread_count);
+}
+
+void linear_xent_forward(Obj loss, Obj dlogits, Obj h, Obj w, Obj b, Obj targets) {
+  const Args a("linear_xent_forward");
+  const Shape sw = a.shape(w, "w", 2);
+  const int64_t M = a.shape(h, "h", 2)[0], V = sw[0], H = sw[1];
+  float* pl = a.data<float>(loss, "loss", {M}, kOut);
+  float* pd = a.data<float>(dlogits, "dlogits", {M, V}, kOut);
+  const float* ph = a.data<float>(h, "h", {M, H});
+  const float* pw = a.data<float>(w, "w", sw);
+  const float* pb = a.optional<float>(b, "b", {V});
+  const int32_t* pt = a.data<int32_t>(targets, "targets", {M});
+  a.check_ids(pt, M, V, "targets");
+  Nogil nogil;
+  k->softmax_xent->forward(pl, pd, ph, pw, pb, pt, M, H, V, thread_count);
+}
+
+void linear_xent_backward(Obj dh, Obj dw, Obj db, Obj dlogits, Obj h, Obj w, float scale,
+                          Obj betas) {
+  const Args a("linear_xent_backward");
+  const Shape sw = a.shape(w, "w", 2);
+  const int64_t M = a.shape(h, "h", 2)[0], V = sw[0], H = sw[1];
+  float* pdh = a.optional<float>(dh, "dh", {M, H}, kOut);
+  float* pdw = a.optional<float>(dw, "dw", {V, H}, kOut);
+  float* pdb = a.optional<float>(db, "db", {V}, kOut);
+  const float* pd = a.data<float>(dlogits, "dlogits", {M, V});
+  const float* ph = a.data<float>(h, "h", {M, H});
+  const float* pw = a.data<float>(w, "w", sw);
+  const std::vector<float> beta = a.floats(betas, "betas", 3);
+  Nogil nogil;
+  k->softmax_xent->backward(pdh, pdw, pdb, pd, ph, pw, scale, beta.data(), M, H, V, thread_count);
+}
+
+void log_softmax_topk(Obj values, Obj indices, Obj logits, const std::vector<int64_t>& suppress) {
+  const Args a("log_softmax_topk");
+  const Shape s = a.shape(logits, "logits", 2);
+  const int64_t n = a.shape(values, "values", 2)[1];
+  if (n > s[1])
+    a.bad_value("values asks for the best " + std::to_string(n) + " of " + std::to_string(s[1]));
+  for (int64_t id : suppress)
+    if (id < 0 || id >= s[1])
+      throw py::index_error("log_softmax_topk: suppress names " + std::to_string(id) +
+                            ", outside 0.." + std::to_string(s[1] - 1));
+  float* pv = a.data<float>(values, "values", {s[0], n}, kOut);
+  int32_t* pi = a.data<int32_t>(indices, "indices", {s[0], n}, kOut);
+  const float* pl = a.data<float>(logits, "logits", s);
+  Nogil nogil;
+  k->softmax_xent->log_softmax_topk(pv, pi, pl, suppress.data(),
+                                    static_cast<int64_t>(suppress.size()), s[0], s[1], n,
+                                    thread_count);
+}
+
+void preprocess(Obj y, Obj x, Obj crops, Obj scale, Obj shift) {
+  const Args a("preprocess");
+  const Shape sx = a.shape(x, "x", 4), sy = a.shape(y, "y", 4);
+  const int64_t N = sx[0], H = sx[1], W = sx[2], P = sy[1], Q = sy[2];
+  float* py = a.data<float>(y, "y", {N, P, Q, 3}, kOut);
+  const uint8_t* px = a.data<uint8_t>(x, "x", {N, H, W, 3});
+  const int32_t* pc = a.data<int32_t>(crops, "crops", {N, 3});
+  const float* scales = a.data<float>(scale, "scale", {3});
+  const float* shifts = a.data<float>(shift, "shift", {3});
+  for (int64_t n = 0; n < N; ++n) {
+    const int64_t top = pc[3 * n], left = pc[3 * n + 1];
+    if (top < 0 || left < 0 || top + P > H || left + Q > W)
+      a.bad_value("crops[" + std::to_string(n) + "] at (" + std::to_string(top) + ", " +
+                  std::to_string(left) + ") of " + std::to_string(P) + "x" + std::to_string(Q) +
+                  " leaves the image of " + std::to_string(H) + "x" + std::to_string(W));
+  }
+  Nogil nogil;
+  k->preprocess->apply(py, px, pc, scales, shifts, N, H, W, P, Q, thread_count);
+}
+
+// Lists of equally shaped arrays; an absent state list is None.
+std::vector<OptimTensor> tensors(const Args& a, const py::list& params, const py::list& grads,
+                                 const py::object& s0, const py::object& s1) {
+  const py::list none;
+  const py::list first = s0.is_none() ? none : py::list(s0), second = s1.is_none() ? none : py::list(s1);
+  if (grads.size() != params.size() || (!s0.is_none() && first.size() != params.size()) ||
+      (!s1.is_none() && second.size() != params.size()))
+    a.bad_value("the lists differ in length: " + std::to_string(params.size()) + " params, " +
+                std::to_string(grads.size()) + " grads");
+  std::vector<OptimTensor> out;
+  out.reserve(params.size());
+  for (size_t i = 0; i < params.size(); ++i) {
+    const py::array p = py::cast<py::array>(params[i]);
+    const Shape shape(p.shape(), p.shape() + p.ndim());
+    const std::string at = "[" + std::to_string(i) + "]";
+    out.push_back({a.data<float>(params[i], ("params" + at).c_str(), shape, kOut),
+                   a.data<float>(grads[i], ("grads" + at).c_str(), shape),
+                   s0.is_none() ? nullptr
+                                : a.data<float>(first[i], ("first states" + at).c_str(), shape, kOut),
+                   s1.is_none() ? nullptr
+                                : a.data<float>(second[i], ("second states" + at).c_str(), shape, kOut),
+                   static_cast<int64_t>(p.size())});
+  }
+  return out;
+}
+
+void sgd_step(const py::list& params, const py::list& grads, const py::list& momenta, double lr,
+              double momentum, double weight_decay, double grad_scale, double clip) {
+  const auto t = tensors(Args("sgd_step"), params, grads, momenta, py::none());
+  const OptimHyper hp{lr, momentum, 0.0, 0.0, weight_decay, grad_scale, clip, 1.0, 1.0};
+  Nogil nogil;
+  k->optim->sgd(t.data(), static_cast<int64_t>(t.size()), hp, thread_count);
+}
+
+void rmsprop_step(const py::list& params, const py::list& grads, const py::list& squares, double lr,
+                  double alpha, double eps, double weight_decay, double grad_scale, double clip) {
+  const auto t = tensors(Args("rmsprop_step"), params, grads, squares, py::none());
+  const OptimHyper hp{lr, alpha, 0.0, eps, weight_decay, grad_scale, clip, 1.0, 1.0};
+  Nogil nogil;
+  k->optim->rmsprop(t.data(), static_cast<int64_t>(t.size()), hp, thread_count);
+}
+
+void adam_step(const py::list& params, const py::list& grads, const py::list& ms,
+               const py::list& vs, double lr, double beta1, double beta2, double eps,
+               double weight_decay, int64_t step, double grad_scale, double clip) {
+  const Args a("adam_step");
+  if (step < 1) a.bad_value("step counts from 1, got " + std::to_string(step));
+  const auto t = tensors(a, params, grads, ms, vs);
+  const double c1 = 1.0 - std::pow(beta1, static_cast<double>(step));
+  const double c2 = 1.0 - std::pow(beta2, static_cast<double>(step));
+  const OptimHyper hp{lr, beta1, beta2, eps, weight_decay, grad_scale, clip, c1, c2};
+  Nogil nogil;
+  k->optim->adam(t.data(), static_cast<int64_t>(t.size()), hp, thread_count);
+}
+
+std::vector<OptimTensor> readable(const Args& a, const py::list& arrays) {
+  std::vector<OptimTensor> out;
+  for (size_t i = 0; i < arrays.size(); ++i) {
+    const py::array x = py::cast<py::array>(arrays[i]);
+    const std::string name = "arrays[" + std::to_string(i) + "]";
+    const float* g = a.data<float>(x, name.c_str(), Shape(x.shape(), x.shape() + x.ndim()));
+    out.push_back({nullptr, g, nullptr, nullptr, static_cast<int64_t>(x.size())});
+  }
+  return out;
+}
+
+size_t sum_squares_workspace(const py::list& arrays) {
+  const auto t = readable(Args("sum_squares"), arrays);
+  return k->optim->sum_squares_workspace(t.data(), static_cast<int64_t>(t.size()));
+}
+
+double sum_squares(const py::list& arrays, Obj ws) {
+  const Args a("sum_squares");
+  const auto t = readable(a, arrays);
+  const auto count = static_cast<int64_t>(t.size());
+  void* scratch = a.workspace(ws, k->optim->sum_squares_workspace(t.data(), count));
+  Nogil nogil;
+  return k->optim->sum_squares(t.data(), count, scratch, thread_count);
+}
+
+py::dict info() {
+  py::dict d;
+  d["isa"] = k->isa;
+  d["threads"] = thread_count.load();
+  d["openmp"] = _OPENMP;
+  d["openblas"] = std::string(scipy_openblas_get_config());
+  d["openblas_core"] = std::string(scipy_openblas_get_corename());
+  d["compiler"] = __VERSION__;
+  return d;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "pycap's CPU kernels; pycap.backends.cpp gives them the names of the primitives.";
+  const char* error = nullptr;
+  k = select_kernels(std::getenv("PYCAP_ISA"), &error);
+  if (!k) throw py::import_error(error);
+  omp_set_dynamic(0);
+  scipy_openblas_set_num_threads(1);
+  set_num_threads(std::max(1, omp_get_max_threads()));
+
+  m.def("set_num_threads", set_num_threads, py::arg("n"));
+  m.def("get_num_threads", [] { return thread_count.load(); });
+  m.def("isa", [] { return std::string(k->isa); });
+  m.def("info", info);
+
+  m.def("conv2d_forward_workspace",
+        [](const Shape& x, const Shape& w, int64_t stride, int64_t padding, bool pool) {
+          const ConvShape s = conv_shape(Args("conv2d_forward"), x, w, stride, padding);
+          return k->conv2d->forward_workspace(s, pool, thread_count);
+        });
+  m.def("conv2d_backward_data_workspace",
+        [](const Shape& x, const Shape& w, int64_t stride, int64_t padding, bool masked) {
+          const ConvShape s = conv_shape(Args("conv2d_backward_data"), x, w, stride, padding);
+          return k->conv2d->backward_data_workspace(s, masked, thread_count);
+        });
+  m.def("conv2d_backward_weight_workspace",
+        [](const Shape& x, const Shape& w, int64_t stride, int64_t padding, bool masked) {
+          const ConvShape s = conv_shape(Args("conv2d_backward_weight"), x, w, stride, padding);
+          return k->conv2d->backward_weight_workspace(s, masked, thread_count);
+        });
+  m.def("conv2d_algorithm",
+        [](const Shape& x, const Shape& w, int64_t stride, int64_t padding, int pass) {
+          const ConvShape s = conv_shape(Args("conv2d_algorithm"), x, w, stride, padding);
+          return std::string(k->conv2d->algorithm(s, pass, thread_count));
+        });
+  m.def("conv2d_forward", conv2d_forward);
+  m.def("conv2d_pool_forward", conv2d_pool_forward);
+  m.def("conv2d_backward_data", conv2d_backward_data);
+  m.def("conv2d_backward_weight", conv2d_backward_weight);
+  m.def("maxpool_forward", maxpool_forward, "y"_a, "argmax"_a, "x"_a);
+  m.def("maxpool_backward", maxpool_backward, "dx"_a, "dy"_a, "argmax"_a, "beta"_a);
+  m.def("linear_forward", linear_forward, "y"_a, "x"_a, "w"_a, "b"_a, "relu"_a);
+  m.def("linear_backward_workspace", linear_backward_workspace);
+  m.def("linear_backward_data", linear_backward_data);
+  m.def("linear_backward_weight", linear_backward_weight);
+  m.def("dropout", dropout, "y"_a, "x"_a, "p"_a, "seed"_a, "total"_a, "offset"_a, "beta"_a);
+  m.def("embedding_forward", embedding_forward, "y"_a, "table"_a, "ids"_a);
+  m.def("embedding_backward", embedding_backward, "dtable"_a, "dy"_a, "ids"_a, "stale"_a, "beta"_a);
+  m.def("lstm_workspace", lstm_workspace);
+  m.def("lstm_forward", lstm_forward);
+  m.def("lstm_backward", lstm_backward);
+  m.def("linear_xent_forward", linear_xent_forward, "loss"_a, "dlogits"_a, "h"_a, "w"_a, "b"_a, "targets"_a);
+  m.def("linear_xent_backward", linear_xent_backward, "dh"_a, "dw"_a, "db"_a, "dlogits"_a, "h"_a, "w"_a, "scale"_a, "betas"_a);
+  m.def("log_softmax_topk", log_softmax_topk, "values"_a, "indices"_a, "logits"_a, "suppress"_a);
+  m.def("preprocess", preprocess, "y"_a, "x"_a, "crops"_a, "scale"_a, "shift"_a);
+  m.def("sgd_step", sgd_step, "params"_a, "grads"_a, "momenta"_a, "lr"_a, "momentum"_a, "weight_decay"_a, "grad_scale"_a, "clip"_a);
+  m.def("rmsprop_step", rmsprop_step, "params"_a, "grads"_a, "squares"_a, "lr"_a, "alpha"_a, "eps"_a, "weight_decay"_a, "grad_scale"_a, "clip"_a);
+  m.def("adam_step", adam_step, "params"_a, "grads"_a, "ms"_a, "vs"_a, "lr"_a, "beta1"_a, "beta2"_a, "eps"_a, "weight_decay"_a, "step"_a, "grad_scale"_a, "clip"_a);
+  m.def("sum_squares_workspace", sum_squares_workspace);
+  m.def("sum_squares", sum_squares);
+}
+
+}  // namespace pycap

@@ -1,0 +1,62 @@
+// 2x2 max-pooling, parallel over output rows.
+#include "pycap/pool.h"
+
+#include "argmax.h"
+
+namespace pycap::PYCAP_ISA {
+namespace {
+
+void forward(float* y, uint8_t* argmax, const float* x, int64_t N, int64_t H, int64_t W, int64_t C,
+             int threads) {
+  const int64_t P = H / 2, Q = W / 2, A = ceil_div(C, 4);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t row = 0; row < N * P; ++row) {
+    const float* top = x + ((row / P) * H + 2 * (row % P)) * W * C;
+    const float* bottom = top + W * C;
+    for (int64_t q = 0; q < Q; ++q) {
+      const float* a = top + 2 * q * C;
+      const float* c = bottom + 2 * q * C;
+      pool_pixel(y + (row * Q + q) * C, argmax + (row * Q + q) * A, a, a + C, c, c + C, C);
+    }
+  }
+}
+
+void backward(float* dx, const float* dy, const uint8_t* argmax, int64_t N, int64_t H, int64_t W,
+              int64_t C, float beta, int threads) {
+  const int64_t P = H / 2, Q = W / 2, A = ceil_div(C, 4);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t row = 0; row < N * H; ++row) {
+    const int64_t n = row / H, h = row % H;
+    float* out = dx + row * W * C;
+    if (h / 2 >= P) {
+      scale_beta(out, W * C, beta);
+      continue;
+    }
+    for (int64_t w = 0; w < W; ++w) {
+      if (w / 2 >= Q) {
+        scale_beta(out + w * C, C, beta);
+        continue;
+      }
+      const int64_t from = (n * P + h / 2) * Q + w / 2;
+      const uint32_t corner = (uint32_t)(2 * (h % 2) + w % 2);
+      if (beta == 0.0f) {
+        unpool_pixel(out + w * C, dy + from * C, nullptr, argmax + from * A, corner, C);
+        continue;
+      }
+      constexpr int64_t block = 128;
+      float grad[block];
+      for (int64_t c0 = 0; c0 < C; c0 += block) {
+        const int64_t n_c = min64(block, C - c0);
+        unpool_pixel(grad, dy + from * C + c0, nullptr, argmax + from * A + c0 / 4, corner, n_c);
+        store_beta(out + w * C + c0, grad, n_c, beta);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+extern const PoolKernels pool_kernels;
+const PoolKernels pool_kernels = {forward, backward};
+
+}  // namespace pycap::PYCAP_ISA

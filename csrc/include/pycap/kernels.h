@@ -1,0 +1,32 @@
+// The table of kernels that one instruction set exports, and the choice among the tables.
+#pragma once
+#include "pycap/conv2d.h"
+#include "pycap/dropout.h"
+#include "pycap/embedding.h"
+#include "pycap/linear.h"
+#include "pycap/lstm.h"
+#include "pycap/optim.h"
+#include "pycap/pool.h"
+#include "pycap/preprocess.h"
+#include "pycap/softmax_xent.h"
+
+namespace pycap {
+
+struct Kernels {
+  const char* isa;
+  const Conv2dKernels* conv2d;
+  const PoolKernels* pool;
+  const LinearKernels* linear;
+  const DropoutKernels* dropout;
+  const EmbeddingKernels* embedding;
+  const LstmKernels* lstm;
+  const SoftmaxXentKernels* softmax_xent;
+  const PreprocessKernels* preprocess;
+  const OptimKernels* optim;
+};
+
+// The table for `wish` ("v4", "v3", "v1", "native"; null or "": the best that this CPU runs). On an impossible wish
+// returns null and points *error at a message that lives until the next call.
+const Kernels* select_kernels(const char* wish, const char** error);
+
+}  // namespace pycap

@@ -1,0 +1,136 @@
+"""The CPU backend in C++: gives each primitive of `pycap.backends` its kernel in `pycap._cpu`, with scratch memory.
+
+float32 only. Signatures and meanings stand in `pycap.backends`; wrong dtypes, shapes and layouts raise, naming the argument.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from pycap.memory import workspace
+
+Array = np.ndarray
+
+
+def _preload_openblas() -> None:
+    """Load the OpenBLAS of the scipy-openblas32 wheel, so that `_cpu` finds it wherever the wheel is installed."""
+    spec = find_spec("scipy_openblas32")
+    if spec is None or spec.origin is None:
+        raise ImportError("pycap._cpu needs OpenBLAS: pip install scipy-openblas32")
+    folder = Path(spec.origin).parent / "lib"
+    libraries = sorted(path for path in folder.glob("*openblas*") if path.suffix in {".so", ".dylib", ".dll"})
+    if not libraries:
+        raise ImportError(f"{folder} holds no OpenBLAS library: reinstall scipy-openblas32")
+    ctypes.CDLL(str(libraries[0]), mode=ctypes.RTLD_GLOBAL)
+
+
+_preload_openblas()
+
+from pycap import _cpu  # noqa: E402  (needs the library loaded above)
+
+maxpool_forward = _cpu.maxpool_forward
+maxpool_backward = _cpu.maxpool_backward
+linear_forward = _cpu.linear_forward
+dropout = _cpu.dropout
+embedding_forward = _cpu.embedding_forward
+embedding_backward = _cpu.embedding_backward
+linear_xent_forward = _cpu.linear_xent_forward
+linear_xent_backward = _cpu.linear_xent_backward
+log_softmax_topk = _cpu.log_softmax_topk
+preprocess = _cpu.preprocess
+sgd_step = _cpu.sgd_step
+rmsprop_step = _cpu.rmsprop_step
+adam_step = _cpu.adam_step
+
+set_num_threads = _cpu.set_num_threads
+get_num_threads = _cpu.get_num_threads
+isa = _cpu.isa
+info = _cpu.info
+
+
+def conv2d_forward(y: Array, x: Array, w: Array, b: Array | None, stride: int, padding: int, relu: bool) -> None:
+    ws = workspace(_cpu.conv2d_forward_workspace(x.shape, w.shape, stride, padding, False))
+    _cpu.conv2d_forward(y, x, w, b, stride, padding, relu, ws)
+
+
+def conv2d_pool_forward(
+    y: Array, argmax: Array, x: Array, w: Array, b: Array | None, stride: int, padding: int
+) -> None:
+    ws = workspace(_cpu.conv2d_forward_workspace(x.shape, w.shape, stride, padding, True))
+    _cpu.conv2d_pool_forward(y, argmax, x, w, b, stride, padding, ws)
+
+
+def conv2d_backward_data(
+    dx: Array, dy: Array, w: Array, y: Array | None, argmax: Array | None, stride: int, padding: int, beta: float
+) -> None:
+    masked = y is not None or argmax is not None
+    ws = workspace(_cpu.conv2d_backward_data_workspace(dx.shape, w.shape, stride, padding, masked))
+    _cpu.conv2d_backward_data(dx, dy, w, y, argmax, stride, padding, beta, ws)
+
+
+def conv2d_backward_weight(
+    dw: Array, db: Array | None, dy: Array, x: Array, y: Array | None, argmax: Array | None, stride: int, padding: int,
+    beta_w: float, beta_b: float,
+) -> None:  # fmt: skip
+    masked = y is not None or argmax is not None
+    ws = workspace(_cpu.conv2d_backward_weight_workspace(x.shape, dw.shape, stride, padding, masked))
+    _cpu.conv2d_backward_weight(dw, db, dy, x, y, argmax, stride, padding, beta_w, beta_b, ws)
+
+
+def linear_backward_data(dx: Array, dy: Array, w: Array, y: Array | None, beta: float) -> None:
+    ws = workspace(_cpu.linear_backward_workspace(dy.shape[0], w.shape[1], w.shape[0], y is not None))
+    _cpu.linear_backward_data(dx, dy, w, y, beta, ws)
+
+
+def linear_backward_weight(
+    dw: Array | None, db: Array | None, dy: Array, x: Array, y: Array | None, beta_w: float, beta_b: float
+) -> None:
+    ws = workspace(_cpu.linear_backward_workspace(x.shape[0], x.shape[1], dy.shape[1], y is not None))
+    _cpu.linear_backward_weight(dw, db, dy, x, y, beta_w, beta_b, ws)
+
+
+def lstm_forward(
+    h: Array, c: Array, gates: Array, x: Array, h0: Array | None, c0: Array | None, w_x: Array, w_h: Array, b: Array,
+    mask: Array | None,
+) -> None:  # fmt: skip
+    ws = workspace(_cpu.lstm_workspace(*x.shape, w_h.shape[1], False))
+    _cpu.lstm_forward(h, c, gates, x, h0, c0, w_x, w_h, b, mask, ws)
+
+
+def lstm_backward(
+    dx: Array | None, dw_x: Array | None, dw_h: Array | None, db: Array | None, dh0: Array | None, dc0: Array | None,
+    gates: Array, dh: Array | None, dc_n: Array | None, x: Array, h: Array, c: Array, h0: Array | None,
+    c0: Array | None, w_x: Array, w_h: Array, mask: Array | None, betas: Sequence[float],
+) -> None:  # fmt: skip
+    ws = workspace(_cpu.lstm_workspace(*x.shape, w_h.shape[1], True))
+    _cpu.lstm_backward(
+        dx, dw_x, dw_h, db, dh0, dc0, gates, dh, dc_n, x, h, c, h0, c0, w_x, w_h, mask, tuple(betas), ws
+    )
+
+
+def lstm_cell_forward(
+    h: Array, c: Array, gates: Array, x: Array, h_prev: Array, c_prev: Array, w_x: Array, w_h: Array, b: Array
+) -> None:
+    lstm_forward(h[None], c[None], gates[None], x[None], h_prev, c_prev, w_x, w_h, b, None)
+
+
+def lstm_cell_backward(
+    dx: Array | None, dw_x: Array | None, dw_h: Array | None, db: Array | None, dh_prev: Array | None,
+    dc_prev: Array | None, gates: Array, dh: Array | None, dc: Array | None, x: Array, c: Array, h_prev: Array,
+    c_prev: Array, w_x: Array, w_h: Array, betas: Sequence[float],
+) -> None:  # fmt: skip
+    ws = workspace(_cpu.lstm_workspace(1, *x.shape, w_h.shape[1], True))
+    _cpu.lstm_backward(
+        None if dx is None else dx[None], dw_x, dw_h, db, dh_prev, dc_prev, gates[None],
+        None if dh is None else dh[None], dc, x[None], None, c[None], h_prev, c_prev, w_x, w_h, None, tuple(betas), ws,
+    )  # fmt: skip
+
+
+def sum_squares(arrays: Sequence[Array]) -> float:
+    arrays = list(arrays)
+    return _cpu.sum_squares(arrays, workspace(_cpu.sum_squares_workspace(arrays)))

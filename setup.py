@@ -1,0 +1,61 @@
+"""Builds pycap._cpu with CMake and installs kernels/ as the package pycap.kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeBuild(build_ext):
+    """Runs CMake once, and puts the module where setuptools wants it (beside the sources when editable)."""
+
+    def build_extension(self, ext: Extension) -> None:
+        cmake = shutil.which("cmake")
+        if cmake is None:
+            raise RuntimeError("cmake was not found: pip install cmake ninja")
+        output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = Path(self.build_temp).resolve() / ext.name
+        build.mkdir(parents=True, exist_ok=True)
+        configure = [
+            cmake,
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DPYCAP_OUTPUT_DIR={output}",
+            f"-DPYCAP_CUDA={os.environ.get('PYCAP_CUDA', 'AUTO')}",
+        ]
+        if shutil.which("ninja") or importlib.util.find_spec("ninja"):
+            configure += ["-G", "Ninja"]
+        for command in (configure, [cmake, "--build", str(build), "--parallel", str(os.cpu_count() or 1)]):
+            try:
+                subprocess.run(command, check=True)
+            except subprocess.CalledProcessError as error:
+                raise RuntimeError(
+                    "the C++ kernels could not be built (the reason stands above): pycap needs a C++17 compiler with "
+                    "OpenMP, for instance g++ 9 or newer (apt install g++)"
+                ) from error
+
+
+packages = find_packages(include=["pycap", "pycap.*"])
+package_dir = {}
+if (ROOT / "kernels" / "__init__.py").exists():
+    packages.append("pycap.kernels")
+    package_dir["pycap.kernels"] = "kernels"
+
+setup(
+    packages=packages,
+    package_dir=package_dir,
+    ext_modules=[Extension("pycap._cpu", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)
