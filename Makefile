@@ -21,6 +21,8 @@ PYTEST_ARGS ?=
 REQUIREMENTS := import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); q = p["project"]; \
 	print(*p["build-system"]["requires"], *q["dependencies"], *q["optional-dependencies"]["dev"])
 
+# As late as possible: the installation makes it.
+MODULE = $(firstword $(wildcard pycap/_cpu.*.so))
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CSRC_CPP := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
 
@@ -78,9 +80,15 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml
 	@$(PIP) install --quiet $$($(PY) -c '$(REQUIREMENTS)')
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.installed setup.py CMakeLists.txt $(CSRC)
-	@echo "building pycap._cpu"
+$(VENV)/.editable: $(VENV)/.installed setup.py
+	@echo "building pycap"
 	@$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# The installation above has built the kernels; after a change to them only what it touches is built again, in build/.
+$(VENV)/.built: $(VENV)/.editable CMakeLists.txt $(CSRC)
+	@if [ -z "$(MODULE)" ] || [ -n "$$(find csrc CMakeLists.txt -newer "$(MODULE)" -print -quit)" ]; then \
+		echo "building pycap._cpu" && $(PY) setup.py --quiet build_ext --inplace; fi
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.built
