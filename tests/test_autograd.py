@@ -178,7 +178,11 @@ def test_fresh_leaf_accumulates_and_stale_leaf_is_overwritten():
 
 def test_leaf_shared_by_several_layers():
     rng = np.random.default_rng(0)
-    gradcheck(lambda x, w: ops.linear(ops.linear(x, w, relu=True), w), rng.standard_normal((3, 4)), rng.standard_normal((4, 4)))
+    gradcheck(
+        lambda x, w: ops.linear(ops.linear(x, w, relu=True), w),
+        rng.standard_normal((3, 4)),
+        rng.standard_normal((4, 4)),
+    )
 
 
 def test_frozen_leaf_gets_no_gradient_and_its_subgraph_is_not_walked():
@@ -425,7 +429,7 @@ def test_rows_of_a_dense_step_followed_by_a_sparse_one():
 def test_embedding_of_an_activation_gathers_and_scatters_rows():
     rng = np.random.default_rng(0)
     batch = ids(2, 0, 2, 2)
-    gradcheck(lambda x: (ops.embedding(x * 2.0, batch) * ops.embedding(x * 1.0, batch)), rng.standard_normal((3, 4)))
+    gradcheck(lambda x: ops.embedding(x * 2.0, batch) * ops.embedding(x * 1.0, batch), rng.standard_normal((3, 4)))
     gradcheck(lambda x: _gather_and_use(x * 2.0, batch), rng.standard_normal((3, 4)))
 
 

@@ -113,7 +113,7 @@ def _unpack(argmax: Array, channels: int) -> Array:
     """2-bit winners [N,P,Q,ceil(C/4)] to one uint8 a channel [N,P,Q,C]."""
     xp = array_module(argmax)
     two_bits = (argmax[..., None] >> xp.arange(0, 8, 2, dtype=xp.uint8)) & 3
-    return two_bits.reshape(*argmax.shape[:3], -1)[..., :channels]
+    return two_bits.reshape(*argmax.shape[:3], 4 * argmax.shape[3])[..., :channels]
 
 
 def maxpool_forward(y: Array, argmax: Array, x: Array) -> None:

@@ -1,5 +1,7 @@
 """Checks for hand-written gradients and kernels; tests and benchmarks use them, library code does not."""
 
+from pycap.testing.cases import CASES, Case
+from pycap.testing.compare import ComparisonError, compare
 from pycap.testing.gradcheck import GradientError, gradcheck
 
-__all__ = ["GradientError", "gradcheck"]
+__all__ = ["CASES", "Case", "ComparisonError", "GradientError", "compare", "gradcheck"]

@@ -118,4 +118,6 @@ def gradcheck(
             if checked == directions:
                 break
         else:
-            raise GradientError(f"input {number} {array.shape}: not smooth along any of {DRAWS * directions} directions")
+            raise GradientError(
+                f"input {number} {array.shape}: not smooth along any of {DRAWS * directions} directions"
+            )

@@ -1,0 +1,533 @@
+"""One registry of cases for every primitive: shapes and inputs that break careless kernels.
+
+Sizes are primes, one off the edges of tiles (4n +- 1 for Winograd tiles, 15..17, 31..33), batches of 0 and 1. A case builds
+the argument list of its primitive, in order, with markers for what the primitive writes; `pycap.testing.compare` runs it
+on any backend. Saved arrays that a backward takes (gates, winners) come from the reference's forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pycap.backends import reference
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Out:
+    """An array that is written in full. dtype "float" is the precision of the run. `judge(array, exact outputs)` replaces
+    the comparison with the reference; it returns what is wrong, or "". `where` (bool, broadcast): only there is it compared."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float"
+    judge: Callable[[np.ndarray, dict[str, np.ndarray]], str] | None = None
+    where: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Grad:
+    """A gradient, written as beta * old + new; with beta 0 only `stale` rows of the old hold anything (None: all do)."""
+
+    name: str
+    shape: tuple[int, ...]
+    optional: bool = True
+    stale: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class InOut:
+    """An array that is read and then overwritten; `where` as in Out."""
+
+    name: str
+    array: np.ndarray
+    where: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Beta:
+    """Stands for the beta of one Grad, or for a tuple of the betas of several."""
+
+    names: str | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`build(rng)` gives the arguments: markers, arrays (inputs), lists of either, other values as they are.
+
+    slack: error allowed on top of the rule of two, relative to the largest exact value (Winograd convolution).
+    """
+
+    primitive: str
+    name: str
+    build: Callable[[Rng], list[Any]]
+    slack: float = 0.0
+
+    def arguments(self) -> list[Any]:
+        """The arguments, the same on every call."""
+        return self.build(np.random.default_rng(sum(map(ord, self.primitive + self.name))))
+
+
+def normal(rng: Rng, *shape: int, scale: float = 1.0) -> np.ndarray:
+    return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+
+def _relu_output(rng: Rng, shape: tuple[int, ...]) -> np.ndarray:
+    """What a ReLU may have put out: about half zeros, some of them -0."""
+    y = np.maximum(normal(rng, *shape), 0)
+    y[y == 0] = np.where(rng.random(int((y == 0).sum())) < 0.1, np.float32(-0.0), np.float32(0.0))
+    return y
+
+
+def _winners(rng: Rng, shape: tuple[int, ...]) -> np.ndarray:
+    """Random packed 2-bit winners; the unused bits of the last byte are random too, and must be ignored."""
+    n, p, q, k = shape
+    return rng.integers(0, 256, (n, p, q, -(-k // 4)), np.uint8)
+
+
+def unpack_winners(argmax: np.ndarray, channels: int) -> np.ndarray:
+    """Packed winners [N,P,Q,ceil(C/4)] -> one of 0..3 a channel, [N,P,Q,C]."""
+    return np.stack([(argmax[..., k // 4] >> (2 * (k % 4))) & 3 for k in range(channels)], -1)
+
+
+# Convolution ----------------------------------------------------------------------------------------------------------
+
+# name: (N, H, W, C, K, R, S, stride, padding)
+CONVOLUTIONS = {
+    "batch0": (0, 8, 8, 16, 16, 3, 3, 1, 1),
+    "vgg_first": (2, 9, 11, 3, 64, 3, 3, 1, 1),
+    "one_channel": (1, 7, 5, 1, 1, 3, 3, 1, 1),
+    "tile_minus_1": (1, 7, 11, 16, 17, 3, 3, 1, 1),
+    "tile_plus_1": (2, 5, 13, 17, 16, 3, 3, 1, 1),
+    "tile_exact": (2, 8, 12, 32, 32, 3, 3, 1, 1),
+    "channels_31_33": (1, 9, 7, 31, 33, 3, 3, 1, 1),
+    "channels_64": (3, 6, 6, 64, 64, 3, 3, 1, 1),
+    "smaller_than_a_tile": (3, 2, 3, 33, 31, 3, 3, 1, 1),
+    "one_pixel": (2, 1, 1, 16, 16, 3, 3, 1, 1),
+    "wide_1_row": (1, 1, 29, 16, 5, 3, 3, 1, 1),
+    "no_padding": (2, 11, 9, 16, 7, 3, 3, 1, 0),
+    "padding_2": (1, 6, 7, 16, 17, 3, 3, 1, 2),
+    "stride_2": (2, 11, 8, 16, 17, 3, 3, 2, 1),
+    "stride_3_rest": (1, 12, 13, 5, 3, 3, 3, 3, 0),
+    "1x1": (2, 5, 7, 31, 17, 1, 1, 1, 0),
+    "1x1_stride_2": (2, 5, 7, 3, 16, 1, 1, 2, 0),
+    "1x1_padding_1": (1, 4, 3, 3, 2, 1, 1, 1, 1),
+    "5x5": (1, 9, 7, 3, 17, 5, 5, 1, 2),
+    "5x5_stride_2": (2, 9, 8, 16, 3, 5, 5, 2, 1),
+    "7x7_is_the_image": (3, 7, 7, 5, 33, 7, 7, 1, 0),
+    "7x7_stride_2": (1, 13, 11, 3, 16, 7, 7, 2, 3),
+    "1x3": (2, 5, 7, 16, 3, 1, 3, 1, 1),
+    "3x1": (2, 7, 5, 3, 16, 3, 1, 1, 0),
+}
+
+
+def winograd_slack(channels: int) -> float:
+    """Error of F(4x4,3x3) and F(3x3,4x4) in float32, relative to the largest output.
+
+    The transforms' entries (up to 5 in B, 8 in A, both applied twice) make rounding errors grow: Winograd written in plain
+    NumPy float32 errs by 2e-6 to 8e-6 of the largest output for 1 to 64 channels and by 1e-5 at 256, ten times the direct sum
+    and growing like the root of the number of channels summed (Lavin & Gray 2016 report the like). So the rule of two against
+    the direct sum cannot hold; this bound is about twice what the plain version errs by.
+    """
+    return 1.5e-5 * max(1.0, (channels / 64) ** 0.5)
+
+
+def _slack(c: int, k: int, r: int, s: int, stride: int) -> float:
+    return winograd_slack(max(c, k)) if (r, s, stride) == (3, 3, 1) else 0.0
+
+
+def _output_size(h: int, w: int, r: int, s: int, stride: int, padding: int) -> tuple[int, int]:
+    return (h + 2 * padding - r) // stride + 1, (w + 2 * padding - s) // stride + 1
+
+
+def _filters(rng: Rng, k: int, r: int, s: int, c: int) -> np.ndarray:
+    return normal(rng, k, r, s, c, scale=(r * s * c) ** -0.5)
+
+
+def _conv2d_forward(dims: tuple[int, ...], bias: bool, relu: bool, rng: Rng) -> list[Any]:
+    n, h, w, c, k, r, s, stride, padding = dims
+    p, q = _output_size(h, w, r, s, stride, padding)
+    b = normal(rng, k, scale=0.5) if bias else None
+    x = normal(rng, n, h, w, c)
+    return [Out("y", (n, p, q, k)), x, _filters(rng, k, r, s, c), b, stride, padding, relu]
+
+
+def _conv2d_pool_forward(dims: tuple[int, ...], bias: bool, rng: Rng) -> list[Any]:
+    n, h, w, c, k, r, s, stride, padding = dims
+    p, q = _output_size(h, w, r, s, stride, padding)
+    b = normal(rng, k, scale=0.5) if bias else None
+    x, filters = normal(rng, n, h, w, c), _filters(rng, k, r, s, c)
+    full = np.empty((n, p, q, k))
+    reference.conv2d_forward(
+        full, *(None if a is None else a.astype(float) for a in (x, filters, b)), stride, padding, True
+    )
+
+    def judge(argmax: np.ndarray, exact: dict[str, np.ndarray]) -> str:
+        """Values that nearly tie may be ranked either way; the winner's value must be the maximum up to rounding."""
+        rows, columns = np.mgrid[: p // 2, : q // 2]
+        winner = unpack_winners(argmax, k)
+        row, column = 2 * rows[..., None] + winner // 2, 2 * columns[..., None] + winner % 2
+        value = full[np.arange(n)[:, None, None, None], row, column, np.arange(k)]
+        worst = np.max(exact["y"] - value, initial=0.0)
+        allowed = 2 * winograd_slack(c) * np.max(full, initial=0.0)
+        return "" if worst <= allowed else f"a winner is {worst:.3g} below its window's maximum (allowed {allowed:.3g})"
+
+    shape = (n, p // 2, q // 2, k)
+    argmax = Out("argmax", (*shape[:3], -(-k // 4)), "uint8", judge=judge)
+    return [Out("y", shape), argmax, x, filters, b, stride, padding]
+
+
+def _map_gradient(rng: Rng, shape: tuple[int, ...], mask: str) -> tuple[Any, Any, Any]:
+    """(dy, y, argmax) for mask "none", "relu" or "pool"."""
+    if mask == "pool":
+        shape = (shape[0], shape[1] // 2, shape[2] // 2, shape[3])
+    y = _relu_output(rng, shape) if mask != "none" else None
+    return normal(rng, *shape), y, _winners(rng, shape) if mask == "pool" else None
+
+
+def _conv2d_backward_data(dims: tuple[int, ...], mask: str, rng: Rng) -> list[Any]:
+    n, h, w, c, k, r, s, stride, padding = dims
+    dy, y, argmax = _map_gradient(rng, (n, *_output_size(h, w, r, s, stride, padding), k), mask)
+    filters = _filters(rng, k, r, s, c)
+    return [Grad("dx", (n, h, w, c), optional=False), dy, filters, y, argmax, stride, padding, Beta("dx")]
+
+
+def _conv2d_backward_weight(dims: tuple[int, ...], mask: str, rng: Rng) -> list[Any]:
+    n, h, w, c, k, r, s, stride, padding = dims
+    dy, y, argmax = _map_gradient(rng, (n, *_output_size(h, w, r, s, stride, padding), k), mask)
+    dw, db = Grad("dw", (k, r, s, c), optional=False), Grad("db", (k,))
+    return [dw, db, dy, normal(rng, n, h, w, c), y, argmax, stride, padding, Beta("dw"), Beta("db")]
+
+
+def _convolution_cases() -> Iterator[Case]:
+    for name, dims in CONVOLUTIONS.items():
+        _, h, w, c, k, r, s, stride, padding = dims
+        slack = _slack(c, k, r, s, stride)
+        for bias, relu in ((True, True), (False, False)):
+            label = f"{name}{'-bias-relu' if bias else ''}"
+            yield Case("conv2d_forward", label, partial(_conv2d_forward, dims, bias, relu), slack)
+        poolable = min(_output_size(h, w, r, s, stride, padding)) >= 2
+        if poolable:
+            yield Case("conv2d_pool_forward", name, partial(_conv2d_pool_forward, dims, name != "tile_minus_1"), slack)
+        for mask in ("none", "relu", "pool") if poolable else ("none", "relu"):
+            label = f"{name}-{mask}"
+            yield Case("conv2d_backward_data", label, partial(_conv2d_backward_data, dims, mask), slack)
+            yield Case("conv2d_backward_weight", label, partial(_conv2d_backward_weight, dims, mask), slack)
+
+
+# Pooling --------------------------------------------------------------------------------------------------------------
+
+POOLS = {
+    "batch0": (0, 4, 4, 8), "smallest": (1, 2, 2, 1), "odd": (2, 5, 7, 3), "c17": (1, 6, 9, 17),
+    "c31": (2, 3, 2, 31), "c33": (1, 8, 4, 33), "c64": (3, 7, 6, 64), "row": (1, 2, 29, 16),
+}  # fmt: skip
+
+
+def _maxpool_forward(dims: tuple[int, ...], ties: bool, rng: Rng) -> list[Any]:
+    n, h, w, c = dims
+    x = rng.integers(-1, 2, dims).astype(np.float32) if ties else normal(rng, *dims)
+
+    def judge(argmax: np.ndarray, exact: dict[str, np.ndarray]) -> str:
+        windows = np.stack([x[:, i : h // 2 * 2 : 2, j : w // 2 * 2 : 2] for i in (0, 1) for j in (0, 1)])
+        wrong = np.sum(unpack_winners(argmax, c) != windows.argmax(0))
+        return f"{wrong} winners are not the first maximum of their window" if wrong else ""
+
+    return [Out("y", (n, h // 2, w // 2, c)), Out("argmax", (n, h // 2, w // 2, -(-c // 4)), "uint8", judge=judge), x]
+
+
+def _maxpool_backward(dims: tuple[int, ...], rng: Rng) -> list[Any]:
+    n, h, w, c = dims
+    shape = (n, h // 2, w // 2, c)
+    return [Grad("dx", dims, optional=False), normal(rng, *shape), _winners(rng, shape), Beta("dx")]
+
+
+def _pool_cases() -> Iterator[Case]:
+    for name, dims in POOLS.items():
+        yield Case("maxpool_forward", name, partial(_maxpool_forward, dims, False))
+        yield Case("maxpool_forward", f"{name}-ties", partial(_maxpool_forward, dims, True))
+        yield Case("maxpool_backward", name, partial(_maxpool_backward, dims))
+
+
+# Linear, dropout, embedding -------------------------------------------------------------------------------------------
+
+# name: (M, I, O)
+LINEARS = {
+    "batch0": (0, 16, 8), "one": (1, 1, 1), "row": (1, 64, 33), "primes": (7, 13, 11), "15_17_31": (15, 17, 31),
+    "33_31_17": (33, 31, 17), "64": (64, 64, 64), "long": (3, 1009, 5),
+}  # fmt: skip
+
+
+def _linear_forward(dims: tuple[int, ...], bias: bool, relu: bool, rng: Rng) -> list[Any]:
+    m, i, o = dims
+    b = normal(rng, o) if bias else None
+    return [Out("y", (m, o)), normal(rng, m, i), normal(rng, o, i, scale=i**-0.5), b, relu]
+
+
+def _linear_backward_data(dims: tuple[int, ...], relu: bool, rng: Rng) -> list[Any]:
+    m, i, o = dims
+    y = _relu_output(rng, (m, o)) if relu else None
+    return [Grad("dx", (m, i), optional=False), normal(rng, m, o), normal(rng, o, i), y, Beta("dx")]
+
+
+def _linear_backward_weight(dims: tuple[int, ...], relu: bool, rng: Rng) -> list[Any]:
+    m, i, o = dims
+    y = _relu_output(rng, (m, o)) if relu else None
+    outs = [Grad("dw", (o, i), optional=False), Grad("db", (o,))]
+    return [*outs, normal(rng, m, o), normal(rng, m, i), y, Beta("dw"), Beta("db")]
+
+
+def _linear_cases() -> Iterator[Case]:
+    for name, dims in LINEARS.items():
+        for relu in (False, True):
+            label = f"{name}{'-relu' if relu else ''}"
+            yield Case("linear_forward", label, partial(_linear_forward, dims, True, relu))
+            yield Case("linear_backward_data", label, partial(_linear_backward_data, dims, relu))
+            yield Case("linear_backward_weight", label, partial(_linear_backward_weight, dims, relu))
+        yield Case("linear_forward", f"{name}-nobias", partial(_linear_forward, dims, False, False))
+
+
+# name: (shape [T,n,F], p, seed, total, offset)
+DROPOUTS = {
+    "batch0": ((1, 0, 8), 0.5, 1, 4, 0),
+    "one": ((1, 1, 1), 0.5, 0, 1, 0),
+    "rows": ((1, 7, 33), 0.5, 2**64 - 1, 7, 0),
+    "sequence": ((5, 3, 31), 0.3, 0x0123456789ABCDEF, 3, 0),
+    "piece": ((5, 3, 17), 0.3, 0xFEDCBA9876543210, 11, 4),
+    "counter_wraps": ((2, 3, 65537), 0.9, 42, 65536, 65530),
+    "rare": ((1, 64, 65), 1e-3, 7, 64, 0),
+    "nearly_all": ((1, 64, 65), 0.999, 7, 64, 0),
+}
+
+
+def _dropout(how: tuple[Any, ...], rng: Rng) -> list[Any]:
+    shape, p, seed, total, offset = how
+    return [Grad("y", shape, optional=False), normal(rng, *shape), p, seed, total, offset, Beta("y")]
+
+
+def _embedding_forward(dims: tuple[int, int, int], rng: Rng) -> list[Any]:
+    m, v, e = dims
+    return [Out("y", (m, e)), normal(rng, v, e), rng.integers(0, v, m).astype(np.int32)]
+
+
+def _embedding_backward(dims: tuple[int, int, int], stale: bool, rng: Rng) -> list[Any]:
+    m, v, e = dims
+    ids = rng.integers(0, v, m).astype(np.int32)
+    old = np.unique(rng.integers(0, v, max(m // 2, 1))).astype(np.int32) if stale else None
+    return [Grad("dtable", (v, e), optional=False, stale=old), normal(rng, m, e), ids, old, Beta("dtable")]
+
+
+EMBEDDINGS = {
+    "batch0": (0, 5, 8), "one": (1, 1, 1), "primes": (23, 11, 13), "many_repeats": (97, 3, 31), "wide": (5, 101, 64),
+    "e33": (33, 17, 33),
+}  # fmt: skip
+
+
+def _row_cases() -> Iterator[Case]:
+    for name, how in DROPOUTS.items():
+        yield Case("dropout", name, partial(_dropout, how))
+    for name, dims in EMBEDDINGS.items():
+        yield Case("embedding_forward", name, partial(_embedding_forward, dims))
+        yield Case("embedding_backward", name, partial(_embedding_backward, dims, False))
+        yield Case("embedding_backward", f"{name}-stale", partial(_embedding_backward, dims, True))
+
+
+# LSTM -----------------------------------------------------------------------------------------------------------------
+
+# name: (T, N, I, H)
+LSTMS = {
+    "batch0": (3, 0, 5, 4), "one": (1, 1, 1, 1), "primes": (5, 3, 7, 11), "h17": (4, 2, 16, 17), "h31": (3, 5, 33, 31),
+    "h64": (7, 4, 64, 64), "n17": (3, 17, 13, 16),
+}  # fmt: skip
+_GRADIENTS = ("dx", "dw_x", "dw_h", "db", "dh0", "dc0")
+
+
+def _mask(rng: Rng, steps: int, n: int) -> np.ndarray:
+    """Sequences of random length, one step masked in the middle, and one sequence that never runs."""
+    lengths = rng.integers(1, steps + 1, n)
+    mask = (np.arange(steps)[:, None] < lengths).astype(np.uint8)
+    if steps > 2 and n > 1:
+        mask[1, 0], mask[:, 1] = 0, 0
+    return mask
+
+
+def _lstm_inputs(dims: tuple[int, ...], state: bool, masked: bool, rng: Rng) -> tuple[Any, ...]:
+    """x, h0, c0, w_x, w_h, b, mask."""
+    t, n, i, hidden = dims
+    h0, c0 = (normal(rng, n, hidden), normal(rng, n, hidden)) if state else (None, None)
+    w_x, w_h = normal(rng, 4 * hidden, i, scale=i**-0.5), normal(rng, 4 * hidden, hidden, scale=hidden**-0.5)
+    return normal(rng, t, n, i), h0, c0, w_x, w_h, normal(rng, 4 * hidden), _mask(rng, t, n) if masked else None
+
+
+def _lstm_forward(dims: tuple[int, ...], state: bool, masked: bool, rng: Rng) -> list[Any]:
+    t, n, _, hidden = dims
+    inputs = _lstm_inputs(dims, state, masked, rng)
+    runs = None if inputs[-1] is None else inputs[-1][..., None] != 0
+    return [Out("h", (t, n, hidden)), Out("c", (t, n, hidden)), Out("gates", (t, n, 4 * hidden), where=runs), *inputs]
+
+
+def _lstm_backward(dims: tuple[int, ...], state: bool, masked: bool, upstream: str, rng: Rng) -> list[Any]:
+    t, n, i, hidden = dims
+    inputs = _lstm_inputs(dims, state, masked, rng)
+    x, h0, c0, w_x, w_h, _, mask = inputs
+    h, c, gates = (np.zeros((t, n, k * hidden), np.float32) for k in (1, 1, 4))
+    reference.lstm_forward(h, c, gates, *inputs)
+    if mask is not None:
+        gates[mask == 0] = 3e4  # anything finite
+    shapes = ((t, n, i), (4 * hidden, i), (4 * hidden, hidden), (4 * hidden,), (n, hidden), (n, hidden))
+    dh = normal(rng, t, n, hidden) if "h" in upstream else None
+    dc_n = normal(rng, n, hidden) if "c" in upstream else None
+    gradients = [Grad(name, shape) for name, shape in zip(_GRADIENTS, shapes, strict=True)]
+    return [*gradients, InOut("gates", gates), dh, dc_n, x, h, c, h0, c0, w_x, w_h, mask, Beta(_GRADIENTS)]
+
+
+def _lstm_cell_forward(dims: tuple[int, ...], rng: Rng) -> list[Any]:
+    _, n, _, hidden = dims
+    x, h0, c0, w_x, w_h, b, _ = _lstm_inputs(dims, True, False, rng)
+    return [Out("h", (n, hidden)), Out("c", (n, hidden)), Out("gates", (n, 4 * hidden)), x[0], h0, c0, w_x, w_h, b]
+
+
+def _lstm_cell_backward(dims: tuple[int, ...], upstream: str, rng: Rng) -> list[Any]:
+    _, n, i, hidden = dims
+    x, h0, c0, w_x, w_h, b, _ = _lstm_inputs(dims, True, False, rng)
+    h, c, gates = (np.zeros((n, k * hidden), np.float32) for k in (1, 1, 4))
+    reference.lstm_cell_forward(h, c, gates, x[0], h0, c0, w_x, w_h, b)
+    names = ("dx", "dw_x", "dw_h", "db", "dh_prev", "dc_prev")
+    shapes = ((n, i), (4 * hidden, i), (4 * hidden, hidden), (4 * hidden,), (n, hidden), (n, hidden))
+    dh, dc = (normal(rng, n, hidden) if k in upstream else None for k in "hc")
+    gradients = [Grad(name, shape) for name, shape in zip(names, shapes, strict=True)]
+    return [*gradients, InOut("gates", gates), dh, dc, x[0], c, h0, c0, w_x, w_h, Beta(names)]
+
+
+def _lstm_cases() -> Iterator[Case]:
+    for name, dims in LSTMS.items():
+        yield Case("lstm_cell_forward", name, partial(_lstm_cell_forward, dims))
+        for upstream in ("hc", "h", "c"):
+            yield Case("lstm_cell_backward", f"{name}-d{upstream}", partial(_lstm_cell_backward, dims, upstream))
+        for state, masked in ((False, False), (True, False), (False, True), (True, True)):
+            label = f"{name}{'-state' if state else ''}{'-mask' if masked else ''}"
+            yield Case("lstm_forward", label, partial(_lstm_forward, dims, state, masked))
+            for upstream in ("hc", "h", "c") if state == masked else ("hc",):
+                build = partial(_lstm_backward, dims, state, masked, upstream)
+                yield Case("lstm_backward", f"{label}-d{upstream}", build)
+
+
+# Vocabulary loss, decoding, images ------------------------------------------------------------------------------------
+
+# name: (M, H, V)
+VOCABULARIES = {
+    "no_rows": (0, 8, 5), "one": (1, 1, 1), "primes": (7, 11, 13), "v31": (5, 16, 31), "v33": (17, 33, 33),
+    "wide": (3, 17, 1009), "tall": (67, 64, 65),
+}  # fmt: skip
+
+
+def _xent_forward(dims: tuple[int, int, int], scale: float, rng: Rng) -> list[Any]:
+    m, hidden, v = dims
+    targets = rng.integers(0, v, m).astype(np.int32)
+    outs = [Out("loss", (m,)), Out("dlogits", (m, v))]
+    return [*outs, normal(rng, m, hidden), normal(rng, v, hidden, scale=scale), normal(rng, v, scale=scale), targets]
+
+
+def _xent_backward(dims: tuple[int, int, int], rng: Rng) -> list[Any]:
+    m, hidden, v = dims
+    gradients = [Grad("dh", (m, hidden)), Grad("dw", (v, hidden)), Grad("db", (v,))]
+    inputs = [normal(rng, m, v), normal(rng, m, hidden), normal(rng, v, hidden)]
+    return [*gradients, *inputs, 0.37, Beta(("dh", "dw", "db"))]
+
+
+def _topk(rows: int, v: int, k: int, suppress: tuple[int, ...], ties: bool, rng: Rng) -> list[Any]:
+    """Logits a clear step apart, so that every precision ranks them alike; or with exact ties."""
+    ladder = np.repeat(np.arange(-(-v // 3)), 3)[:v] if ties else np.arange(v)
+    logits = np.stack([rng.permutation(ladder) for _ in range(rows)]) * (40.0 / v) if rows else np.zeros((0, v))
+    return [Out("values", (rows, k)), Out("indices", (rows, k), "int32"), logits.astype(np.float32), suppress]
+
+
+def _preprocess(dims: tuple[int, int, int, int, int], rng: Rng) -> list[Any]:
+    n, h, w, p, q = dims
+    corner = [rng.integers(0, h - p + 1, n), rng.integers(0, w - q + 1, n), rng.integers(0, 2, n)]
+    x = rng.integers(0, 256, (n, h, w, 3)).astype(np.uint8)
+    return [Out("y", (n, p, q, 3)), x, np.stack(corner, 1).astype(np.int32), normal(rng, 3), normal(rng, 3)]
+
+
+def _vocabulary_cases() -> Iterator[Case]:
+    for name, dims in VOCABULARIES.items():
+        yield Case("linear_xent_forward", name, partial(_xent_forward, dims, 1.0))
+        yield Case("linear_xent_forward", f"{name}-large", partial(_xent_forward, dims, 60.0))  # exp would overflow
+        yield Case("linear_xent_backward", name, partial(_xent_backward, dims))
+    for name, (rows, v, k, suppress) in {
+        "no_rows": (0, 7, 3, ()), "one": (1, 1, 1, ()), "all": (3, 17, 17, ()), "greedy": (5, 31, 1, (0,)),
+        "beam": (7, 1009, 5, (0, 3)), "rest": (2, 8, 5, (7, 0, 4)),
+    }.items():  # fmt: skip
+        for ties in (False, True):
+            build = partial(_topk, rows, v, k, suppress, ties)
+            yield Case("log_softmax_topk", f"{name}{'-ties' if ties else ''}", build)
+    for name, size in {
+        "batch0": (0, 8, 8, 4, 4), "one": (1, 1, 1, 1, 1), "whole": (2, 7, 5, 7, 5), "window": (5, 17, 31, 13, 16),
+        "wide": (3, 9, 65, 3, 33),
+    }.items():  # fmt: skip
+        yield Case("preprocess", name, partial(_preprocess, size))
+
+
+# Optimisers -----------------------------------------------------------------------------------------------------------
+
+_SHAPES = ((1,), (17,), (3, 31), (0,), (4, 3, 3, 5), (4099,))
+
+
+def _parameters(rng: Rng, states: tuple[str, ...], shapes: tuple[Any, ...] = _SHAPES) -> list[Any]:
+    """[params, grads, one list for each state]; a state whose name starts with v is not negative."""
+    made: list[Any] = [
+        [InOut(f"p{i}", normal(rng, *s)) for i, s in enumerate(shapes)],
+        [normal(rng, *s) for s in shapes],
+    ]
+    for state in states:
+        arrays = [normal(rng, *s, scale=0.1) for s in shapes]
+        made.append([InOut(f"{state}{i}", a**2 if state[0] == "v" else a) for i, a in enumerate(arrays)])
+    return made
+
+
+def _step(states: tuple[str, ...], values: tuple[Any, ...], rng: Rng) -> list[Any]:
+    return [*_parameters(rng, states), *values]
+
+
+def _sum_squares(shapes: tuple[Any, ...], rng: Rng) -> list[Any]:
+    return [[normal(rng, *s, scale=10.0) for s in shapes]]
+
+
+def _optimiser_cases() -> Iterator[Case]:
+    for label, (weight_decay, grad_scale, clip) in {
+        "plain": (0.0, 1.0, 0.0), "decay": (0.01, 1.0, 0.0), "scale": (0.0, 0.125, 0.0), "all": (5e-4, 0.3, 0.2),
+    }.items():  # fmt: skip
+        last = (weight_decay, grad_scale, clip)
+        yield Case("sgd_step", label, partial(_step, ("m",), (0.1, 0.9, *last)))
+        yield Case("rmsprop_step", label, partial(_step, ("v",), (1e-2, 0.95, 1e-8, *last)))
+        for step in (1, 2, 1000):
+            values = (1e-3, 0.9, 0.999, 1e-8, weight_decay, step, grad_scale, clip)
+            yield Case("adam_step", f"{label}-step{step}", partial(_step, ("m", "v"), values))
+    yield Case("sum_squares", "several", partial(_sum_squares, _SHAPES))
+    yield Case("sum_squares", "none", partial(_sum_squares, ()))
+    yield Case("sum_squares", "long", partial(_sum_squares, ((1_000_003,),)))
+
+
+def _registry() -> dict[str, list[Case]]:
+    cases: dict[str, list[Case]] = {}
+    for family in (
+        _convolution_cases,
+        _pool_cases,
+        _linear_cases,
+        _row_cases,
+        _lstm_cases,
+        _vocabulary_cases,
+        _optimiser_cases,
+    ):
+        for case in family():
+            cases.setdefault(case.primitive, []).append(case)
+    return cases
+
+
+#: Every primitive's cases; tests/test_backends.py checks that none of backends.PRIMITIVES is missing.
+CASES = _registry()

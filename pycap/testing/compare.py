@@ -1,0 +1,177 @@
+"""Runs a primitive of a backend beside the reference and applies the rule of two.
+
+A backend in float32 may err, against the reference in float64 on the same numbers, twice as much as the reference in float32
+does, plus a few units in the last place (flash-attention's rule): err <= 2 * err(reference float32) + TINY * scale. The
+error of an array is its largest absolute error, and `scale` its largest exact value: an error in a single element shows,
+and elements that cancel to almost nothing do not ask for more than float32 holds. `Case.slack` comes on top for algorithms that err
+more by nature, and says so where it is defined.
+
+Around the comparison every call is watched: outputs are NaN before (with beta 0 nothing may read them), they lie unaligned between
+guard words, inputs are compared bit by bit afterwards, and a gradient passed as None must not disturb the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from pycap.backends import reference
+from pycap.testing.cases import Beta, Case, Grad, InOut, Out
+
+TINY = 8 * float(np.finfo(np.float32).eps)
+GUARD = 16  # elements before and after every array that may be written
+_CANARY = 0xA5
+
+
+class ComparisonError(AssertionError):
+    """A backend's primitive breaks the contract, or errs more than the rule of two allows."""
+
+
+def _guarded(initial: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A copy of `initial` inside a larger buffer of canaries: (the whole buffer as bytes, the copy)."""
+    item = initial.itemsize
+    raw = np.full(initial.nbytes + 2 * GUARD * item, _CANARY, np.uint8)
+    start = GUARD * item + (item if item > 1 else 0)  # aligned to the item, not to a vector
+    raw = np.concatenate([raw, raw[:item]])
+    view = raw[start : start + initial.nbytes].view(initial.dtype).reshape(initial.shape)
+    view[...] = initial
+    return raw, view
+
+
+class _Run:
+    """One call of one implementation in one dtype."""
+
+    def __init__(self, arguments: list[Any], dtype: type, betas: dict[str, float], absent: str | None) -> None:
+        self.dtype, self.betas, self.absent = np.dtype(dtype), betas, absent
+        self.rng = np.random.default_rng(7)  # the old contents of gradients: the same for every implementation
+        self.outputs: dict[str, np.ndarray] = {}
+        self.guards: dict[str, tuple[np.ndarray, int, int]] = {}
+        self.inputs: list[tuple[np.ndarray, np.ndarray]] = []
+        self.arguments = [self._make(a) for a in arguments]
+
+    def _cast(self, array: np.ndarray) -> np.ndarray:
+        return array.astype(self.dtype) if array.dtype.kind == "f" else array.copy()
+
+    def _writable(self, name: str, initial: np.ndarray) -> np.ndarray:
+        raw, view = _guarded(initial)
+        start = view.__array_interface__["data"][0] - raw.__array_interface__["data"][0]
+        self.guards[name] = (raw, start, start + view.nbytes)
+        self.outputs[name] = view
+        return view
+
+    def _make(self, argument: Any) -> Any:
+        if isinstance(argument, list):
+            return [self._make(a) for a in argument]
+        if isinstance(argument, Out):
+            dtype = self.dtype if argument.dtype == "float" else np.dtype(argument.dtype)
+            return self._writable(argument.name, np.full(argument.shape, np.nan if dtype.kind == "f" else 99, dtype))
+        if isinstance(argument, Grad):
+            old = self._cast(self.rng.standard_normal(argument.shape).astype(np.float32))
+            if not self.betas[argument.name]:
+                if argument.stale is None:
+                    old[...] = np.nan
+                else:
+                    old[...] = 0
+                    old[argument.stale] = np.nan
+            return None if argument.name == self.absent else self._writable(argument.name, old)
+        if isinstance(argument, InOut):
+            return self._writable(argument.name, self._cast(argument.array))
+        if isinstance(argument, Beta):
+            names = argument.names
+            return self.betas[names] if isinstance(names, str) else tuple(self.betas[n] for n in names)
+        if isinstance(argument, np.ndarray):
+            made = self._cast(argument)
+            self.inputs.append((made, made.copy()))
+            return made
+        return argument
+
+    def call(self, function: Callable[..., Any]) -> dict[str, np.ndarray]:
+        returned = function(*self.arguments)
+        if returned is not None:
+            self.outputs["returned"] = np.asarray(returned)
+        for number, (array, held) in enumerate(self.inputs):
+            if array.tobytes() != held.tobytes():
+                raise ComparisonError(f"input array {number} {array.shape} was modified")
+        for name, (raw, start, stop) in self.guards.items():
+            if (raw[:start] != _CANARY).any() or (raw[stop:] != _CANARY).any():
+                raise ComparisonError(f"{name}: written outside the array")
+        return self.outputs
+
+
+def _markers(arguments: Any) -> Iterator[Any]:
+    for argument in arguments:
+        if isinstance(argument, list):
+            yield from _markers(argument)
+        elif isinstance(argument, (Out, Grad, InOut)):
+            yield argument
+
+
+def _modes(gradients: list[Grad]) -> Iterator[tuple[dict[str, float], str | None]]:
+    """(betas, name of the gradient passed as None): all 0, all 1, all 0.5, alternating, each optional one absent."""
+    names = [g.name for g in gradients]
+    yield dict.fromkeys(names, 0.0), None
+    if names:
+        yield dict.fromkeys(names, 1.0), None
+        yield dict.fromkeys(names, 0.5), None
+    if len(names) > 1:
+        yield {name: float(i % 2) for i, name in enumerate(names)}, None
+        for gradient in gradients:
+            if gradient.optional:
+                yield dict.fromkeys(names, 0.0), gradient.name
+
+
+def _largest(values: np.ndarray) -> float:
+    return float(np.max(np.abs(values), initial=0.0))
+
+
+def _judge(
+    marker: Any, name: str, got: np.ndarray, plain: np.ndarray, exact: dict[str, np.ndarray], slack: float
+) -> str:
+    """What is wrong with one output, or ""."""
+    if getattr(marker, "judge", None) is not None:
+        return marker.judge(got, exact)
+    if got.dtype.kind != "f":
+        return "" if np.array_equal(got, plain) else f"{np.sum(got != plain)} of {got.size} integers differ"
+    if not np.isfinite(got).all():
+        return (
+            f"{np.sum(~np.isfinite(got))} of {got.size} values are not finite (read while poisoned, or never written)"
+        )
+    where = getattr(marker, "where", None)
+    keep = np.ones(got.shape, bool) if where is None else np.broadcast_to(where, got.shape)
+    truth = exact[name]
+    errors = np.where(keep, np.abs(got.astype(np.float64) - truth), 0)
+    own = _largest(np.where(keep, plain.astype(np.float64) - truth, 0))
+    scale = _largest(np.where(keep, truth, 0))
+    allowed = 2 * own + (TINY + slack) * scale
+    if _largest(errors) <= allowed:
+        return ""
+    worst = np.unravel_index(int(errors.argmax()), errors.shape) if errors.ndim else ()
+    return (
+        f"error {_largest(errors):.3g} at {tuple(map(int, worst))} (got {got[worst]:.7g}, exact {truth[worst]:.7g}); "
+        f"allowed {allowed:.3g}: the reference errs by {own:.3g}, the largest value is {scale:.3g}"
+    )
+
+
+def compare(case: Case, backend: Any) -> None:
+    """Run `case` on `backend` (a module, or anything with the primitive as an attribute) in float32.
+
+    Raises ComparisonError that names the case, the mode (betas, absent gradients), the output and the worst element.
+    """
+    arguments = case.arguments()
+    markers = {m.name: m for m in _markers(arguments)}
+    gradients = [m for m in markers.values() if isinstance(m, Grad)]
+    for betas, absent in _modes(gradients):
+        mode = f"{case.primitive}[{case.name}] betas {betas} absent {absent}"
+        oracle = getattr(reference, case.primitive)
+        exact = _Run(arguments, np.float64, betas, absent).call(oracle)
+        plain = _Run(arguments, np.float32, betas, absent).call(oracle)
+        try:
+            got = _Run(arguments, np.float32, betas, absent).call(getattr(backend, case.primitive))
+        except ComparisonError as error:
+            raise ComparisonError(f"{mode}: {error}") from None
+        for name, array in got.items():
+            problem = _judge(markers.get(name), name, array, plain[name], exact, case.slack)
+            if problem:
+                raise ComparisonError(f"{mode}: {name} {array.shape}: {problem}")

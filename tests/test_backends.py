@@ -1,0 +1,246 @@
+"""Every backend's primitives against the reference by the rule of two, and how backends are chosen."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+
+from pycap import backends, ops
+from pycap.autograd import Tensor
+from pycap.testing import CASES, Case, ComparisonError, compare
+from pycap.testing.cases import Beta, Grad, InOut, Out
+
+BACKENDS = ("reference", "cpp")
+
+
+@pytest.fixture(params=BACKENDS)
+def module(request):
+    reason = backends.available(request.param)
+    if reason:
+        pytest.skip(f"backend {request.param}: {reason}")
+    return importlib.import_module(f"pycap.backends.{request.param}")
+
+
+def test_every_primitive_has_cases_and_a_reference():
+    reference = importlib.import_module("pycap.backends.reference")
+    assert set(CASES) == set(backends.PRIMITIVES)
+    assert all(callable(getattr(reference, name)) for name in backends.PRIMITIVES)
+    for primitive, cases in CASES.items():
+        assert len({c.name for c in cases}) == len(cases), f"{primitive}: two cases share a name"
+
+
+def test_cases_are_the_same_on_every_call():
+    for cases in CASES.values():
+        first, second = cases[-1].arguments(), cases[-1].arguments()
+        for a, b in zip(first, second, strict=True):
+            if isinstance(a, np.ndarray):
+                assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("primitive", backends.PRIMITIVES)
+def test_rule_of_two(module, primitive):
+    if not hasattr(module, primitive):
+        pytest.fail(f"{module.__name__} lacks {primitive}")
+    failures = []
+    for case in CASES[primitive]:
+        try:
+            compare(case, module)
+        except ComparisonError as error:
+            failures.append(str(error))
+    assert not failures, f"{len(failures)} of {len(CASES[primitive])} cases:\n" + "\n".join(failures)
+
+
+# What a primitive does with arrays that break the contract ------------------------------------------------------------
+
+
+def _strided(array: np.ndarray) -> np.ndarray:
+    """The same values, not C-contiguous."""
+    wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
+    view = wide[..., ::2]
+    view[...] = array
+    return view
+
+
+def _concrete(case: Case) -> list:
+    """Arguments as a caller would pass them, all betas 0."""
+
+    def make(a):
+        if isinstance(a, list):
+            return [make(e) for e in a]
+        if isinstance(a, (Out, Grad)):
+            return np.zeros(a.shape, getattr(a, "dtype", "float").replace("float", "float32"))
+        if isinstance(a, InOut):
+            return a.array.copy()
+        if isinstance(a, Beta):
+            return 0.0 if isinstance(a.names, str) else (0.0,) * len(a.names)
+        return a.copy() if isinstance(a, np.ndarray) else a
+
+    return [make(a) for a in case.arguments()]
+
+
+def _written(arguments: list, markers: list) -> list[np.ndarray]:
+    return [a for a, m in zip(arguments, markers, strict=True) if isinstance(m, (Out, Grad, InOut))]
+
+
+SAMPLES = {
+    "conv2d_forward": "tile_plus_1-bias-relu", "conv2d_pool_forward": "tile_plus_1",
+    "conv2d_backward_data": "tile_plus_1-pool", "conv2d_backward_weight": "tile_plus_1-pool",
+    "maxpool_forward": "odd", "maxpool_backward": "odd", "linear_forward": "primes-relu",
+    "linear_backward_data": "primes-relu", "linear_backward_weight": "primes-relu", "dropout": "sequence",
+    "embedding_forward": "primes", "embedding_backward": "primes-stale", "lstm_forward": "primes-state-mask",
+    "lstm_backward": "primes-state-mask-dhc", "lstm_cell_forward": "primes", "lstm_cell_backward": "primes-dhc",
+    "linear_xent_forward": "primes", "linear_xent_backward": "primes", "log_softmax_topk": "greedy",
+    "preprocess": "window",
+}  # fmt: skip
+
+
+def _sample(primitive: str) -> Case:
+    return next(c for c in CASES[primitive] if c.name == SAMPLES[primitive])
+
+
+@pytest.mark.parametrize("primitive", SAMPLES)
+def test_strided_arrays_are_refused_or_handled(module, primitive):
+    """Each array in turn is not contiguous: an error that says so, or the same numbers."""
+    function, markers = getattr(module, primitive), _sample(primitive).arguments()
+    plain = _concrete(_sample(primitive))
+    function(*plain)
+    for position, marker in enumerate(markers):
+        arguments = _concrete(_sample(primitive))
+        if not isinstance(arguments[position], np.ndarray) or arguments[position].ndim == 0:
+            continue
+        arguments[position] = _strided(arguments[position])
+        assert not arguments[position].flags.c_contiguous
+        try:
+            function(*arguments)
+        except (TypeError, ValueError) as error:
+            assert "contiguous" in str(error), f"{primitive} argument {position} {marker}: {error}"
+            assert primitive.removeprefix("lstm_cell_") in str(error) or "lstm" in str(error)
+            continue
+        for got, expected in zip(_written(arguments, markers), _written(plain, markers), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5, err_msg=f"argument {position}")
+
+
+@pytest.mark.parametrize("primitive", SAMPLES)
+def test_cpp_refuses_wrong_dtypes_and_shapes(primitive):
+    """No wrong array reaches a C++ loop: each in turn has another dtype, or one element too few on its last axis."""
+    if backends.available("cpp"):
+        pytest.skip(f"backend cpp: {backends.available('cpp')}")
+    function, markers = (
+        getattr(importlib.import_module("pycap.backends.cpp"), primitive),
+        _sample(primitive).arguments(),
+    )
+    for position, marker in enumerate(markers):
+        whole = _concrete(_sample(primitive))[position]
+        if not isinstance(whole, np.ndarray):
+            continue
+        arguments = _concrete(_sample(primitive))
+        arguments[position] = whole.astype(np.float64 if whole.dtype.kind == "f" else np.int64)
+        with pytest.raises(TypeError, match=r"must be \w+, got (float64|int64)"):
+            function(*arguments)
+        if (primitive, position) in {("log_softmax_topk", 2), ("embedding_backward", 3)}:
+            continue  # a vocabulary may have any size, and so may the list of stale rows
+        arguments[position] = np.ascontiguousarray(whole[..., :-1])
+        with pytest.raises((ValueError, TypeError)):
+            function(*arguments)
+
+
+# Selection ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _restore():
+    before = dict(backends.kernels.__dict__)
+    asked, choices = backends._asked, list(backends._choices)
+    yield
+    backends.kernels.__dict__.clear()
+    backends.kernels.__dict__.update(before)
+    backends._choices[:] = choices
+    backends._asked = asked
+
+
+def test_named_backend_serves_everything(_restore, module):
+    name = module.__name__.rsplit(".", 1)[1]
+    backends.select("cpu", name)
+    for primitive in backends.PRIMITIVES:
+        assert getattr(backends.kernels, primitive) is getattr(module, primitive)
+    assert {c.backend for c in backends.explain()} == {name}
+
+
+def test_use_restores_what_was_selected(_restore):
+    backends.select("cpu", "reference")
+    held = backends.kernels.linear_forward
+    with pytest.raises(KeyError), backends.use("reference"):
+        raise KeyError
+    assert backends.kernels.linear_forward is held
+
+
+def test_environment_names_the_default(_restore, monkeypatch):
+    monkeypatch.setenv("PYCAP_BACKEND", "reference")
+    backends.select()
+    assert {c.backend for c in backends.explain()} == {"reference"}
+    monkeypatch.setenv("PYCAP_BACKEND", "nonsense")
+    with pytest.raises(backends.BackendError, match=r"'nonsense' is unknown.*choose from auto, cpp, reference"):
+        backends.select()
+
+
+def test_automatic_choice_falls_through_and_says_why(_restore, monkeypatch, capsys):
+    load = backends._load
+
+    def broken(name):
+        if name == "cpp":
+            raise ImportError("no compiler here")
+        return load(name)
+
+    monkeypatch.setattr(backends, "_load", broken)
+    backends.select("cpu", "auto")
+    assert {c.backend for c in backends.explain()} == {"reference"}
+    assert "cpp: no compiler here" in capsys.readouterr().out
+    assert backends.available("cpp") == "no compiler here"
+    with pytest.raises(backends.BackendError, match=r"cpp.*no compiler here.*make dev"):
+        backends.select("cpu", "cpp")
+
+
+def test_a_backend_that_lacks_a_primitive_leaves_it_to_the_next(_restore, monkeypatch):
+    load = backends._load
+
+    class Partial:
+        linear_forward = staticmethod(lambda *arguments: None)
+
+    monkeypatch.setattr(backends, "_load", lambda name: Partial if name == "cpp" else load(name))
+    backends.select("cpu", "auto")
+    chosen = {c.primitive: c for c in backends.explain()}
+    assert chosen["linear_forward"].backend == "cpp"
+    assert chosen["maxpool_forward"].backend == "reference" and "cpp: lacks it" in chosen["maxpool_forward"].reason
+
+
+def test_unknown_device_and_unknown_primitive():
+    with pytest.raises(backends.BackendError, match="'tpu'"):
+        backends.select("tpu")
+    with pytest.raises(AttributeError, match="linear_forwards"):
+        _ = backends.kernels.linear_forwards
+
+
+def test_first_use_selects(_restore):
+    backends.kernels.__dict__.clear()
+    y = ops.linear(Tensor(np.ones((2, 3), np.float32)), Tensor(np.ones((4, 3), np.float32)))
+    np.testing.assert_array_equal(y.data, np.full((2, 4), 3.0, np.float32))
+
+
+def test_threads_do_not_change_a_forward_result():
+    if backends.available("cpp"):
+        pytest.skip(f"backend cpp: {backends.available('cpp')}")
+    cpp = importlib.import_module("pycap.backends.cpp")
+    before = cpp.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2):
+            backends.set_threads(count)
+            assert cpp.get_num_threads() == count
+            arguments = _concrete(_sample("conv2d_forward"))
+            cpp.conv2d_forward(*arguments)
+            results.append(arguments[0])
+    finally:
+        backends.set_threads(before)
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-5)
