@@ -22,7 +22,7 @@ from pycap.data import DataError
 from pycap.data.layout import IMAGE_SUFFIXES
 
 # Formats whose decoders only decode; Pillow's EPS reader, for one, would start Ghostscript.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 80_000_000  # below the limit at which Pillow warns
 JPEG_QUALITY = 95
 # What Pillow's decoders raise on bytes that are not what they should be.

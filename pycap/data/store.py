@@ -78,6 +78,8 @@ class ImageStore:
     def _open(self) -> h5py.File:
         if not self.path.exists():
             self._create()
+        elif self.path.is_file() and self.path.stat().st_size == 0:
+            raise _Corrupt("the file is empty")  # HDF5 would take it for a new file
         try:
             # No chunk cache: a random read of a few kB must not fetch its whole chunk, and writes must reach the file.
             file = h5py.File(self.path, "r+", rdcc_nbytes=0)
@@ -108,20 +110,26 @@ class ImageStore:
 
     def _check(self, file: h5py.File) -> None:
         """Read the index. _Corrupt when the file is not a whole store, DataError when it is a store of another size."""
-        if file.attrs.get("format") != FORMAT:
-            raise DataError(f"{self.path}: an HDF5 file, but not a pycap image store; name another file")
         try:
-            found = tuple(int(file.attrs[name]) for name in ("version", "size", "quality"))
-            data, index = file["data"], file["index"]
-            rows = index[:]
-            total = data.shape[0]
-        except (KeyError, OSError, RuntimeError, ValueError) as error:
+            kind = file.attrs.get("format")
+            found = tuple(int(file.attrs.get(name, -1)) for name in ("version", "size", "quality"))
+            whole = kind != FORMAT or ("data" in file and "index" in file)
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
             raise _Corrupt(str(error)) from error
+        if kind != FORMAT:
+            raise DataError(f"{self.path}: an HDF5 file, but not a pycap image store; name another file")
         if found != (VERSION, self.size, JPEG_QUALITY):
             raise DataError(
                 f"{self.path}: the store holds version {found[0]}, {found[1]} px, quality {found[2]}; wanted are "
                 f"version {VERSION}, {self.size} px, quality {JPEG_QUALITY}; name another file, or delete this one"
             )
+        if not whole:
+            raise _Corrupt("its data or its index is missing")
+        try:
+            data, rows = file["data"], file["index"][:]
+            total = int(data.shape[0])
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise _Corrupt(str(error)) from error
         if rows.dtype != INDEX_DTYPE or data.dtype != np.uint8:
             raise _Corrupt(f"index of {rows.dtype}, data of {data.dtype}")
         ends = rows["offset"] + rows["length"]
