@@ -47,6 +47,18 @@ def build_model(config: TrainConfig, vocabulary: int) -> NIC:
     )
 
 
+def load_weights(model: NIC, saved: checkpoint.Checkpoint) -> None:
+    """Copy a checkpoint's weights into a model. CheckpointError names what does not fit: the vocabulary, or arrays."""
+    table = saved.model.get("word_embedding.weight")
+    if table is not None and len(table) != len(saved.vocab):
+        raise checkpoint.CheckpointError(
+            f"{saved.folder / 'vocab.json'}: {len(saved.vocab)} words, but the weights beside it are for {len(table)}; "
+            "put back the vocab.json that was saved with them"
+        )
+    checkpoint.match(saved.model, {n: t.shape for n, t in model.named_parameters().items()}, saved.folder)
+    model.load_arrays(saved.model)
+
+
 class Captioner:
     """A model, its vocabulary and the way its images are prepared; `pycap.load` makes one."""
 
@@ -58,8 +70,7 @@ class Captioner:
         """Read a checkpoint folder, or the best (else the last) one of a run. CheckpointError says what is wrong."""
         saved = checkpoint.load(path)
         model = build_model(saved.config, len(saved.vocab))
-        checkpoint.match(saved.model, {n: t.shape for n, t in model.named_parameters().items()}, saved.folder)
-        model.load_arrays(saved.model)
+        load_weights(model, saved)
         model.train(False)
         return cls(model, saved.vocab, PreprocessSpec.from_dict(saved.preprocess), saved.config)
 

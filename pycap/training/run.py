@@ -15,7 +15,7 @@ import numpy as np
 
 from pycap import __version__, backends, checkpoint, metrics
 from pycap import config as configuration
-from pycap.captioner import Captioner, build_model
+from pycap.captioner import Captioner, build_model, load_weights
 from pycap.config import ConfigError, TrainConfig
 from pycap.data.demo import is_true
 from pycap.data.images import PreprocessSpec
@@ -85,9 +85,7 @@ class _Run:
         )
         self.model = build_model(config, len(self.vocab))
         if loaded:
-            expected = {name: t.shape for name, t in self.model.named_parameters().items()}
-            checkpoint.match(loaded.model, expected, loaded.folder)
-            self.model.load_arrays(loaded.model)
+            load_weights(self.model, loaded)
         if not resumed:
             self._new_folder(config)
         self.position = Position()

@@ -1,0 +1,285 @@
+"""Whole runs on a tiny demo set: resuming, freezing, signals, divergence, what lies in the folder, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pycap
+from pycap import backends
+from pycap.captioner import Captioner
+from pycap.checkpoint import CheckpointError
+from pycap.config import ConfigError, TrainConfig
+from pycap.data import DataError, demo
+from pycap.train import main
+from pycap.training import run as run_module
+from pycap.training.run import Stopped
+from pycap.training.trainer import Diverged, Trainer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return demo.generate(tmp_path_factory.mktemp("demo") / "set", train=24, val=10, size=64)
+
+
+@pytest.fixture(autouse=True)
+def _automatic_backend() -> None:
+    backends.select()
+
+
+def tiny(data: Path, out: Path, **options: object) -> TrainConfig:
+    base: dict[str, object] = {
+        "stage": "coco", "data": data, "out_dir": out, "cnn": "vgg_micro", "cnn_width": 0.25, "fc_size": 24,
+        "image_size": 64, "resize": 64, "flip": False, "rnn_size": 24, "input_encoding_size": 16, "batch_size": 8,
+        "word_count_threshold": 1, "epochs": 2, "log_every": 1, "learning_rate": 1e-3, "threads": 2, "workers": 1,
+    }  # fmt: skip
+    return TrainConfig(**(base | options))  # type: ignore[arg-type]
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [(r["step"], r["loss"]) for r in rows if r["kind"] == "train"]
+
+
+def weights(checkpoint: Path) -> dict[str, np.ndarray]:
+    return {n: a.copy() for n, a in Captioner.load(checkpoint).model.state_arrays().items()}
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """Send the signal to ourselves right after that step."""
+    plain = Trainer.step
+
+    def stepped(self: Trainer, batch: object) -> object:
+        result = plain(self, batch)  # type: ignore[arg-type]
+        if self.step_number == step:
+            os.kill(os.getpid(), number)
+        return result
+
+    monkeypatch.setattr(Trainer, "step", stepped)
+
+
+def test_a_run_leaves_what_the_design_promises(data: Path, tmp_path: Path) -> None:
+    result = pycap.train(tiny(data, tmp_path / "run"))
+    run = result.folder
+    for name in ("config.yaml", "vocab.json", "log.jsonl", "samples.html", "captions.jsonl", "last", "best"):
+        assert (run / name).exists(), name
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    validation = [r for r in rows if r["kind"] == "val"]
+    assert len(validation) == 2
+    assert {"val_loss", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"} <= validation[0].keys()
+    captions = [json.loads(line) for line in (run / "captions.jsonl").read_text().splitlines()]
+    assert len(captions) == 10
+    assert result.true_ratio == sum(c["true"] for c in captions) / 10
+    assert (run / "samples.html").read_text().count("<figure>") == 10
+
+
+@pytest.mark.parametrize("step", [2, 3, 5])  # inside the first epoch, at its end, inside the second
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_resuming_after_a_signal_continues_bit_for_bit(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, optimizer: str
+) -> None:
+    how = {"optimizer": optimizer, "lr_schedule": "cosine", "epochs": 3}
+    whole = pycap.train(tiny(data, tmp_path / "whole", **how)).folder
+    with monkeypatch.context() as patch:
+        stop_after(patch, step, signal.SIGTERM)
+        with pytest.raises(Stopped) as stopped:
+            pycap.train(tiny(data, tmp_path / "parts", **how))
+    assert stopped.value.signal_number == signal.SIGTERM
+    parts = tmp_path / "parts"
+    assert len(losses(parts)) == step
+    pycap.train(tiny(data, parts, **how, resume=parts))
+    assert losses(parts) == losses(whole)
+    expected = weights(whole / "last")
+    for name, array in weights(parts / "last").items():
+        assert np.array_equal(array, expected[name]), name
+
+
+def test_resuming_drops_log_rows_that_will_be_written_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was killed outright: its log is ahead of its checkpoint, and its last line is cut."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4, signal.SIGINT)
+        with pytest.raises(Stopped):
+            pycap.train(tiny(data, tmp_path / "run"))
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_text(log.read_text() + '{"kind": "train", "step": 5, "loss": 9.0}\n{"kind": "tra')
+    pycap.train(tiny(data, tmp_path / "run", resume=tmp_path / "run"))
+    assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert losses(tmp_path / "run")[4][1] != 9.0
+
+
+def test_a_frozen_cnn_stays_identical_and_a_joint_one_moves_everywhere(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[dict[str, np.ndarray]] = []
+    build = run_module.build_model
+
+    def remembered(*args: object) -> object:
+        model = build(*args)  # type: ignore[arg-type]
+        starts.append({n: a.copy() for n, a in model.state_arrays().items()})
+        return model
+
+    monkeypatch.setattr(run_module, "build_model", remembered)
+    pycap.train(tiny(data, tmp_path / "frozen", freeze_cnn=True))
+    pycap.train(tiny(data, tmp_path / "joint"))
+    pycap.train(tiny(data, tmp_path / "later", finetune_cnn_after=1, epochs=1))
+    pycap.train(tiny(data, tmp_path / "late", finetune_cnn_after=1, epochs=2))
+    for name, (start, learns) in {
+        run: (starts[i], joint)
+        for i, (run, joint) in enumerate([("frozen", False), ("joint", True), ("later", False), ("late", True)])
+    }.items():
+        end = weights(tmp_path / name / "last")
+        for parameter, array in start.items():
+            moved = not np.array_equal(array, end[parameter])
+            assert moved == (learns or not parameter.startswith("cnn.")), (name, parameter)
+
+
+@pytest.mark.parametrize("micro", [3, 8])
+def test_micro_batches_change_no_step(data: Path, tmp_path: Path, micro: int) -> None:
+    whole = pycap.train(tiny(data, tmp_path / "whole", epochs=1)).folder
+    parts = pycap.train(tiny(data, tmp_path / "parts", epochs=1, micro_batch=micro)).folder
+    assert [loss for _, loss in losses(parts)] == pytest.approx([loss for _, loss in losses(whole)], rel=1e-5)
+
+
+def test_eight_captions_are_learnt_by_heart(data: Path, tmp_path: Path) -> None:
+    """One caption for each of eight images, joint training: the loss goes below 0.05, as it must where gradients are right."""
+    few = demo.generate(tmp_path / "few", train=8, val=2, size=64)
+    path = few / "annotations" / "captions_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = content["annotations"][::5]
+    path.write_text(json.dumps(content))
+    config = tiny(
+        few, tmp_path / "run", seq_per_img=1, drop_prob_lm=0.0, drop_prob_cnn=0.0, rnn_size=64, input_encoding_size=32,
+        fc_size=48, epochs=150, val_every=150, learning_rate=3e-3, cnn_learning_rate=1e-3,
+    )  # fmt: skip
+    run = pycap.train(config).folder
+    assert losses(run)[-1][1] < 0.05
+
+
+def test_a_loss_that_is_no_number_stops_and_tells(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Trainer.step
+
+    def poisoned(self: Trainer, batch: object) -> object:
+        if self.step_number == 4:
+            self.model.projection.bias.data[5] = np.nan
+        return plain(self, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "step", poisoned)
+    with pytest.raises(
+        Diverged, match=r"step 5 .*the loss is nan.*images of this batch: 0.*\.jpg.*last good checkpoint is .*last"
+    ):
+        pycap.train(tiny(data, tmp_path / "run"))
+    saved = weights(tmp_path / "run" / "last")
+    assert all(np.isfinite(a).all() for a in saved.values())
+
+
+def test_an_earlier_run_is_moved_aside_not_overwritten(data: Path, tmp_path: Path) -> None:
+    first = weights(pycap.train(tiny(data, tmp_path / "run", epochs=1)).folder / "last")
+    pycap.train(tiny(data, tmp_path / "run", epochs=1, seed=9))
+    kept = weights(tmp_path / "run.1" / "last")
+    assert all(np.array_equal(first[n], kept[n]) for n in first)
+    with pytest.raises(ConfigError, match="which this run reads"):
+        pycap.train(tiny(data, tmp_path / "run", init_from=tmp_path / "run" / "last"))
+
+
+def test_init_from_takes_weights_and_vocabulary_and_starts_at_step_0(data: Path, tmp_path: Path) -> None:
+    first = pycap.train(tiny(data, tmp_path / "one", epochs=1)).folder
+    second = pycap.train(tiny(data, tmp_path / "two", epochs=1, init_from=first, learning_rate=0.0)).folder
+    expected = weights(first / "last")
+    assert all(np.array_equal(array, expected[n]) for n, array in weights(second / "last").items())
+    assert losses(second)[0][0] == 1
+
+
+def test_corrupt_images_are_listed_and_training_goes_on(data: Path, tmp_path: Path) -> None:
+    folder = demo.generate(tmp_path / "hurt", train=10, val=3, size=64)
+    victim = sorted((folder / "train2017").iterdir())[4]
+    victim.write_bytes(victim.read_bytes()[:200])
+    run = pycap.train(tiny(folder, tmp_path / "run", epochs=1)).folder
+    listed = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    assert [row["file_name"] for row in listed] == [victim.name]
+
+
+# the command line: one clear message, a status that is not 0, and nothing lost ------------------------------------------
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int | str | None, str]:
+    with pytest.raises(SystemExit) as exit:
+        main(list(argv))
+    code = exit.value.code
+    text = capsys.readouterr().err + (code if isinstance(code, str) else "")
+    assert "Traceback" not in text
+    return code, text
+
+
+def test_missing_data_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = fails(capsys, "--stage", "coco", "--data", str(tmp_path / "nowhere"), "--out-dir", str(tmp_path / "r"))
+    assert code and str(tmp_path / "nowhere") in text
+
+
+def test_json_that_is_not_cocos(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = demo.generate(tmp_path / "set", train=4, val=2, size=64)
+    path = folder / "annotations" / "captions_train2017.json"
+    path.write_text('{"pictures": []}')
+    code, text = fails(capsys, "--data", str(folder), "--out-dir", str(tmp_path / "r"), "--recipe", "demo")
+    assert code and "captions_train2017.json" in text and "images" in text
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pycap.train(tiny(data, tmp_path_factory.mktemp("trained") / "run", epochs=1)).folder
+
+
+def damaged(trained: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+def test_zero_byte_checkpoint(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = damaged(trained, tmp_path)
+    (run / "last" / "model.safetensors").write_bytes(b"")
+    code, text = fails(capsys, "--resume", str(run))
+    assert code and "model.safetensors" in text
+
+
+def test_checkpoint_of_another_architecture(trained: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="another architecture"):
+        pycap.train(tiny(data, tmp_path / "run", init_from=trained, rnn_size=32))
+
+
+def test_vocabulary_that_does_not_fit(trained: Path, tmp_path: Path) -> None:
+    run = damaged(trained, tmp_path)
+    path = run / "best" / "vocab.json"
+    content = json.loads(path.read_text())
+    content["words"] = content["words"][:-1]
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"vocab\.json.*words, but the weights"):
+        pycap.load(run)
+
+
+def test_no_data_for_a_stage_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"flickr8k: no data in .*data/flickr8k.*--data"):
+        pycap.train(replace(TrainConfig(), stage="flickr8k"))
+
+
+def test_coco_without_data_says_so_and_trains_on_the_demo_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(
+        "--stage coco --demo-train 8 --demo-val 4 --epochs 1 --batch-size 4 --fc-size 16 --rnn-size 16 "
+        "--word-count-threshold 1 --cnn-width 0.25".split()
+    )
+    out = capsys.readouterr().out
+    assert "No COCO data in data/coco" in out
+    assert out.splitlines()[-1].startswith("held-out captions that are true: ")
+    assert out.splitlines()[-1].endswith("of 4)")
+    assert (tmp_path / "runs" / "coco" / "best" / "model.safetensors").exists()
