@@ -17,11 +17,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-# What PYCAP_REQUIRE may name -> the module whose import shows that it is there.
+# What PYCAP_REQUIRE may name -> the module whose import shows that it is there, and what helps where it is not.
 REQUIREMENTS = {
-    "reference": "pycap.backends.reference",
-    "cpp": "pycap.backends.cpp",
-    "peers": "torch",
+    "reference": ("pycap.backends.reference", "make dev"),
+    "cpp": ("pycap.backends.cpp", "make dev"),
+    "peers": ("torch", "make test PEERS=1"),
 }
 
 
@@ -34,12 +34,11 @@ def missing_requirements(value: str) -> list[str]:
                 f"PYCAP_REQUIRE names {name!r}, which this version lacks; it knows {', '.join(REQUIREMENTS)}"
             )
             continue
+        module, remedy = REQUIREMENTS[name]
         try:
-            importlib.import_module(REQUIREMENTS[name])
+            importlib.import_module(module)
         except ImportError as error:
-            problems.append(
-                f"PYCAP_REQUIRE names {name!r}, but {REQUIREMENTS[name]} does not import: {error}; run make dev"
-            )
+            problems.append(f"PYCAP_REQUIRE names {name!r}, but {module} does not import ({error}): {remedy}")
     return problems
 
 

@@ -1,0 +1,66 @@
+"""PYCAP_REQUIRE turns what is missing into a failure, and the markers `peers` and `realdata` skip with a reason."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import conftest
+
+
+def test_what_is_there_is_no_problem() -> None:
+    assert conftest.missing_requirements("") == []
+    assert conftest.missing_requirements(" reference, ") == []
+
+
+def test_an_unknown_name_is_told_with_the_known_ones() -> None:
+    (problem,) = conftest.missing_requirements("reference,quantum")
+    assert "'quantum'" in problem
+    assert "reference, cpp, peers" in problem
+
+
+def test_a_missing_module_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (problem,) = conftest.missing_requirements("peers")
+    assert "make test PEERS=1" in problem
+
+
+def test_data_is_found_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYCAP_DATA", str(tmp_path))
+    assert conftest.find_data() == tmp_path
+    monkeypatch.setenv("PYCAP_DATA", str(tmp_path / "absent"))
+    assert conftest.find_data() is None
+
+
+def _pytest(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A pytest of its own, with this conftest.py, over one test that wants real data."""
+    root = conftest.ROOT
+    (tmp_path / "conftest.py").write_text((root / "tests" / "conftest.py").read_text())
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n@pytest.mark.realdata\ndef test_it(data_root): assert data_root\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "-c", str(root / "pyproject.toml")]
+    return subprocess.run(
+        [*command, "--rootdir", str(tmp_path), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={**os.environ, "PYCAP_REQUIRE": "", **variables},
+    )
+
+
+def test_a_missing_requirement_stops_the_run(tmp_path: Path) -> None:
+    done = _pytest(tmp_path, PYCAP_REQUIRE="quantum")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "PYCAP_REQUIRE names 'quantum'" in done.stdout + done.stderr
+
+
+def test_real_data_is_used_or_skipped_with_a_reason(tmp_path: Path) -> None:
+    assert "1 passed" in _pytest(tmp_path, PYCAP_DATA=str(tmp_path)).stdout
+    skipped = _pytest(tmp_path, PYCAP_DATA=str(tmp_path / "absent"))
+    assert skipped.returncode == 0
+    assert "set PYCAP_DATA" in skipped.stdout
