@@ -111,7 +111,7 @@ def save(
             raise
         if error.errno in _FULL:
             raise CheckpointError(
-                f"{folder}: the disk is full ({_size(_free(folder))} free); nothing was saved, "
+                f"{folder}: the disk is full ({_size(_free(folder))} free); "
                 "earlier checkpoints are whole; free space or give another --out-dir"
             ) from error
         raise CheckpointError(f"{folder}: cannot save: {error}; earlier checkpoints are whole") from error

@@ -110,7 +110,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self.given: frozenset[str] | None = None  # options that the user set, where parse_args knows them
-        for name in _PATHS:
+        for name in PATHS:
             value = getattr(self, name)
             if isinstance(value, str):
                 setattr(self, name, Path(value))
@@ -132,12 +132,8 @@ class TrainConfig:
             ConfigError: names the option, its value and what to give instead.
         """
         for f in fields(self):
-            _check_value(f, getattr(self, f.name))
-        known = stages()
-        if self.stage not in known:
-            raise ConfigError(
-                f"stage: no stage {self.stage!r}{_did_you_mean(self.stage, known)}; stages: {', '.join(known)}"
-            )
+            check_value(f, getattr(self, f.name))
+        check_stage(self.stage)
         if self.image_size % 32:
             below = self.image_size // 32 * 32
             raise ConfigError(
@@ -177,34 +173,34 @@ class TrainConfig:
         return self
 
 
-_FIELDS: dict[str, Field[Any]] = {f.name: f for f in fields(TrainConfig)}
-_TYPES: dict[str, Any] = {name: t for name, t in get_type_hints(TrainConfig).items() if name in _FIELDS}
-_PATHS = tuple(name for name, t in _TYPES.items() if t == Path | None)
+FIELDS: dict[str, Field[Any]] = {f.name: f for f in fields(TrainConfig)}
+TYPES: dict[str, Any] = {name: t for name, t in get_type_hints(TrainConfig).items() if name in FIELDS}
+PATHS = tuple(name for name, t in TYPES.items() if t == Path | None)
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), 1, 0.5)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def _type_name(name: str) -> str:
-    kinds = getattr(_TYPES[name], "__args__", (_TYPES[name],))
+def type_name(name: str) -> str:
+    kinds = getattr(TYPES[name], "__args__", (TYPES[name],))
     return " or ".join("none" if k is type(None) else k.__name__ for k in kinds)
 
 
-def _check_value(f: Field[Any], value: Any) -> None:
-    kinds = getattr(_TYPES[f.name], "__args__", (_TYPES[f.name],))
+def check_value(f: Field[Any], value: Any) -> None:
+    kinds = getattr(TYPES[f.name], "__args__", (TYPES[f.name],))
     # bool is an int to isinstance, and an int serves as a float
     fits = (
         type(value) in kinds or (float in kinds and type(value) is int) or (Path in kinds and isinstance(value, Path))
     )
     if not fits:
-        raise ConfigError(f"{f.name}: {value!r} is not of type {_type_name(f.name)}")
+        raise ConfigError(f"{f.name}: {value!r} is not of type {type_name(f.name)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{f.name}: {value} is not a finite number")
     choices, low = f.metadata["choices"], f.metadata["low"]
     if choices and value is not None and value not in choices:
-        raise ConfigError(f"{f.name}: no {value!r}{_did_you_mean(value, choices)}; one of {', '.join(choices)}")
+        raise ConfigError(f"{f.name}: no {value!r}{did_you_mean(value, choices)}; one of {', '.join(choices)}")
     if low is not None and value is not None and value < low:
         raise ConfigError(f"{f.name}: {value} is below {low}")
 
@@ -229,15 +225,22 @@ def stages() -> list[str]:
     return found
 
 
+def check_stage(stage: str) -> None:
+    """ConfigError, listing the stages, unless `stage` is one."""
+    known = stages()
+    if stage not in known:
+        raise ConfigError(f"stage: no stage {stage!r}{did_you_mean(stage, known)}; stages: {', '.join(known)}")
+
+
 def recipe(name: str) -> dict[str, Any]:
     """The options of a recipe, given by its name or as a YAML file."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else recipes_dir() / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in recipes_dir().glob("*.yaml"))
         raise ConfigError(
-            f"recipe: no {name!r}{_did_you_mean(name, known)}; recipes: {', '.join(known)}, or a YAML file"
+            f"recipe: no {name!r}{did_you_mean(name, known)}; recipes: {', '.join(known)}, or a YAML file"
         )
-    return _read_options(path)
+    return read_options(path)
 
 
 def with_recipe(config: TrainConfig, name: str) -> TrainConfig:
@@ -245,7 +248,7 @@ def with_recipe(config: TrainConfig, name: str) -> TrainConfig:
     in Python, whatever differs from the defaults."""
     given = config.given
     if given is None:
-        given = frozenset(n for n, f in _FIELDS.items() if getattr(config, n) != f.default)
+        given = frozenset(n for n, f in FIELDS.items() if getattr(config, n) != f.default)
     new = replace(config, **{k: v for k, v in recipe(name).items() if k not in given})
     new.given = config.given
     return new.validate()
@@ -265,18 +268,18 @@ def _read_yaml(path: Path) -> Mapping[Any, Any]:
     return raw
 
 
-def _read_options(path: Path) -> dict[str, Any]:
+def read_options(path: Path) -> dict[str, Any]:
     """Options of a YAML file, with the types of TrainConfig. Unknown keys and wrong types are errors."""
     options: dict[str, Any] = {}
     for key, value in _read_yaml(path).items():
         name = str(key).replace("-", "_")
         if name in _EXTRA_KEYS:
             continue
-        if name not in _FIELDS:
-            raise ConfigError(f"{path}: unknown option {key}{_did_you_mean(name, _FIELDS)}")
+        if name not in FIELDS:
+            raise ConfigError(f"{path}: unknown option {key}{did_you_mean(name, FIELDS)}")
         options[name] = _coerce(name, value)
         try:
-            _check_value(_FIELDS[name], options[name])
+            check_value(FIELDS[name], options[name])
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
     return options
@@ -284,7 +287,7 @@ def _read_options(path: Path) -> dict[str, Any]:
 
 def _coerce(name: str, value: Any) -> Any:
     """What YAML reads otherwise than people mean it: 1e-3 (a string in YAML 1.1), 1 for a float, paths."""
-    kinds = getattr(_TYPES[name], "__args__", (_TYPES[name],))
+    kinds = getattr(TYPES[name], "__args__", (TYPES[name],))
     if Path in kinds and isinstance(value, str):
         return Path(value)
     if float in kinds and type(value) is int:
@@ -293,13 +296,33 @@ def _coerce(name: str, value: Any) -> Any:
         try:
             return float(value)
         except ValueError:
-            return value  # _check_value names the option and the value
+            return value  # check_value names the option and the value
     return value
+
+
+def resumed_options(path: Path) -> dict[str, Any]:
+    """Options of the run to continue, given by its or its checkpoint's folder; it goes on in the run's own folder."""
+    for folder, run in ((path, path), (path / "last", path)):
+        if (folder / "config.yaml").is_file():
+            options = read_options(folder / "config.yaml")
+            is_checkpoint = folder == path and (path / "state.json").is_file()
+            return {**options, "resume": path, "out_dir": path.parent if is_checkpoint else run, "init_from": None}
+    raise ConfigError(
+        f"resume: {path} holds no config.yaml; give a run's folder (runs/NAME) or a checkpoint in it (runs/NAME/last)"
+    )
+
+
+def resumed(path: str | os.PathLike[str], **changes: Any) -> TrainConfig:
+    """The config that continues a run exactly, as --resume does; `changes` (epochs=, max_steps=) go over the run's."""
+    options = {**resumed_options(Path(path)), **changes}
+    config = TrainConfig(**options)
+    config.given = frozenset(options)
+    return config.validate()
 
 
 def load(path: str | os.PathLike[str]) -> TrainConfig:
     """Read what `save` wrote (a checkpoint's config.yaml too); options that the file lacks have their defaults."""
-    return TrainConfig(**_read_options(Path(path))).validate()
+    return TrainConfig(**read_options(Path(path))).validate()
 
 
 def load_extra(path: str | os.PathLike[str], key: str) -> dict[str, Any]:
@@ -327,44 +350,15 @@ def save(config: TrainConfig, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(to_yaml(config))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
-
-
-def _parser(prog: str) -> Any:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        prog=prog,
-        usage="%(prog)s [--stage NAME] [--data DIR] [options]",
-        exit_on_error=False,
-        description="Train a captioner. Options are laid over each other: defaults, then the recipe, then --config "
-        "FILE, then the command line, in whatever order they stand there. - and _ are the same in names.",
-    )
-    group = parser.add_argument_group("recipe")
-    group.add_argument("--recipe", type=str, metavar="NAME|FILE", help="another recipe than the stage's own")
-    group.add_argument("--config", type=str, metavar="FILE", help="YAML file with options, over the recipe")
-    group.add_argument("--print-config", action="store_true", help="print the resolved options as YAML and exit")
-    for name, f in _FIELDS.items():
-        if name in _GROUPS:
-            group = parser.add_argument_group(_GROUPS[name])
-        extra: dict[str, Any] = {}
-        if _TYPES[name] is bool:
-            extra = {"nargs": "?", "const": True}
-        elif f.metadata["choices"]:
-            extra = {"metavar": "{" + ",".join(f.metadata["choices"]) + "}"}
-        elif name in _PATHS:
-            extra = {"metavar": "PATH"}
-        elif name == "stage":
-            extra = {"metavar": "{" + ",".join(stages()) + "}"}
-        else:
-            extra = {"metavar": "N" if _TYPES[name] is int else "X"}
-        flag = "--" + name.replace("_", "-")
-        group.add_argument(flag, type=_TYPES[name], default=f.default, help=f.metadata["help"], **extra)
-    return parser
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(to_yaml(config))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str = "train.py") -> TrainConfig:
@@ -388,11 +382,44 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "train.py") -> Tra
     return config
 
 
+def _parser(prog: str) -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [--stage NAME] [--data DIR] [options]",
+        exit_on_error=False,
+        description="Train a captioner. Options are laid over each other: defaults, then the recipe, then --config "
+        "FILE, then the command line, in whatever order they stand there. - and _ are the same in names.",
+    )
+    group = parser.add_argument_group("recipe")
+    group.add_argument("--recipe", type=str, metavar="NAME|FILE", help="another recipe than the stage's own")
+    group.add_argument("--config", type=str, metavar="FILE", help="YAML file with options, over the recipe")
+    group.add_argument("--print-config", action="store_true", help="print the resolved options as YAML and exit")
+    for name, f in FIELDS.items():
+        if name in _GROUPS:
+            group = parser.add_argument_group(_GROUPS[name])
+        extra: dict[str, Any] = {}
+        if TYPES[name] is bool:
+            extra = {"nargs": "?", "const": True}
+        elif f.metadata["choices"]:
+            extra = {"metavar": "{" + ",".join(f.metadata["choices"]) + "}"}
+        elif name in PATHS:
+            extra = {"metavar": "PATH"}
+        elif name == "stage":
+            extra = {"metavar": "{" + ",".join(stages()) + "}"}
+        else:
+            extra = {"metavar": "N" if TYPES[name] is int else "X"}
+        flag = "--" + name.replace("_", "-")
+        group.add_argument(flag, type=TYPES[name], default=f.default, help=f.metadata["help"], **extra)
+    return parser
+
+
 def _normalise(argv: Sequence[str]) -> list[str]:
     """Option names with dashes; none as YAML's null; `--no-NAME` as `--NAME=false`; unknown names are an error."""
-    known = [*(_FIELDS), "recipe", "config", "print_config", "help"]
+    known = [*(FIELDS), "recipe", "config", "print_config", "help"]
     out: list[str] = []
-    optional = {"--" + n.replace("_", "-") for n, t in _TYPES.items() if type(None) in getattr(t, "__args__", ())}
+    optional = {"--" + n.replace("_", "-") for n, t in TYPES.items() if type(None) in getattr(t, "__args__", ())}
     for token in argv:
         if not token.startswith("--") or token == "--":
             is_none = token.lower() == "none" and bool(out) and out[-1] in optional
@@ -400,11 +427,11 @@ def _normalise(argv: Sequence[str]) -> list[str]:
             continue
         name, equals, value = token[2:].partition("=")
         name = name.replace("-", "_")
-        if name not in known and name.startswith("no_") and _TYPES.get(name[3:]) is bool:
+        if name not in known and name.startswith("no_") and TYPES.get(name[3:]) is bool:
             name, equals, value = name[3:], "=", "false"
         if name not in known:
             raise ConfigError(
-                f"unknown option {token.partition('=')[0]}{_did_you_mean(name, known).replace('_', '-')}; "
+                f"unknown option {token.partition('=')[0]}{did_you_mean(name, known).replace('_', '-')}; "
                 "--help lists all"
             )
         flag = "--" + name.replace("_", "-")
@@ -423,37 +450,24 @@ def _typed(parser: Any, argv: list[str]) -> tuple[dict[str, Any], bool]:
     except ArgumentError as error:
         text = " ".join(str(error).split())
         named = re.match(r'Parser key "(\w+)".*(?:Got|Given) value: (.*)', text)
-        if named and named[1] in _FIELDS:
-            text = f"{named[1]}: {named[2]!r} is not of type {_type_name(named[1])}"
+        if named and named[1] in FIELDS:
+            text = f"{named[1]}: {named[2]!r} is not of type {type_name(named[1])}"
         raise ConfigError(text) from error
     present = {token[2:].partition("=")[0].replace("-", "_") for token in argv if token.startswith("--")}
-    typed = {name: getattr(parsed, name) for name in (*_FIELDS, "recipe", "config") if name in present}
-    for name in _FIELDS.keys() & typed.keys():
-        _check_value(_FIELDS[name], typed[name])
+    typed = {name: getattr(parsed, name) for name in (*FIELDS, "recipe", "config") if name in present}
+    for name in FIELDS.keys() & typed.keys():
+        check_value(FIELDS[name], typed[name])
     return typed, bool(parsed.print_config)
 
 
 def _resolve(typed: dict[str, Any]) -> TrainConfig:
     recipe_name, config_file = typed.pop("recipe", None), typed.pop("config", None)
-    user = {**(_read_options(Path(config_file)) if config_file else {}), **typed}
-    resumed = _resumed_options(user["resume"]) if user.get("resume") else {}
+    user = {**(read_options(Path(config_file)) if config_file else {}), **typed}
+    resumed = resumed_options(user["resume"]) if user.get("resume") else {}
     stage = user.get("stage") or resumed.get("stage") or (None if recipe_name else "coco")
-    known = stages()
-    if stage is not None and stage not in known:
-        raise ConfigError(f"stage: no stage {stage!r}{_did_you_mean(stage, known)}; stages: {', '.join(known)}")
+    if stage is not None:
+        check_stage(stage)
     base = recipe(recipe_name or str(stage))
     config = TrainConfig(**{**base, **resumed, **user})
     config.given = frozenset(user) | frozenset(resumed)
     return config.validate()
-
-
-def _resumed_options(path: Path) -> dict[str, Any]:
-    """Options of the run that `--resume` names (a run's or a checkpoint's folder); it goes on in the run's folder."""
-    for folder, run in ((path, path), (path / "last", path)):
-        if (folder / "config.yaml").is_file():
-            options = _read_options(folder / "config.yaml")
-            is_checkpoint = folder == path and (path / "state.json").is_file()
-            return {**options, "resume": path, "out_dir": path.parent if is_checkpoint else run, "init_from": None}
-    raise ConfigError(
-        f"resume: {path} holds no config.yaml; give a run's folder (runs/NAME) or a checkpoint in it (runs/NAME/last)"
-    )

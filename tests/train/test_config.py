@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import subprocess
 import sys
@@ -195,6 +196,8 @@ def test_resume_takes_the_runs_options_and_its_folder(tmp_path: Path) -> None:
         c = parse_args(["--max-steps", "9", "--resume", str(resume)])
         assert (c.stage, c.batch_size, c.learning_rate, c.cnn) == ("flickr8k", 4, 0.1 + 0.2, "vgg11")
         assert (c.max_steps, c.resume, c.run_dir, c.init_from) == (9, resume, run, None)
+    assert configuration.resumed(run, epochs=9) == parse_args(["--resume", str(run), "--epochs", "9"])
+    assert configuration.with_recipe(configuration.resumed(run), "demo") == configuration.resumed(run)
     (run / "config.yaml").unlink()
     assert parse_args(["--resume", str(run)]).run_dir == run
 
@@ -215,7 +218,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
         c = TrainConfig(**values)
         file = tmp_path / f"{trial}.yaml"
         file.write_text(configuration.to_yaml(c), "utf-8")
-        options = configuration._read_options(file)
+        options = configuration.read_options(file)
         assert TrainConfig(**options) == c
         assert {k: type(v) for k, v in options.items()} == {f.name: type(getattr(c, f.name)) for f in fields(c)}
 
@@ -225,10 +228,20 @@ def test_save_and_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     c = TrainConfig(stage="coco", learning_rate=1e-5, out_dir=Path("runs/x"))
     configuration.save(c, file)
     assert configuration.load(file) == c
-    monkeypatch.setattr(configuration, "to_yaml", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        configuration.save(replace(c, seed=7), file)
-    assert configuration.load(file) == c
+
+    def fail(_: int) -> None:
+        assert configuration.load(file) == c
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space left"):
+            configuration.save(replace(c, seed=7), file)
+    assert configuration.load(file) == c and [p.name for p in file.parent.iterdir()] == ["config.yaml"]
+    old = file.stat().st_ino
+    configuration.save(replace(c, seed=7), file)
+    assert configuration.load(file).seed == 7 and file.stat().st_ino != old  # renamed over, not written into
+    configuration.save(c, file)
     file.write_text(file.read_text() + "preprocess:\n  size: 3\n")
     assert configuration.load(file) == c
     assert configuration.load_extra(file, "preprocess") == {"size": 3}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,13 @@ RULES: dict[str, tuple[Callable[..., Optimizer], Callable[..., np.ndarray]]] = {
     "rmsprop": (lambda g: RMSprop(g, alpha=0.95, eps=1e-6), rmsprop),
     "adam": (lambda g: Adam(g, beta1=0.8, beta2=0.99, eps=1e-8), adam),
 }
+
+
+@pytest.fixture(autouse=True)
+def reference() -> Iterator[None]:
+    """The only backend that also computes in float64; `backend` below asks for others."""
+    with backends.use("reference"):
+        yield
 
 
 @pytest.fixture(params=["reference", "cpp"])
