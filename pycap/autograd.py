@@ -1,7 +1,7 @@
 """Reverse-mode automatic differentiation over operations that bring their own backward.
 
 A `Function` is one operation, and its instance is the node of the graph: `forward` keeps on `self` what `backward`
-needs. Gradients are written as in GEMM, ``buffer = beta * buffer + gradient``: the first write of a step uses beta 0, so
+needs. Gradients are written as in GEMM, ``buffer = beta * buffer + gradient``: the first write of a step has beta 0, so
 nothing is ever zeroed first, and there is no separate add. The graph is walked with a heap on creation order (no
 recursion: a chain of 20,000 nodes is fine), and a node's saved arrays are let go as soon as its backward has run.
 """
@@ -36,10 +36,10 @@ def no_grad() -> Iterator[None]:
 class Tensor:
     """An array with, perhaps, a gradient.
 
-    `data`: the array. `requires_grad`: whether gradients flow to it. `grad`: for a leaf (a parameter), the buffer of its
-    gradient, kept between steps; `fresh` says that it holds this step's value (else the next write uses beta 0). `rows`:
-    the only rows of `grad` that may be other than zero, or None for any (set by Embedding, so that a step touches just
-    the rows it used).
+    `data`: the array. `requires_grad`: whether gradients flow to it. `grad`: for a leaf (a parameter), the buffer of
+    its gradient, kept between steps; `fresh` says that it holds this step's value (else the next write uses beta 0).
+    `rows`: the only rows of `grad` that may be other than zero, or None for any (set by Embedding, so that a step
+    touches just the rows it used).
     """
 
     __slots__ = ("__weakref__", "data", "fresh", "grad", "index", "node", "requires_grad", "rows")
@@ -95,10 +95,11 @@ class Function:
     """One differentiable operation. Subclasses define
 
     * ``forward(self, *arrays, **attributes)``: takes raw arrays, returns one array or a tuple of them;
-    * ``backward(self, *douts)``: takes the outputs' gradients (None for an output that nobody used) and either writes each
-      parent's gradient through `grad_into`, or returns it (one or a tuple, None where written or not needed).
+    * ``backward(self, *douts)``: takes the outputs' gradients (None for an output that nobody used) and either writes
+      each parent's gradient through `grad_into`, or returns it: one or a tuple, None where written or not needed, each
+      an array of its own (or an output's gradient itself): never one that the node saved, nor the same for two parents.
 
-    ``self.needs[i]`` says whether parent i wants a gradient (`any(self.needs)` is false under no_grad: keep nothing then).
+    ``self.needs[i]`` says whether parent i wants a gradient (`any(self.needs)` is false under no_grad: keep nothing).
     """
 
     done = False  # becomes True once backward has run: what it needs is gone then
@@ -157,7 +158,7 @@ class Function:
     def _accept(self, i: int, gradient: Any, douts: list[Any]) -> None:
         """Take a gradient that backward returned rather than wrote."""
         parent = self.parents[i]
-        compact = gradient.ndim and gradient.flags.c_contiguous  # kernels take nothing else; a scalar cannot be added into
+        compact = gradient.ndim and gradient.flags.c_contiguous  # what kernels take, and what can be added into
         if parent.node is None or parent.node.douts[parent.index] is not None or not compact:
             buffer, beta = self.grad_into(i)
             if beta:

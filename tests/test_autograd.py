@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 
-from pycap import memory, ops
+from pycap import backends, memory, ops
 from pycap.autograd import Function, Tensor, no_grad
 from pycap.testing import gradcheck
 
@@ -34,6 +34,12 @@ class Probe(Function):
 @pytest.fixture(autouse=True)
 def _fresh_probe():
     Probe.ran = []
+
+
+@pytest.fixture(autouse=True)
+def _reference():
+    with backends.use("reference"):  # these tests are about the graph, in float64
+        yield
 
 
 # Traversal ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from pycap import backends, ops
 from pycap.autograd import Tensor
 from pycap.testing import CASES, Case, ComparisonError, compare
-from pycap.testing.cases import Beta, Grad, InOut, Out
+from pycap.testing.arguments import Beta, Grad, InOut, Out
 
 BACKENDS = ("reference", "cpp")
 
@@ -131,7 +131,7 @@ def test_cpp_refuses_wrong_dtypes_and_shapes(primitive):
         getattr(importlib.import_module("pycap.backends.cpp"), primitive),
         _sample(primitive).arguments(),
     )
-    for position, marker in enumerate(markers):
+    for position in range(len(markers)):
         whole = _concrete(_sample(primitive))[position]
         if not isinstance(whole, np.ndarray):
             continue

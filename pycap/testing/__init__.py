@@ -1,6 +1,7 @@
 """Checks for hand-written gradients and kernels; tests and benchmarks use them, library code does not."""
 
-from pycap.testing.cases import CASES, Case
+from pycap.testing.arguments import Case
+from pycap.testing.cases import CASES
 from pycap.testing.compare import ComparisonError, compare
 from pycap.testing.gradcheck import GradientError, gradcheck
 

@@ -1,81 +1,21 @@
 """One registry of cases for every primitive: shapes and inputs that break careless kernels.
 
-Sizes are primes, one off the edges of tiles (4n +- 1 for Winograd tiles, 15..17, 31..33), batches of 0 and 1. A case builds
-the argument list of its primitive, in order, with markers for what the primitive writes; `pycap.testing.compare` runs it
-on any backend. Saved arrays that a backward takes (gates, winners) come from the reference's forward.
+Sizes are primes, one off the edges of tiles (4n +- 1 for Winograd tiles, 15..17, 31..33), batches of 0 and 1. A case
+builds the argument list of its primitive, in order, with markers for what the primitive writes (`arguments.py`);
+`compare.py` runs it on any backend. Here stand the layers over images and rows, `cases_sequence.py` holds the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from pycap.backends import reference
-
-Rng = np.random.Generator
-
-
-@dataclass(frozen=True)
-class Out:
-    """An array that is written in full. dtype "float" is the precision of the run. `judge(array, exact outputs)` replaces
-    the comparison with the reference; it returns what is wrong, or "". `where` (bool, broadcast): only there is it compared."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "float"
-    judge: Callable[[np.ndarray, dict[str, np.ndarray]], str] | None = None
-    where: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Grad:
-    """A gradient, written as beta * old + new; with beta 0 only `stale` rows of the old hold anything (None: all do)."""
-
-    name: str
-    shape: tuple[int, ...]
-    optional: bool = True
-    stale: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class InOut:
-    """An array that is read and then overwritten; `where` as in Out."""
-
-    name: str
-    array: np.ndarray
-    where: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Beta:
-    """Stands for the beta of one Grad, or for a tuple of the betas of several."""
-
-    names: str | tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Case:
-    """`build(rng)` gives the arguments: markers, arrays (inputs), lists of either, other values as they are.
-
-    slack: error allowed on top of the rule of two, relative to the largest exact value (Winograd convolution).
-    """
-
-    primitive: str
-    name: str
-    build: Callable[[Rng], list[Any]]
-    slack: float = 0.0
-
-    def arguments(self) -> list[Any]:
-        """The arguments, the same on every call."""
-        return self.build(np.random.default_rng(sum(map(ord, self.primitive + self.name))))
-
-
-def normal(rng: Rng, *shape: int, scale: float = 1.0) -> np.ndarray:
-    return (rng.standard_normal(shape) * scale).astype(np.float32)
+from pycap.testing.arguments import Beta, Case, Grad, Out, Rng, normal
+from pycap.testing.cases_sequence import sequence_cases
 
 
 def _relu_output(rng: Rng, shape: tuple[int, ...]) -> np.ndarray:
@@ -128,12 +68,12 @@ CONVOLUTIONS = {
 
 
 def winograd_slack(channels: int) -> float:
-    """Error of F(4x4,3x3) and F(3x3,4x4) in float32, relative to the largest output.
+    """Error allowed to F(4x4,3x3) and F(3x3,4x4) in float32, relative to the largest output.
 
-    The transforms' entries (up to 5 in B, 8 in A, both applied twice) make rounding errors grow: Winograd written in plain
-    NumPy float32 errs by 2e-6 to 8e-6 of the largest output for 1 to 64 channels and by 1e-5 at 256, ten times the direct sum
-    and growing like the root of the number of channels summed (Lavin & Gray 2016 report the like). So the rule of two against
-    the direct sum cannot hold; this bound is about twice what the plain version errs by.
+    The transforms' entries (up to 5 in B and 8 in A, each applied twice) make rounding errors grow: Winograd written in
+    plain NumPy float32 errs by 2e-6 to 8e-6 of the largest output for 1 to 64 channels and by 1e-5 at 256. That is ten
+    times the error of the direct sum, growing like the root of the number of channels summed (Lavin & Gray 2016 report
+    the like), so the rule of two against the direct sum cannot hold. This bound is twice what plain Winograd errs by.
     """
     return 1.5e-5 * max(1.0, (channels / 64) ** 0.5)
 
@@ -337,114 +277,7 @@ def _row_cases() -> Iterator[Case]:
         yield Case("embedding_backward", f"{name}-stale", partial(_embedding_backward, dims, True))
 
 
-# LSTM -----------------------------------------------------------------------------------------------------------------
-
-# name: (T, N, I, H)
-LSTMS = {
-    "batch0": (3, 0, 5, 4), "one": (1, 1, 1, 1), "primes": (5, 3, 7, 11), "h17": (4, 2, 16, 17), "h31": (3, 5, 33, 31),
-    "h64": (7, 4, 64, 64), "n17": (3, 17, 13, 16),
-}  # fmt: skip
-_GRADIENTS = ("dx", "dw_x", "dw_h", "db", "dh0", "dc0")
-
-
-def _mask(rng: Rng, steps: int, n: int) -> np.ndarray:
-    """Sequences of random length, one step masked in the middle, and one sequence that never runs."""
-    lengths = rng.integers(1, steps + 1, n)
-    mask = (np.arange(steps)[:, None] < lengths).astype(np.uint8)
-    if steps > 2 and n > 1:
-        mask[1, 0], mask[:, 1] = 0, 0
-    return mask
-
-
-def _lstm_inputs(dims: tuple[int, ...], state: bool, masked: bool, rng: Rng) -> tuple[Any, ...]:
-    """x, h0, c0, w_x, w_h, b, mask."""
-    t, n, i, hidden = dims
-    h0, c0 = (normal(rng, n, hidden), normal(rng, n, hidden)) if state else (None, None)
-    w_x, w_h = normal(rng, 4 * hidden, i, scale=i**-0.5), normal(rng, 4 * hidden, hidden, scale=hidden**-0.5)
-    return normal(rng, t, n, i), h0, c0, w_x, w_h, normal(rng, 4 * hidden), _mask(rng, t, n) if masked else None
-
-
-def _lstm_forward(dims: tuple[int, ...], state: bool, masked: bool, rng: Rng) -> list[Any]:
-    t, n, _, hidden = dims
-    inputs = _lstm_inputs(dims, state, masked, rng)
-    runs = None if inputs[-1] is None else inputs[-1][..., None] != 0
-    return [Out("h", (t, n, hidden)), Out("c", (t, n, hidden)), Out("gates", (t, n, 4 * hidden), where=runs), *inputs]
-
-
-def _lstm_backward(dims: tuple[int, ...], state: bool, masked: bool, upstream: str, rng: Rng) -> list[Any]:
-    t, n, i, hidden = dims
-    inputs = _lstm_inputs(dims, state, masked, rng)
-    x, h0, c0, w_x, w_h, _, mask = inputs
-    h, c, gates = (np.zeros((t, n, k * hidden), np.float32) for k in (1, 1, 4))
-    reference.lstm_forward(h, c, gates, *inputs)
-    if mask is not None:
-        gates[mask == 0] = 3e4  # anything finite
-    shapes = ((t, n, i), (4 * hidden, i), (4 * hidden, hidden), (4 * hidden,), (n, hidden), (n, hidden))
-    dh = normal(rng, t, n, hidden) if "h" in upstream else None
-    dc_n = normal(rng, n, hidden) if "c" in upstream else None
-    gradients = [Grad(name, shape) for name, shape in zip(_GRADIENTS, shapes, strict=True)]
-    return [*gradients, InOut("gates", gates), dh, dc_n, x, h, c, h0, c0, w_x, w_h, mask, Beta(_GRADIENTS)]
-
-
-def _lstm_cell_forward(dims: tuple[int, ...], rng: Rng) -> list[Any]:
-    _, n, _, hidden = dims
-    x, h0, c0, w_x, w_h, b, _ = _lstm_inputs(dims, True, False, rng)
-    return [Out("h", (n, hidden)), Out("c", (n, hidden)), Out("gates", (n, 4 * hidden)), x[0], h0, c0, w_x, w_h, b]
-
-
-def _lstm_cell_backward(dims: tuple[int, ...], upstream: str, rng: Rng) -> list[Any]:
-    _, n, i, hidden = dims
-    x, h0, c0, w_x, w_h, b, _ = _lstm_inputs(dims, True, False, rng)
-    h, c, gates = (np.zeros((n, k * hidden), np.float32) for k in (1, 1, 4))
-    reference.lstm_cell_forward(h, c, gates, x[0], h0, c0, w_x, w_h, b)
-    names = ("dx", "dw_x", "dw_h", "db", "dh_prev", "dc_prev")
-    shapes = ((n, i), (4 * hidden, i), (4 * hidden, hidden), (4 * hidden,), (n, hidden), (n, hidden))
-    dh, dc = (normal(rng, n, hidden) if k in upstream else None for k in "hc")
-    gradients = [Grad(name, shape) for name, shape in zip(names, shapes, strict=True)]
-    return [*gradients, InOut("gates", gates), dh, dc, x[0], c, h0, c0, w_x, w_h, Beta(names)]
-
-
-def _lstm_cases() -> Iterator[Case]:
-    for name, dims in LSTMS.items():
-        yield Case("lstm_cell_forward", name, partial(_lstm_cell_forward, dims))
-        for upstream in ("hc", "h", "c"):
-            yield Case("lstm_cell_backward", f"{name}-d{upstream}", partial(_lstm_cell_backward, dims, upstream))
-        for state, masked in ((False, False), (True, False), (False, True), (True, True)):
-            label = f"{name}{'-state' if state else ''}{'-mask' if masked else ''}"
-            yield Case("lstm_forward", label, partial(_lstm_forward, dims, state, masked))
-            for upstream in ("hc", "h", "c") if state == masked else ("hc",):
-                build = partial(_lstm_backward, dims, state, masked, upstream)
-                yield Case("lstm_backward", f"{label}-d{upstream}", build)
-
-
-# Vocabulary loss, decoding, images ------------------------------------------------------------------------------------
-
-# name: (M, H, V)
-VOCABULARIES = {
-    "no_rows": (0, 8, 5), "one": (1, 1, 1), "primes": (7, 11, 13), "v31": (5, 16, 31), "v33": (17, 33, 33),
-    "wide": (3, 17, 1009), "tall": (67, 64, 65),
-}  # fmt: skip
-
-
-def _xent_forward(dims: tuple[int, int, int], scale: float, rng: Rng) -> list[Any]:
-    m, hidden, v = dims
-    targets = rng.integers(0, v, m).astype(np.int32)
-    outs = [Out("loss", (m,)), Out("dlogits", (m, v))]
-    return [*outs, normal(rng, m, hidden), normal(rng, v, hidden, scale=scale), normal(rng, v, scale=scale), targets]
-
-
-def _xent_backward(dims: tuple[int, int, int], rng: Rng) -> list[Any]:
-    m, hidden, v = dims
-    gradients = [Grad("dh", (m, hidden)), Grad("dw", (v, hidden)), Grad("db", (v,))]
-    inputs = [normal(rng, m, v), normal(rng, m, hidden), normal(rng, v, hidden)]
-    return [*gradients, *inputs, 0.37, Beta(("dh", "dw", "db"))]
-
-
-def _topk(rows: int, v: int, k: int, suppress: tuple[int, ...], ties: bool, rng: Rng) -> list[Any]:
-    """Logits a clear step apart, so that every precision ranks them alike; or with exact ties."""
-    ladder = np.repeat(np.arange(-(-v // 3)), 3)[:v] if ties else np.arange(v)
-    logits = np.stack([rng.permutation(ladder) for _ in range(rows)]) * (40.0 / v) if rows else np.zeros((0, v))
-    return [Out("values", (rows, k)), Out("indices", (rows, k), "int32"), logits.astype(np.float32), suppress]
+# Images ---------------------------------------------------------------------------------------------------------------
 
 
 def _preprocess(dims: tuple[int, int, int, int, int], rng: Rng) -> list[Any]:
@@ -454,18 +287,7 @@ def _preprocess(dims: tuple[int, int, int, int, int], rng: Rng) -> list[Any]:
     return [Out("y", (n, p, q, 3)), x, np.stack(corner, 1).astype(np.int32), normal(rng, 3), normal(rng, 3)]
 
 
-def _vocabulary_cases() -> Iterator[Case]:
-    for name, dims in VOCABULARIES.items():
-        yield Case("linear_xent_forward", name, partial(_xent_forward, dims, 1.0))
-        yield Case("linear_xent_forward", f"{name}-large", partial(_xent_forward, dims, 60.0))  # exp would overflow
-        yield Case("linear_xent_backward", name, partial(_xent_backward, dims))
-    for name, (rows, v, k, suppress) in {
-        "no_rows": (0, 7, 3, ()), "one": (1, 1, 1, ()), "all": (3, 17, 17, ()), "greedy": (5, 31, 1, (0,)),
-        "beam": (7, 1009, 5, (0, 3)), "rest": (2, 8, 5, (7, 0, 4)),
-    }.items():  # fmt: skip
-        for ties in (False, True):
-            build = partial(_topk, rows, v, k, suppress, ties)
-            yield Case("log_softmax_topk", f"{name}{'-ties' if ties else ''}", build)
+def _preprocess_cases() -> Iterator[Case]:
     for name, size in {
         "batch0": (0, 8, 8, 4, 4), "one": (1, 1, 1, 1, 1), "whole": (2, 7, 5, 7, 5), "window": (5, 17, 31, 13, 16),
         "wide": (3, 9, 65, 3, 33),
@@ -473,57 +295,9 @@ def _vocabulary_cases() -> Iterator[Case]:
         yield Case("preprocess", name, partial(_preprocess, size))
 
 
-# Optimisers -----------------------------------------------------------------------------------------------------------
-
-_SHAPES = ((1,), (17,), (3, 31), (0,), (4, 3, 3, 5), (4099,))
-
-
-def _parameters(rng: Rng, states: tuple[str, ...], shapes: tuple[Any, ...] = _SHAPES) -> list[Any]:
-    """[params, grads, one list for each state]; a state whose name starts with v is not negative."""
-    made: list[Any] = [
-        [InOut(f"p{i}", normal(rng, *s)) for i, s in enumerate(shapes)],
-        [normal(rng, *s) for s in shapes],
-    ]
-    for state in states:
-        arrays = [normal(rng, *s, scale=0.1) for s in shapes]
-        made.append([InOut(f"{state}{i}", a**2 if state[0] == "v" else a) for i, a in enumerate(arrays)])
-    return made
-
-
-def _step(states: tuple[str, ...], values: tuple[Any, ...], rng: Rng) -> list[Any]:
-    return [*_parameters(rng, states), *values]
-
-
-def _sum_squares(shapes: tuple[Any, ...], rng: Rng) -> list[Any]:
-    return [[normal(rng, *s, scale=10.0) for s in shapes]]
-
-
-def _optimiser_cases() -> Iterator[Case]:
-    for label, (weight_decay, grad_scale, clip) in {
-        "plain": (0.0, 1.0, 0.0), "decay": (0.01, 1.0, 0.0), "scale": (0.0, 0.125, 0.0), "all": (5e-4, 0.3, 0.2),
-    }.items():  # fmt: skip
-        last = (weight_decay, grad_scale, clip)
-        yield Case("sgd_step", label, partial(_step, ("m",), (0.1, 0.9, *last)))
-        yield Case("rmsprop_step", label, partial(_step, ("v",), (1e-2, 0.95, 1e-8, *last)))
-        for step in (1, 2, 1000):
-            values = (1e-3, 0.9, 0.999, 1e-8, weight_decay, step, grad_scale, clip)
-            yield Case("adam_step", f"{label}-step{step}", partial(_step, ("m", "v"), values))
-    yield Case("sum_squares", "several", partial(_sum_squares, _SHAPES))
-    yield Case("sum_squares", "none", partial(_sum_squares, ()))
-    yield Case("sum_squares", "long", partial(_sum_squares, ((1_000_003,),)))
-
-
 def _registry() -> dict[str, list[Case]]:
     cases: dict[str, list[Case]] = {}
-    for family in (
-        _convolution_cases,
-        _pool_cases,
-        _linear_cases,
-        _row_cases,
-        _lstm_cases,
-        _vocabulary_cases,
-        _optimiser_cases,
-    ):
+    for family in (_convolution_cases, _pool_cases, _linear_cases, _row_cases, _preprocess_cases, sequence_cases):
         for case in family():
             cases.setdefault(case.primitive, []).append(case)
     return cases

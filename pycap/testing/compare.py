@@ -1,13 +1,13 @@
 """Runs a primitive of a backend beside the reference and applies the rule of two.
 
-A backend in float32 may err, against the reference in float64 on the same numbers, twice as much as the reference in float32
-does, plus a few units in the last place (flash-attention's rule): err <= 2 * err(reference float32) + TINY * scale. The
-error of an array is its largest absolute error, and `scale` its largest exact value: an error in a single element shows,
-and elements that cancel to almost nothing do not ask for more than float32 holds. `Case.slack` comes on top for algorithms that err
-more by nature, and says so where it is defined.
+A backend in float32 may err, against the reference in float64 on the same numbers, twice as much as the reference in
+float32 does, plus a few units in the last place (flash-attention's rule): err <= 2 * err(reference float32) + TINY *
+scale. The error of an array is its largest absolute error, and `scale` its largest exact value: so an error in a single
+element shows, and elements that cancel to almost nothing ask for no more than float32 holds. `Case.slack` comes on top
+for algorithms that err more by nature, with its reason where it is defined.
 
-Around the comparison every call is watched: outputs are NaN before (with beta 0 nothing may read them), they lie unaligned between
-guard words, inputs are compared bit by bit afterwards, and a gradient passed as None must not disturb the others.
+Every call is watched: outputs are NaN before (with beta 0 nothing may read them), lie unaligned between guard words;
+inputs are compared bit by bit afterwards; a gradient passed as None must not disturb the others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pycap.backends import reference
-from pycap.testing.cases import Beta, Case, Grad, InOut, Out
+from pycap.testing.arguments import Beta, Case, Grad, InOut, Out
 
 TINY = 8 * float(np.finfo(np.float32).eps)
 GUARD = 16  # elements before and after every array that may be written

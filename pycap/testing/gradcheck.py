@@ -1,14 +1,14 @@
 """Compares hand-written gradients with finite differences in float64, along random directions.
 
-For a function of arrays with outputs y_k, fixed random cotangents u_k make one number L = sum_k <u_k, y_k>. `backward` gives
-its gradient g in each input; the slope of L along a random direction d must equal <g, d>. A dense random direction
-sees an error in any single element of g, so a few of them replace a loop over all elements (Chainer's gradient_check).
+For a function of arrays with outputs y_k, fixed random cotangents u_k make a number L = sum_k <u_k, y_k>. `backward`
+gives its gradient g in each input; the slope of L along a random direction d must equal <g, d>. A dense direction
+sees an error in any single element of g, so a few of them replace a loop over all elements (as Chainer does).
 
-The slope is a central difference with one Richardson step, error O(h^4). Kinks (ReLU, max) are stepped around: the slopes
-from steps h and h/2 agree where the function is smooth between x - h d and x + h d, and differ where a kink lies in
-between, as the kink's share changes with h. Then h is made ten times smaller, and after the smallest h another direction
-is drawn. This choice never looks at g, so it cannot hide a wrong gradient. A point exactly on a kink would go unnoticed:
-draw inputs at random, without ties.
+The slope is a central difference with one Richardson step, error O(h^4). Kinks (ReLU, max) are stepped around: the
+slopes from steps h and h/2 agree where the function is smooth between x - h d and x + h d, and differ where a kink lies
+in between, as the kink's share changes with h. Then h is made ten times smaller, and after the smallest h another
+direction is drawn. This choice never looks at g, so it cannot hide a wrong gradient. A point exactly on a kink would go
+unnoticed: draw inputs at random, without ties.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pycap import memory
+from pycap import backends, memory
 from pycap.autograd import Function, Tensor
 
 STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
@@ -69,17 +69,25 @@ def gradcheck(
 ) -> None:
     """Check the gradients of `function` in every one of `arrays`.
 
-    function: Tensors -> a Tensor or a tuple of Tensors; called many times, so it must be deterministic. arrays: float64, of
-    any shape; what needs no gradient (ids, masks, options) belongs into a closure. directions: random directions per input.
+    function: Tensors -> a Tensor or a tuple of Tensors; called many times, so it must be deterministic.
+    arrays: float64, of any shape; what needs no gradient (ids, masks, options) belongs into a closure.
+    directions: how many random directions for each input.
     rtol: allowed |slope - <g, d>| relative to the larger of |slope| and the norm of g (the typical size of <g, d>).
 
-    New arrays are NaN-poisoned while the gradients are made. Raises GradientError where a gradient is wrong, missing, of
-    another shape or dtype, or where `function` or its backward modified an input; ValueError for inputs that are not float64.
+    The reference backend serves the primitives: no other knows float64. New arrays are NaN-poisoned while the gradients
+    are made. Raises GradientError where a gradient is wrong, missing, of another shape or dtype, or where `function` or
+    its backward modified an input; ValueError for inputs that are not float64.
     """
     for array in arrays:
         if array.dtype != np.float64:
             raise ValueError(f"gradcheck: input of dtype {array.dtype}; finite differences need float64")
-    rng = np.random.default_rng(seed)
+    with backends.use("reference"):
+        _check(function, arrays, directions, np.random.default_rng(seed), rtol)
+
+
+def _check(
+    function: Callable[..., Any], arrays: tuple[np.ndarray, ...], directions: int, rng: np.random.Generator, rtol: float
+) -> None:
     leaves = [Tensor(a.copy(), requires_grad=True) for a in arrays]
     with memory.poisoned():
         outputs = _outputs(function(*leaves))

@@ -1,0 +1,76 @@
+"""How a case describes the arguments of a primitive: markers for what is written, and the case itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Out:
+    """An array that is written in full.
+
+    dtype: "float" is the precision of the run. judge(array, exact outputs): replaces the comparison with the reference;
+    returns what is wrong, or "". where (bool, broadcast): only there is it compared, elsewhere anything finite will do.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float"
+    judge: Callable[[np.ndarray, dict[str, np.ndarray]], str] | None = None
+    where: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Grad:
+    """A gradient, written as beta * old + new.
+
+    optional: None may be passed for it. stale: with beta 0 only these rows of the old hold anything (None: all do).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    optional: bool = True
+    stale: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class InOut:
+    """An array that is read and then overwritten; `where` as in Out."""
+
+    name: str
+    array: np.ndarray
+    where: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Beta:
+    """Stands for the beta of one Grad, or for a tuple of the betas of several."""
+
+    names: str | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`build(rng)` gives the arguments: markers, arrays (inputs), lists of either, other values as they are.
+
+    slack: error allowed on top of the rule of two, relative to the largest exact value (Winograd convolution).
+    """
+
+    primitive: str
+    name: str
+    build: Callable[[Rng], list[Any]]
+    slack: float = 0.0
+
+    def arguments(self) -> list[Any]:
+        """The arguments, the same on every call."""
+        return self.build(np.random.default_rng(sum(map(ord, self.primitive + self.name))))
+
+
+def normal(rng: Rng, *shape: int, scale: float = 1.0) -> np.ndarray:
+    return (rng.standard_normal(shape) * scale).astype(np.float32)
