@@ -164,8 +164,9 @@ def decode_image(source: str | os.PathLike[str] | bytes, size: int, name: str | 
             if image.width * image.height > MAX_PIXELS:
                 reason = f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}; shrink the image first"
                 raise ImageError(label, reason)
-            orientation = _orientation(image)
             image.draft("RGB", (size, size))
+            image.load()  # before the orientation is read: Pillow turns TIFFs itself, and a PNG's EXIF may come last
+            orientation = _orientation(image)
             small = _to_rgb(image).resize((size, size), Image.Resampling.BILINEAR)
     except ImageError:
         raise

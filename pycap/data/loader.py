@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -128,7 +128,7 @@ class Loader:
         """Batches an epoch; the last may be smaller."""
         return -(-len(self.examples) // self.batch_size)
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0) -> Generator[Batch, None, None]:
         """The batches of one epoch from `start_batch` on. Threads start at the first `next` and end with the iterator
         (or its `close`).
 
@@ -142,7 +142,7 @@ class Loader:
             )
         return self._epoch(epoch, start_batch)
 
-    def _epoch(self, epoch: int, start_batch: int) -> Iterator[Batch]:
+    def _epoch(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
         plan = self._plan(epoch)
         tasks = (partial(self._make, plan, epoch, index) for index in range(start_batch, len(self)))
         results = run_ahead(tasks, self.workers, max(self.prefetch, self.workers))
@@ -254,12 +254,16 @@ class Loader:
         path = self._skipped_path
         if path is None or not fresh:
             return
-        listed = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        listed = set(text.split("\n"))
         rows = (
             json.dumps({"file_name": example.file_name, "path": str(example.path), "reason": error.reason})
             for example, error in fresh
         )
-        lines = [row for row in rows if row not in listed]
+        lines = [row + "\n" for row in rows if row not in listed]
         if lines:
             with path.open("a", encoding="utf-8") as file:
-                file.write("".join(line + "\n" for line in lines))
+                # A killed run may have left half a line.
+                file.write("\n" if text and not text.endswith("\n") else "")
+                file.writelines(lines)

@@ -20,6 +20,7 @@ FORMAT = "pycap-vocabulary"
 VERSION = 1
 
 _WORD = re.compile(r"[a-z']+")
+_LETTER = re.compile(r"[A-Za-z]")
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u201b\u02bc\u02b9\u2032\u00b4`", "'"))
 
 
@@ -37,7 +38,7 @@ def tokenize(text: str) -> list[str]:
 
 def has_words(text: str) -> bool:
     """Whether a caption holds at least one word with a letter."""
-    return any(word.strip("'") for word in tokenize(text))
+    return bool(_LETTER.search(text)) or any(word.strip("'") for word in tokenize(text))
 
 
 class Vocabulary:

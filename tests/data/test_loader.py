@@ -216,6 +216,17 @@ def test_bad_images_are_skipped_counted_and_listed_once(tmp_path, workers):
     assert len(listed.read_text().splitlines()) == 2
 
 
+def test_the_list_of_skipped_images_survives_half_a_line(tmp_path):
+    examples = make_examples(tmp_path, 4)
+    examples[1].path.unlink()
+    listed = tmp_path / "run" / "skipped.jsonl"
+    list(make_loader(examples, skipped_path=listed).epoch(0))
+    whole = listed.read_text()
+    listed.write_text(whole[:20])
+    list(make_loader(examples, skipped_path=listed).epoch(0))
+    assert listed.read_text() == whole[:20] + "\n" + whole
+
+
 def test_a_bad_image_leaves_the_others_augmentation_as_it_was(tmp_path):
     examples = make_examples(tmp_path, 10)
 

@@ -32,7 +32,16 @@ def test_tokenize(text, words):
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("a", True), ("' .", False), ("12", False), ("\n", False), ("it's", True)]
+    ("text", "expected"),
+    [
+        ("a", True),
+        ("' .", False),
+        ("12", False),
+        ("\n", False),
+        ("it's", True),
+        ("\uff23 \u00e9", True),
+        ("\u732b", False),
+    ],
 )
 def test_has_words(text, expected):
     assert has_words(text) is expected
