@@ -1,0 +1,1 @@
+"""Measurements of pycap's speed; nothing in the library imports this."""
