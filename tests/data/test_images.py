@@ -84,6 +84,7 @@ def test_large_jpegs_are_reduced_while_decoding_and_agree_with_the_full_decode(t
         full = np.asarray(image.convert("RGB").resize((50, 50), Image.Resampling.BILINEAR))
     smooth = np.abs(reduced[..., :2].astype(int) - full[..., :2]).max()  # the third channel wraps at 255
     assert smooth <= 4
+    assert reduced.tolist() != full.tolist()  # else the decoder did not reduce, and a large JPEG costs its full size
     assert decode_image(path, 50).tolist() == reduced.tolist()
 
 

@@ -342,6 +342,21 @@ def test_closing_early_ends_the_threads(tmp_path):
     assert data_threads() == []
 
 
+def test_closing_early_drops_the_batches_that_wait(tmp_path, monkeypatch):
+    calls = []
+
+    def slow(source, size, name=None):
+        calls.append(source)
+        threading.Event().wait(0.01)
+        return decode_image(source, size, name)
+
+    monkeypatch.setattr(loader, "decode_image", slow)
+    batches = make_loader(make_examples(tmp_path, 12), batch_size=1, workers=1, prefetch=12).epoch(0)
+    next(batches)
+    batches.close()
+    assert len(calls) < 12
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
 def test_an_exception_in_the_training_loop_ends_the_threads(tmp_path, kind):
     def train():
