@@ -20,7 +20,7 @@ from pycap.data.demo_scene import OPPOSITE, SETTINGS, Scene, choose, choose_weig
 Fact = str | int
 Facts = Mapping[str, Fact]
 
-# kind -> value -> the phrases that say it. Of each kind, a phrase says one value only.
+# kind -> value -> the phrases that say it, the usual one first. Of each kind, a phrase says one value only.
 WORDS: dict[str, dict[Fact, tuple[str, ...]]] = {
     "count": {1: ("a", "one", "a single")},
     "counts": {2: ("two", "a pair of"), 3: ("three",), 4: ("four",)},
@@ -77,30 +77,30 @@ MACROS = {
 
 # Templates and how often each is taken. For a group, BE is "is" or "are", and `count` and `shape` follow the number.
 GROUP_TEMPLATES: dict[str, float] = {
-    "A": 1.5,
-    ":view A": 0.7,
-    "A WHERE": 2.5,
-    "there BE A WHERE": 1.0,
-    "A BE WHERE": 1.0,
-    ":view A WHERE": 0.5,
-    "WHERE there BE A": 0.5,
-    "A :on a GROUND": 1.5,
-    "there BE A :on a GROUND": 0.7,
-    "A with a GROUND": 0.5,
-    "a GROUND with A": 0.5,
-    "A WHERE :on a GROUND": 1.0,
-    "a GROUND with A WHERE": 0.3,
+    "A": 1.0,
+    ":view A": 0.3,
+    "A WHERE": 4.0,
+    "there BE A WHERE": 0.6,
+    "A BE WHERE": 0.6,
+    ":view A WHERE": 0.3,
+    "WHERE there BE A": 0.3,
+    "A :on a GROUND": 2.5,
+    "there BE A :on a GROUND": 0.5,
+    "A with a GROUND": 0.3,
+    "a GROUND with A": 0.3,
+    "A WHERE :on a GROUND": 0.7,
+    "a GROUND with A WHERE": 0.2,
 }
 PAIR_TEMPLATES: dict[str, float] = {
     "A and B": 1.0,
-    "there BE A and B": 0.4,
-    "A scene:relation B": 2.5,
-    "A BE scene:relation B": 1.0,
-    "there BE A scene:relation B": 0.7,
-    ":view A scene:relation B": 0.5,
-    "A a:side and B b:side": 1.0,
-    "A and B :on a GROUND": 0.8,
-    "A scene:relation B :on a GROUND": 0.8,
+    "there BE A and B": 0.3,
+    "A scene:relation B": 4.0,
+    "A BE scene:relation B": 0.6,
+    "there BE A scene:relation B": 0.5,
+    ":view A scene:relation B": 0.3,
+    "A a:side and B b:side": 0.6,
+    "A and B :on a GROUND": 0.6,
+    "A scene:relation B :on a GROUND": 0.6,
 }
 
 PLURAL = {"count": "counts", "shape": "shapes"}
@@ -155,7 +155,8 @@ def write(scene: Scene, rng: np.random.Generator) -> str:
     """
     while True:
         pair = scene.relation is not None
-        known = facts(scene, swap=pair and rng.random() < 0.5)
+        usual = rng.random() < SETTINGS.usual_order
+        known = facts(scene, swap=pair and usual != (scene.relation in ("left", "above")))
         text = choose_weighted(rng, PAIR_TEMPLATES if pair else GROUP_TEMPLATES)
         words: list[str] = []
         further = 0
@@ -163,9 +164,9 @@ def write(scene: Scene, rng: np.random.Generator) -> str:
             if isinstance(part, str):
                 words.append(part)
             elif part.fact is None:
-                words.append(choose(rng, WORDS[part.kind][""]))
+                words.append(_phrase(part.kind, "", rng))
             elif not part.optional or rng.random() < _mention(part.kind, known[part.fact]):
-                words.append(choose(rng, WORDS[part.kind][known[part.fact]]))
+                words.append(_phrase(part.kind, known[part.fact], rng))
                 further += part.fact.partition(":")[2] not in BASIC
         caption = " ".join(words)
         if further >= SETTINGS.further_facts and len(caption.split()) <= SETTINGS.most_words:
@@ -244,6 +245,12 @@ def _values(kind: str) -> dict[str, Fact]:
 def _all_templates() -> tuple[Template, ...]:
     groups = [compiled(text, plural) for text in GROUP_TEMPLATES for plural in (False, True)]
     return (*groups, *(compiled(text, False) for text in PAIR_TEMPLATES))
+
+
+def _phrase(kind: str, value: Fact, rng: np.random.Generator) -> str:
+    """One of the phrases that say the value, mostly the first."""
+    usual, *others = WORDS[kind][value]
+    return choose(rng, others) if others and rng.random() >= SETTINGS.usual_phrase else usual
 
 
 def _mention(kind: str, value: Fact) -> float:

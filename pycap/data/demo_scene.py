@@ -73,6 +73,8 @@ class Settings:
     noise: int = 5  # in 0..255, either way, per pixel and channel
 
     # How it is told. Probabilities that a caption states a fact for which its template has room.
+    usual_phrase: float = 0.7  # probability of the first phrase of those that say the same, so that words do not
+    usual_order: float = 0.85  # drown the image's signal; of beginning a pair with the left or upper object
     mention_size: float = 0.4
     mention_texture: Mapping[str, float] = field(default_factory=lambda: {"solid": 0.1, "striped": 0.6})
     mention_background_texture: Mapping[str, float] = field(default_factory=lambda: {"plain": 0.05, "checked": 0.5})
