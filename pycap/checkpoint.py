@@ -196,12 +196,16 @@ def _standing(folder: Path) -> Path | None:
 
     Between the renames of `save` the folder is absent and both siblings are whole, the temporary one being newer.
     """
-    if (folder / STATE).exists() or (folder / MODEL).exists():
+    if _is_checkpoint(folder):
         return folder
     temporary, old = _siblings(folder)
-    if not folder.exists() and (old / STATE).exists():
-        return temporary if (temporary / STATE).exists() else old
-    return None
+    if not folder.exists() and _is_checkpoint(old):
+        return temporary if _is_checkpoint(temporary) else old
+    return folder if _is_checkpoint(folder) else None  # again: a save may just have moved it in
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / STATE).exists() or (folder / MODEL).exists()
 
 
 def _recover(folder: Path) -> None:
@@ -275,6 +279,15 @@ def _plain(value: Any) -> Any:
 
 
 def _load(folder: Path) -> Checkpoint:
+    try:
+        return _read(folder)
+    except (DataError, ConfigError) as error:
+        raise CheckpointError(f"{folder}: {error}; use another checkpoint of the run") from error
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read: {error}") from error
+
+
+def _read(folder: Path) -> Checkpoint:
     header = _read_state(folder / STATE)
     save_id = header["save_id"]
     model = _read_arrays(folder / MODEL, save_id)
@@ -284,18 +297,19 @@ def _load(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{folder / CONFIG}: truncated (its last line is not {_YAML_END.strip()}); use another checkpoint"
         )
-    try:
-        vocab = Vocabulary.load(folder / VOCAB)
-        config = configuration.load(folder / CONFIG)
-        preprocess = configuration.load_extra(folder / CONFIG, "preprocess")
-    except (DataError, ConfigError) as error:
-        raise CheckpointError(f"{folder}: {error}; use another checkpoint of the run") from error
+    vocab = Vocabulary.load(folder / VOCAB)
+    config = configuration.load(folder / CONFIG)
+    preprocess = configuration.load_extra(folder / CONFIG, "preprocess")
     return Checkpoint(folder, model, header["state"], vocab, config, preprocess, save_id)
 
 
-def _identity(folder: Path) -> tuple[Path, int]:
-    """Differs where a save has replaced the folder."""
-    return folder, folder.stat().st_ino if folder.exists() else -1
+def _identity(folder: Path) -> tuple[Path, int, int]:
+    """Differs where a save has replaced the folder (inode numbers alone are used again)."""
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return folder, -1, -1
+    return folder, status.st_ino, status.st_ctime_ns
 
 
 def _require(path: Path) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -209,7 +208,7 @@ def test_a_disk_that_fails_at_any_step_keeps_the_earlier_checkpoint(tmp_path: Pa
 
 @pytest.mark.faults
 def test_the_one_before_is_no_stand_in_for_a_damaged_one(tmp_path: Path) -> None:
-    """Killed before the old one was deleted; later somebody empties the new one: that is an error, not an old result."""
+    """Killed before the old one was deleted; later somebody empties the new one: an error, not an old result."""
     save(tmp_path / "last", 1)
     shutil.copytree(tmp_path / "last", checkpoint._siblings(tmp_path / "last")[1])
     for file in (tmp_path / "last").iterdir():
@@ -271,31 +270,48 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
         save(tmp_path / "file" / "last", 1)
 
 
-def test_readers_beside_a_writer_see_whole_checkpoints(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", range(1, 5))
+def test_a_save_between_two_reads_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int) -> None:
+    """The folder is replaced while it is read, before each of its files in turn, and once more on the next try."""
     run = tmp_path / "run"
-    save(run / "last", 0)
-    done = threading.Event()
-    failures: list[BaseException] = []
+    save(run / "last", 1)
+    calls = 0
+    real = checkpoint._require
 
-    def write() -> None:
-        try:
-            for number in range(1, 20):
-                save(run / "last", number)
-        except BaseException as error:
-            failures.append(error)
-        finally:
-            done.set()
+    def require(path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (when, when + 3):
+            save(run / "last", calls + 10)
+        real(path)
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    seen = []
-    while not done.is_set():
-        found = checkpoint.load(run)
-        number = found.state["iteration"]
-        assert (found.model["lm.embed.weight"] == number).all() and found.config.seed == number
-        seen.append(number)
-    writer.join()
-    assert not failures and seen == sorted(seen) and whole(run) == 19
+    monkeypatch.setattr(checkpoint, "_require", require)
+    found = checkpoint.load(run)
+    number = found.state["iteration"]
+    assert calls > when and number in (when + 10, when + 13)
+    assert (found.model["lm.embed.weight"] == number).all() and found.config.seed == number
+
+
+def test_a_folder_replaced_without_end_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "last", 1)
+    real = checkpoint._require
+
+    def require(path: Path) -> None:
+        real(path)
+        save(tmp_path / "last", 2)
+
+    monkeypatch.setattr(checkpoint, "_require", require)
+    with pytest.raises(CheckpointError, match="replaced faster than it can be read"):
+        checkpoint.load(tmp_path / "last")
+
+
+def test_a_save_that_ends_while_its_folder_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is absent at first sight (between the renames) and stands there at the second."""
+    save(tmp_path / "last", 1)
+    real = checkpoint._is_checkpoint
+    answers = [False]
+    monkeypatch.setattr(checkpoint, "_is_checkpoint", lambda folder: answers.pop() if answers else real(folder))
+    assert checkpoint.find(tmp_path / "last") == tmp_path / "last"
 
 
 @pytest.mark.faults
