@@ -80,11 +80,15 @@ class Concatenate(Function):
 
 
 class GetItem(Function):
-    """Basic indexing: integers, slices, None and Ellipsis (a view, so each element is taken at most once)."""
+    """Basic indexing: integers, slices, None and Ellipsis, so each element is taken at most once.
+
+    The result is a view where it is C-contiguous, which kernels need, and a copy elsewhere.
+    """
 
     def forward(self, x: Any, *, key: Any) -> Any:
         self.key = key
-        return x[key]
+        taken = x[key]
+        return taken if taken.flags.c_contiguous else taken.copy()
 
     def backward(self, dy: Any) -> Any:
         buffer, beta = self.grad_into(0)

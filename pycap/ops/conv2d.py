@@ -17,6 +17,10 @@ class Conv2d(Function):
             raise ValueError(f"conv2d: x {x.shape} is not [N,H,W,C] or w {w.shape} is not [K,R,S,C] with the same C")
         if pool and not relu:
             raise ValueError("conv2d: pool=True is fused with ReLU only; call maxpool for pooling without it")
+        if b is not None and b.shape != w.shape[:1]:
+            raise ValueError(f"conv2d: b {b.shape} is not [K] = {w.shape[:1]}")
+        if stride < 1 or padding < 0:
+            raise ValueError(f"conv2d: stride {stride} is not at least 1, or padding {padding} is negative")
         n, h, width, _ = x.shape
         k, r, s, _ = w.shape
         p, q = (h + 2 * padding - r) // stride + 1, (width + 2 * padding - s) // stride + 1

@@ -13,6 +13,8 @@ class Linear(Function):
     def forward(self, x: Any, w: Any, b: Any, *, relu: bool) -> Any:
         if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
             raise ValueError(f"linear: x {x.shape} is not [M,I] or w {w.shape} is not [O,I] with the same I")
+        if b is not None and b.shape != w.shape[:1]:
+            raise ValueError(f"linear: b {b.shape} is not [O] = {w.shape[:1]}")
         y = memory.empty((x.shape[0], w.shape[0]), x.dtype)
         kernels.linear_forward(y, x, w, b, relu)
         if any(self.needs):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from pycap import memory
 from pycap.autograd import Function, Tensor
 from pycap.backends import kernels
@@ -28,6 +30,8 @@ class LSTM(Function):
         for name, state in (("h0", h0), ("c0", c0)):
             if state is not None and state.shape != (n, hidden):
                 raise ValueError(f"lstm: {name} {state.shape} is not [N,H] = {(n, hidden)}")
+        if mask is not None and (mask.shape != (steps, n) or mask.dtype != np.uint8):
+            raise ValueError(f"lstm: mask {mask.shape} {mask.dtype} is not uint8 [T,N] = {(steps, n)}")
         if steps < 1:
             raise ValueError("lstm: a sequence of no steps has no last state")
         h, c = memory.empty((steps, n, hidden), x.dtype), memory.empty((steps, n, hidden), x.dtype)

@@ -18,6 +18,8 @@ class LinearCrossEntropy(Function):
             raise ValueError(
                 f"linear_cross_entropy: h {h.shape}, w {w.shape}, targets {targets.shape} {targets.dtype} are not [M,H], [V,H], [M] int32"
             )
+        if b.shape != w.shape[:1]:
+            raise ValueError(f"linear_cross_entropy: b {b.shape} is not [V] = {w.shape[:1]}")
         xp = array_module(h)
         rows = xp.flatnonzero(targets != ignore).astype(np.int32)
         self.compacted = len(rows) != len(targets)
@@ -27,9 +29,8 @@ class LinearCrossEntropy(Function):
             kernels.embedding_forward(kept, h, rows)
             h, targets = kept, targets[rows]
         if targets.size and not (0 <= int(targets.min()) and int(targets.max()) < w.shape[0]):
-            raise IndexError(
-                f"linear_cross_entropy: target {int(targets.max())} is outside the vocabulary of {w.shape[0]}"
-            )
+            bad = int(targets.max()) if int(targets.min()) >= 0 else int(targets.min())
+            raise IndexError(f"linear_cross_entropy: target {bad} is outside the vocabulary of {w.shape[0]}")
         losses = memory.empty((len(targets),), h.dtype)
         dlogits = memory.empty((len(targets), w.shape[0]), h.dtype)
         kernels.linear_xent_forward(losses, dlogits, h, w, b, targets)

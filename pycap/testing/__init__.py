@@ -2,7 +2,7 @@
 
 from pycap.testing.arguments import Case
 from pycap.testing.cases import CASES
-from pycap.testing.compare import ComparisonError, compare
+from pycap.testing.compare import ComparisonError, compare, compare_op
 from pycap.testing.gradcheck import GradientError, gradcheck
 
-__all__ = ["CASES", "Case", "ComparisonError", "GradientError", "compare", "gradcheck"]
+__all__ = ["CASES", "Case", "ComparisonError", "GradientError", "compare", "compare_op", "gradcheck"]

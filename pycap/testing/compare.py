@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from pycap import backends, memory, ops
+from pycap.autograd import Tensor
 from pycap.backends import reference
 from pycap.testing.arguments import Beta, Case, Grad, InOut, Out
 
@@ -175,3 +177,38 @@ def compare(case: Case, backend: Any) -> None:
             problem = _judge(markers.get(name), name, array, plain[name], exact, case.slack)
             if problem:
                 raise ComparisonError(f"{mode}: {name} {array.shape}: {problem}")
+
+
+def _forward_and_backward(
+    function: Callable[..., Any], arrays: tuple[np.ndarray, ...], dtype: type, backend: str
+) -> dict[str, np.ndarray]:
+    with backends.use(backend), memory.poisoned():
+        leaves = [Tensor(a.astype(dtype), requires_grad=True) for a in arrays]
+        result = function(*leaves)
+        outputs = result if isinstance(result, tuple) else (result,)
+        rng = np.random.default_rng(11)
+        pieces = [ops.sum(y * rng.uniform(-1, 1, y.shape).astype(np.float32).astype(dtype)) for y in outputs]
+        total = pieces[0]
+        for piece in pieces[1:]:
+            total = total + piece
+        total.backward()
+    made = {f"output {i}": y.data for i, y in enumerate(outputs)}
+    made.update({f"gradient of input {i}": leaf.grad for i, leaf in enumerate(leaves)})
+    return made
+
+
+def compare_op(function: Callable[..., Any], *arrays: np.ndarray, backend: str, slack: float = 0.0) -> None:
+    """The rule of two for a whole op, or several: outputs and gradients of `function` (Tensors -> Tensor or a tuple).
+
+    arrays: the inputs, each of which gets a gradient; rounded to float32 first. backend: its name. slack: as in `Case`.
+    Raises ComparisonError that names the output or gradient and the worst element.
+    """
+    arrays = tuple(a.astype(np.float32) for a in arrays)
+    exact = _forward_and_backward(function, arrays, np.float64, "reference")
+    plain = _forward_and_backward(function, arrays, np.float32, "reference")
+    for name, array in _forward_and_backward(function, arrays, np.float32, backend).items():
+        if array.dtype != np.float32 or array.shape != exact[name].shape:
+            raise ComparisonError(f"{name}: {array.shape} {array.dtype} instead of {exact[name].shape} float32")
+        problem = _judge(None, name, array, plain[name], exact, slack)
+        if problem:
+            raise ComparisonError(f"{backend}: {name} {array.shape}: {problem}")

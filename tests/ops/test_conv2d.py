@@ -1,0 +1,158 @@
+"""conv2d: definition, gradients in every variant, fused against unfused, refusals."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from pycap import backends, ops
+from pycap.autograd import Tensor
+from pycap.backends import reference
+from pycap.testing import compare_op, gradcheck
+from pycap.testing.cases import unpack_winners, winograd_slack
+from tests import naive
+
+KINDS = {"plain": {}, "relu": {"relu": True}, "pool": {"relu": True, "pool": True}}
+
+
+def draw(n, h, w, c, k, r, s, bias=True, seed=0):
+    rng = np.random.default_rng(seed)
+    arrays = [rng.standard_normal((n, h, w, c)), rng.standard_normal((k, r, s, c)) / (r * s * c) ** 0.5]
+    return arrays + ([rng.standard_normal(k) * 0.5] if bias else [])
+
+
+SHAPES = [
+    (2, 5, 7, 3, 2, 3, 3, 1, 1), (1, 6, 5, 1, 3, 3, 3, 1, 0), (1, 5, 4, 2, 3, 3, 3, 1, 2), (2, 7, 6, 2, 3, 3, 3, 2, 1),
+    (1, 4, 3, 3, 2, 1, 1, 1, 0), (1, 5, 6, 3, 2, 1, 1, 2, 0), (1, 7, 6, 2, 2, 5, 5, 1, 2), (1, 9, 8, 1, 2, 7, 7, 2, 3),
+    (1, 7, 9, 2, 5, 1, 3, 1, 1), (1, 8, 8, 2, 1, 3, 3, 3, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_reference_is_the_definition(shape, kind, bias):
+    *dims, stride, padding = shape
+    x, w, *b = draw(*dims, bias=bias)
+    b = b[0] if bias else None
+    full = naive.conv2d(x, w, b, stride, padding, kind != "plain")
+    if kind == "pool":
+        expected, winners = naive.maxpool(full)
+        y, argmax = np.empty(expected.shape), np.empty(winners.shape, np.uint8)
+        reference.conv2d_pool_forward(y, argmax, x, w, b, stride, padding)
+        np.testing.assert_array_equal(argmax, winners)
+    else:
+        expected, y = full, np.empty(full.shape)
+        reference.conv2d_forward(y, x, w, b, stride, padding, kind == "relu")
+    np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+
+
+VARIANTS = [
+    (r, stride, padding, kind) for r, stride, padding, kind in itertools.product((1, 3, 5, 7), (1, 2), (0, 1, 2), KINDS)
+]
+
+
+@pytest.mark.gradcheck
+@pytest.mark.parametrize(("r", "stride", "padding", "kind"), VARIANTS)
+def test_gradient(r, stride, padding, kind):
+    arrays = draw(2, 11, 10, 2, 3, r, r, seed=r + 10 * stride + 100 * padding)
+    gradcheck(lambda x, w, b: ops.conv2d(x, w, b, stride=stride, padding=padding, **KINDS[kind]), *arrays)
+
+
+ODD = {
+    "no_bias": ((2, 5, 7, 3, 5, 3, 3), 1, 1, False),
+    "one_pixel": ((3, 1, 1, 4, 5, 3, 3), 1, 1, True),
+    "wide_filter": ((2, 5, 7, 3, 2, 1, 3), 1, 1, True),
+    "tall_filter": ((2, 7, 5, 2, 3, 3, 1), 2, 0, True),
+    "five_channels_in_a_byte": ((1, 6, 5, 2, 5, 3, 3), 1, 1, True),
+    "stride_leaves_a_rest": ((1, 9, 8, 2, 3, 3, 3), 3, 0, True),
+    "tile_4n_plus_1": ((1, 9, 13, 3, 17, 3, 3), 1, 1, True),
+}
+
+
+@pytest.mark.gradcheck
+@pytest.mark.parametrize(("name", "kind"), [(n, k) for n in ODD for k in KINDS if (n, k) != ("one_pixel", "pool")])
+def test_gradient_of_odd_shapes(name, kind):
+    dims, stride, padding, bias = ODD[name]
+    gradcheck(lambda *t: ops.conv2d(*t, stride=stride, padding=padding, **KINDS[kind]), *draw(*dims, bias=bias))
+
+
+@pytest.mark.gradcheck
+def test_gradient_of_two_layers_with_shared_filters():
+    x, w, b = draw(2, 6, 6, 3, 3, 3, 3)
+    gradcheck(lambda x, w, b: ops.conv2d(ops.conv2d(x, w, b, relu=True), w, b, relu=True, pool=True), x, w, b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("r", "stride", "padding"), [(1, 1, 0), (3, 1, 1), (3, 2, 1), (5, 1, 2), (7, 2, 3)])
+def test_backend(backend, r, stride, padding, kind):
+    slack = winograd_slack(17) if (r, stride) == (3, 1) else 0.0
+    compare_op(
+        lambda x, w, b: ops.conv2d(x, w, b, stride=stride, padding=padding, **KINDS[kind]),
+        *draw(2, 13, 11, 5, 17, r, r),
+        backend=backend,
+        slack=slack,
+    )
+
+
+def test_backend_through_vgg_like_layers(backend):
+    """Three layers deep, pooled: forward and backward as a network runs them."""
+    x, w1, b1 = draw(2, 12, 12, 3, 16, 3, 3)
+    _, w2, b2 = draw(1, 1, 1, 16, 17, 3, 3, seed=1)
+
+    def network(x, w1, b1, w2, b2):
+        h = ops.conv2d(x, w1, b1, relu=True)
+        return ops.conv2d(h, w2, b2, relu=True, pool=True)
+
+    compare_op(network, x, w1, b1, w2, b2, backend=backend, slack=3 * winograd_slack(17))
+
+
+def test_fused_pool_is_convolution_then_pool(backend):
+    arrays = [a.astype(np.float32) for a in draw(2, 9, 11, 3, 17, 3, 3)]
+    results = []
+    with backends.use(backend):
+        for fused in (True, False):
+            leaves = [Tensor(a, requires_grad=True) for a in arrays]
+            y = ops.conv2d(*leaves, relu=True, pool=True) if fused else ops.maxpool(ops.conv2d(*leaves, relu=True))
+            y.backward(np.linspace(-1, 1, y.data.size, dtype=np.float32).reshape(y.shape))
+            results.append([y.data, *(leaf.grad for leaf in leaves)])
+    for fused, unfused in zip(*results, strict=True):
+        np.testing.assert_allclose(fused, unfused, rtol=1e-4, atol=1e-4)
+
+
+def test_bytes_of_winners_hold_four_channels_each():
+    x = np.zeros((1, 2, 2, 6), np.float32)
+    for channel, winner in enumerate((0, 1, 2, 3, 3, 1)):
+        x[0, winner // 2, winner % 2, channel] = 1.0
+    y, argmax = np.empty((1, 1, 1, 6), np.float32), np.empty((1, 1, 1, 2), np.uint8)
+    reference.maxpool_forward(y, argmax, x)
+    assert argmax.ravel().tolist() == [0 | 1 << 2 | 2 << 4 | 3 << 6, 3 | 1 << 2]
+    assert unpack_winners(argmax, 6).ravel().tolist() == [0, 1, 2, 3, 3, 1]
+
+
+def test_relu_passes_nan_on(backend):
+    """A diverged activation must stay visible: the training loop stops at the first loss that is not a number."""
+    x, w, b = (a.astype(np.float32) for a in draw(1, 6, 6, 2, 3, 3, 3))
+    x[0, 2, 2, 1] = np.nan
+    with backends.use(backend):
+        assert np.isnan(ops.conv2d(Tensor(x), Tensor(w), Tensor(b), relu=True).data).any()
+
+
+REFUSED = [
+    (((1, 5, 5, 3), (2, 3, 3, 4), (2,)), {}, r"x \(1, 5, 5, 3\).*w \(2, 3, 3, 4\)"),
+    (((5, 5, 3), (2, 3, 3, 3), (2,)), {}, r"not \[N,H,W,C\]"),
+    (((1, 5, 5, 3), (2, 3, 3), (2,)), {}, r"not \[K,R,S,C\]"),
+    (((1, 5, 5, 3), (2, 7, 7, 3), (2,)), {"padding": 0}, r"7x7 filter does not fit into 5x5"),
+    (((1, 5, 5, 3), (2, 3, 3, 3), (2,)), {"pool": True}, r"fused with ReLU"),
+    (((1, 5, 5, 3), (2, 3, 3, 3), (1,)), {}, r"b \(1,\)"),
+    (((1, 5, 5, 3), (2, 3, 3, 3), (2,)), {"stride": 0}, r"stride"),
+    (((1, 5, 5, 3), (2, 3, 3, 3), (2,)), {"padding": -1}, r"padding"),
+]
+
+
+@pytest.mark.parametrize(("shapes", "options", "message"), REFUSED)
+def test_refuses(backend, shapes, options, message):
+    with backends.use(backend), pytest.raises(ValueError, match=message):
+        ops.conv2d(*(Tensor(np.zeros(s, np.float32)) for s in shapes), **options)
