@@ -1,4 +1,4 @@
-"""Broadcasting arithmetic and shape operations, on the array module itself; importing this gives Tensor its operators."""
+"""Broadcasting arithmetic and shape operations, on the array module itself; importing it gives Tensor operators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dropout whose mask is a function of a seed and the element's number, so that it is never stored (docs/math/dropout.md)."""
+"""Dropout whose mask is a function of a seed and the element's number, so never stored (docs/math/dropout.md)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Dropout(Function):
 def dropout(x: Tensor, p: float, seed: int, *, total: int | None = None, offset: int = 0) -> Tensor:
     """Zero each element with probability p and scale the others by 1/(1-p) (Srivastava et al. 2014, inverted form).
 
-    x [N,F] or [T,N,F]; seed: 64-bit. The N rows stand for rows offset..offset+N of a batch of `total` (default N), so that
-    a batch that is worked off in pieces drops the same elements. Raises ValueError unless 0 <= p < 1.
+    x [N,F] or [T,N,F]; seed: 64-bit. The N rows stand for rows offset..offset+N of a batch of `total` (default N), so
+    that a batch that is worked off in pieces drops the same elements. Raises ValueError unless 0 <= p < 1.
     """
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p = {p} is not in [0, 1)")

@@ -1,4 +1,4 @@
-"""Embedding: gather rows of a table, scatter their gradients; only rows that were used are touched (docs/math/embedding.md)."""
+"""Embedding: gather rows of a table, scatter gradients to the rows that were used (docs/math/embedding.md)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Embedding(Function):
 def embedding(table: Tensor, ids: Any) -> Tensor:
     """Rows of a table: table [V,E], ids int32 of any shape -> [*ids.shape, E].
 
-    Also the way to gather, or to repeat, rows of an activation. Raises TypeError for other id dtypes and IndexError for ids
-    outside the table.
+    Also the way to gather, or to repeat, rows of an activation. Raises TypeError for other id dtypes and IndexError for
+    ids outside the table.
     """
     return Embedding.apply(table, ids)

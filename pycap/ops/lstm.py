@@ -30,10 +30,10 @@ class LSTM(Function):
         for name, state in (("h0", h0), ("c0", c0)):
             if state is not None and state.shape != (n, hidden):
                 raise ValueError(f"lstm: {name} {state.shape} is not [N,H] = {(n, hidden)}")
-        if mask is not None and (mask.shape != (steps, n) or mask.dtype != np.uint8):
-            raise ValueError(f"lstm: mask {mask.shape} {mask.dtype} is not uint8 [T,N] = {(steps, n)}")
         if steps < 1:
             raise ValueError("lstm: a sequence of no steps has no last state")
+        if mask is not None and (mask.shape != (steps, n) or mask.dtype != np.uint8):
+            raise ValueError(f"lstm: mask {mask.shape} {mask.dtype} is not uint8 [T,N] = {(steps, n)}")
         h, c = memory.empty((steps, n, hidden), x.dtype), memory.empty((steps, n, hidden), x.dtype)
         gates = memory.empty((steps, n, 4 * hidden), x.dtype)
         kernels.lstm_forward(h, c, gates, x, h0, c0, w_x, w_h, b, mask)
@@ -79,9 +79,9 @@ def lstm(
 ) -> tuple[Tensor, Tensor]:
     """An LSTM over a sequence (Hochreiter & Schmidhuber 1997, with forget gates; no peepholes).
 
-    x [T,N,I]; w_x [4H,I], w_h [4H,H], b [4H] with gates stacked i, f, g, o; h0, c0 [N,H] or None for zeros; mask uint8 [T,N]
-    or None: where it is 0 the state is carried over unchanged. Returns (h [T,N,H], the last cell state [N,H]); the last
-    hidden state is h[T-1]. Raises ValueError where shapes do not fit, or for T = 0.
+    x [T,N,I]; w_x [4H,I], w_h [4H,H], b [4H], gates stacked i, f, g, o; h0, c0 [N,H] or None for zeros; mask uint8
+    [T,N] or None: where it is 0 the state is carried over unchanged. Returns (h [T,N,H], the last cell state [N,H]); the
+    last hidden state is h[T-1]. Raises ValueError where shapes do not fit, or for T = 0.
     """
     return LSTM.apply(x, h0, c0, w_x, w_h, b, mask=mask)
 

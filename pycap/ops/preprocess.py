@@ -14,9 +14,9 @@ from pycap.backends import kernels
 def preprocess(images: Any, crops: Any, size: int, mean: Any, std: Any) -> Tensor:
     """(pixel - mean) / std of a window of each image.
 
-    images uint8 [N,H,W,3]; crops int32 [N,3]: top, left (pixels) and whether to mirror left and right; size: the window's
-    side in pixels; mean, std [3] in units of 0..255. Returns float32 [N,size,size,3]. Raises ValueError for a window that
-    sticks out.
+    images uint8 [N,H,W,3]; crops int32 [N,3]: top, left (pixels) and whether to mirror left and right; size: the side
+    of the window in pixels; mean, std [3] in units of 0..255. Returns float32 [N,size,size,3]. Raises ValueError for a
+    window that sticks out.
     """
     n, h, w, channels = images.shape
     if channels != 3 or images.dtype != np.uint8 or crops.shape != (n, 3):

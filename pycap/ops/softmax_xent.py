@@ -16,7 +16,8 @@ class LinearCrossEntropy(Function):
     def forward(self, h: Any, w: Any, b: Any, *, targets: Any, ignore: int, normalizer: float | None) -> Any:
         if h.ndim != 2 or w.shape[1] != h.shape[1] or targets.shape != h.shape[:1] or targets.dtype != np.int32:
             raise ValueError(
-                f"linear_cross_entropy: h {h.shape}, w {w.shape}, targets {targets.shape} {targets.dtype} are not [M,H], [V,H], [M] int32"
+                f"linear_cross_entropy: h {h.shape}, w {w.shape}, targets {targets.shape} {targets.dtype} are not "
+                "[M,H], [V,H], [M] int32"
             )
         if b.shape != w.shape[:1]:
             raise ValueError(f"linear_cross_entropy: b {b.shape} is not [V] = {w.shape[:1]}")
@@ -55,10 +56,10 @@ class LinearCrossEntropy(Function):
 def linear_cross_entropy(
     h: Tensor, w: Tensor, b: Tensor, targets: Any, *, ignore: int = 0, normalizer: float | None = None
 ) -> Tensor:
-    """The mean over positions of -log softmax(h w^T + b)[target], in nats; positions whose target is `ignore` do not count.
+    """The mean of -log softmax(h w^T + b)[target], in nats, over the positions whose target is not `ignore`.
 
-    h [M,H], w [V,H], b [V], targets int32 [M]. normalizer: divide by this instead of by the number of positions that count
-    (the whole batch's count, when a batch is worked off in pieces). Returns a scalar, 0 where no position counts. Raises
-    ValueError for other shapes, IndexError for a target outside the vocabulary.
+    h [M,H], w [V,H], b [V], targets int32 [M]. normalizer: divide by this instead of by the number of positions that
+    count (the whole batch's count, when a batch is worked off in pieces). Returns a scalar, 0 where no position counts.
+    Raises ValueError for other shapes, IndexError for a target outside the vocabulary.
     """
     return LinearCrossEntropy.apply(h, w, b, targets=targets, ignore=ignore, normalizer=normalizer)

@@ -13,8 +13,8 @@ from pycap.backends import kernels
 def log_softmax_topk(logits: Any, k: int, suppress: tuple[int, ...] = ()) -> tuple[Any, Any]:
     """(log-probabilities [M,k] in descending order, ids int32 [M,k]) of raw logits [M,V].
 
-    suppress: ids whose probability is taken to be zero; the others' probabilities sum to one. Equal values come in order
-    of id. Raises ValueError where fewer than k ids are left.
+    suppress: ids whose probability is taken to be zero; the others' probabilities sum to one. Equal values come in
+    order of id. Raises ValueError where fewer than k ids are left.
     """
     rows, vocabulary = logits.shape
     if not 1 <= k <= vocabulary - len(set(suppress)):

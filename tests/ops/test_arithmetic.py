@@ -66,7 +66,8 @@ def test_gradient_of_reductions(op, axis, keepdims):
 
 KEYS = [
     0, -1, slice(None), slice(1, 3), slice(None, None, 2), slice(None, None, -1), slice(2, 2), None, ...,
-    (1, 2), (slice(None), 1), (slice(None), slice(1, 4)), (..., -1), (slice(0, 2), None, slice(None), ..., 0), (0, 0, 0),
+    (1, 2), (slice(None), 1), (slice(None), slice(1, 4)), (..., -1),
+    (slice(0, 2), None, slice(None), ..., 0), (0, 0, 0),
 ]  # fmt: skip
 
 

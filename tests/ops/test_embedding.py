@@ -1,0 +1,91 @@
+"""embedding: definition, gradients, refusals (its rows over several steps: tests/test_autograd.py)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pycap import backends, ops
+from pycap.autograd import Tensor
+from pycap.backends import reference
+from pycap.testing import compare_op, gradcheck
+from tests import naive
+
+
+def table_and_ids(v, e, shape, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((v, e)), rng.integers(0, v, shape).astype(np.int32)
+
+
+SHAPES = [(5, 3, (7,)), (1, 1, (1,)), (4, 2, (3, 2)), (3, 5, (2, 2, 2)), (6, 4, (0,)), (2, 3, ())]
+
+
+@pytest.mark.parametrize(("v", "e", "shape"), SHAPES)
+def test_reference_is_the_definition(v, e, shape):
+    table, ids = table_and_ids(v, e, shape)
+    flat = ids.reshape(-1)
+    y = np.full((flat.size, e), np.nan)
+    reference.embedding_forward(y, table, flat)
+    np.testing.assert_array_equal(y, naive.embedding(table, flat))
+    dy = np.random.default_rng(1).standard_normal(y.shape)
+    for beta in (0.0, 1.0, 0.5):
+        held = np.random.default_rng(2).standard_normal(table.shape)
+        dtable = held.copy()
+        reference.embedding_backward(dtable, dy, flat, None, beta)
+        np.testing.assert_allclose(dtable, naive.embedding_backward(held, dy, flat, beta), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.gradcheck
+@pytest.mark.parametrize(("v", "e", "shape"), SHAPES)
+def test_gradient(v, e, shape):
+    table, ids = table_and_ids(v, e, shape)
+    gradcheck(lambda t: ops.embedding(t, ids), table)
+    assert ops.embedding(Tensor(table.astype(np.float32)), ids).shape == (*shape, e)
+
+
+@pytest.mark.gradcheck
+def test_gradient_of_two_lookups_in_one_table():
+    table, ids = table_and_ids(5, 3, (4,))
+    other = np.array([4, 4, 0], np.int32)
+    gradcheck(lambda t: (ops.embedding(t, ids), ops.embedding(t, other), t * t), table)
+
+
+@pytest.mark.gradcheck
+def test_gradient_of_tied_weights():
+    table, ids = table_and_ids(6, 3, (4,))
+    targets = np.array([1, 0, 5, 2], np.int32)
+
+    def network(t, b):
+        return ops.linear_cross_entropy(ops.embedding(t, ids), t, b, targets)
+
+    gradcheck(network, table, np.random.default_rng(1).standard_normal(6))
+
+
+@pytest.mark.parametrize(("v", "e", "shape"), [(11, 13, (23,)), (3, 33, (97,)), (5, 64, (4, 3))])
+def test_backend(backend, v, e, shape):
+    table, ids = table_and_ids(v, e, shape)
+    compare_op(lambda t: ops.embedding(t, ids), table, backend=backend)
+    compare_op(lambda t: ops.embedding(t * 1.0, ids) * ops.embedding(t, ids), table, backend=backend)
+
+
+def test_rows_over_steps_on_every_backend(backend):
+    """The clearing of the rows of the step before is the kernel's: the gradient equals a dense one, step after step."""
+    table = Tensor(np.zeros((9, 5), np.float32), requires_grad=True)
+    with backends.use(backend):
+        for step in range(6):
+            ids = np.random.default_rng(step).integers(0, 9, step).astype(np.int32)
+            ops.embedding(table, ids).backward()
+            expected = np.bincount(ids, minlength=9).astype(np.float32)
+            np.testing.assert_array_equal(table.grad, np.repeat(expected[:, None], 5, 1))
+            table.fresh = False
+
+
+@pytest.mark.parametrize(("bad", "named"), [(-1, "-1"), (5, "5"), (10**6, "1000000")])
+def test_refuses_ids_outside_the_table(backend, bad, named):
+    with backends.use(backend), pytest.raises(IndexError, match=f"id {named} is outside the table of 5 rows"):
+        ops.embedding(Tensor(np.zeros((5, 2), np.float32)), np.array([0, bad, 1], np.int32))
+
+
+def test_refuses_other_integers():
+    with pytest.raises(TypeError, match="int64, not int32"):
+        ops.embedding(Tensor(np.zeros((5, 2), np.float32)), np.array([0, 1]))
