@@ -1,0 +1,441 @@
+"""pycap beside PyTorch: the same joint captioner, data and steps, in turns; seconds a step, memory, and loss on held-out data.
+
+    python -m benchmarks.peers.torch_joint --recipe flickr8k_small --data DIR --epochs 1
+    python -m benchmarks.peers.torch_joint --recipe flickr8k_small --data DIR --epochs 12 --dev-loss
+    python -m benchmarks.peers.torch_joint --stage coco --data DIR --cnn vgg16 --batch-size 4 --steps 2 --segments 3
+
+Every option of train.py works; without --data it runs on the drawn demo set. Each side lives in a process of its own (two
+OpenMP run times in one process slow each other down) and works while the other waits. Both read the same batches through
+pycap's loader and start from the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pycap import __version__
+from pycap.config import TrainConfig, parse_args
+from pycap.data import DataError
+from pycap.data.loader import Batch, Loader
+from pycap.device import cpu_count
+from pycap.training import sources
+
+SIDES = ("pycap", "torch")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What this benchmark adds to train.py's options; `best` stands for whatever is faster on this machine."""
+
+    steps: int
+    segments: int
+    warmup: int
+    dev_loss: bool
+    memory_format: str
+    peer_optimizer: str
+    peer_loss: str
+    json: Path | None
+
+
+@dataclass
+class Side:
+    """One side's measurements. seconds: of each step, waiting for its batch included; segments: of each turn as a whole."""
+
+    info: dict[str, Any]
+    seconds: list[float]
+    segments: list[float]
+    losses: list[float]
+    dev: list[float]
+    peak_mib: float = 0.0
+
+
+# The two sides, each in its own process -------------------------------------------------------------------------------
+
+
+class PycapSide:
+    """pycap, through the classes that train.py uses."""
+
+    def __init__(self, config: TrainConfig, options: Options) -> None:
+        from pycap import backends
+
+        backends.select("cpu" if config.device == "auto" else config.device, config.backend)
+        backends.set_threads(config.threads)
+        self.config = config
+
+    def choose(self, make: Any, batches: list[Batch]) -> None:
+        """Nothing to choose."""
+
+    def describe(self) -> dict[str, Any]:
+        from pycap import backends
+
+        used = [backends.kernels.conv2d_forward, backends.kernels.lstm_forward]
+        return {"backend": "+".join(dict.fromkeys(f.__module__.rpartition(".")[2] for f in used)), "variant": ""}
+
+    def trainer(self, spec: Any, vocabulary: int, steps: int) -> Any:
+        from pycap.captioner import build_model
+        from pycap.training.trainer import Trainer
+
+        return Trainer(build_model(self.config, vocabulary), self.config, spec, steps)
+
+    def step(self, trainer: Any, batch: Batch) -> float:
+        return trainer.step(batch).loss
+
+
+class TorchSide:
+    """PyTorch, with pycap's initial weights."""
+
+    def __init__(self, config: TrainConfig, options: Options) -> None:
+        import torch
+
+        from benchmarks.peers.torch_nic import Variant
+
+        torch.set_num_threads(config.threads)
+        self.config, self.options = config, options
+        self.variant = Variant(
+            options.memory_format != "contiguous", options.peer_optimizer != "foreach", options.peer_loss != "ignore_index"
+        )
+
+    def choose(self, make: Any, batches: list[Batch]) -> None:
+        """Settle what is `best`, one choice after another, by the faster of two timed steps of each."""
+        for field, asked in (
+            ("channels_last", self.options.memory_format),
+            ("fused", self.options.peer_optimizer),
+            ("compact", self.options.peer_loss),
+        ):
+            if asked != "best":
+                continue
+            times = {}
+            for value in (True, False):
+                self.variant = replace(self.variant, **{field: value})
+                trainer = make()
+                trainer.begin_epoch(0)
+                times[value] = min(_timed(self.step, trainer, batches[i % len(batches)])[0] for i in (0, 1, 1))
+            self.variant = replace(self.variant, **{field: times[True] <= times[False]})
+
+    def describe(self) -> dict[str, Any]:
+        import torch
+
+        return {"backend": f"torch {torch.__version__}", "variant": str(self.variant)}
+
+    def trainer(self, spec: Any, vocabulary: int, steps: int) -> Any:
+        from benchmarks.peers import torch_nic
+        from pycap.captioner import build_model
+
+        model = torch_nic.build(self.config, vocabulary)
+        torch_nic.load_arrays(model, build_model(self.config, vocabulary).state_arrays())
+        return torch_nic.PeerTrainer(model, self.config, spec, steps, self.variant)
+
+    def step(self, trainer: Any, batch: Batch) -> float:
+        return trainer.step(batch)
+
+
+def _timed(function: Any, *arguments: Any) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = function(*arguments)
+    return time.perf_counter() - start, result
+
+
+def _peak_mib() -> float:
+    """The most memory that this process ever held, in MiB (0 where the system does not say)."""
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+class _Worker:
+    """Serves one side: prepares it, then trains segments and evaluates as the parent asks."""
+
+    def __init__(self, name: str, config: TrainConfig, options: Options, folder: Path) -> None:
+        self.side = {"pycap": PycapSide, "torch": TorchSide}[name](config, options)
+        source, config = sources.find(config, lambda text: None)
+        vocab, spec = sources.vocabulary(source, config), sources.preprocess_spec(config)
+        self.loaders = sources.loaders(source, vocab, spec, config, folder)
+        steps = len(self.loaders.train)
+
+        def make() -> Any:
+            return self.side.trainer(spec, len(vocab), steps)
+
+        batches = [batch for batch, _ in zip(self.loaders.train.epoch(0), range(2), strict=False)]
+        self.side.choose(make, batches)
+        if options.warmup:
+            trainer = make()
+            trainer.begin_epoch(0)
+            for i in range(options.warmup):
+                self.side.step(trainer, batches[i % len(batches)])
+            del trainer
+        self.trainer = make()
+        self.info = {**self.side.describe(), "images": len(source.train), "steps": steps, "words": len(vocab)}
+
+    def segment(self, first: int, count: int) -> dict[str, Any]:
+        """Train on batches first..first+count, counted from the run's beginning over its epochs."""
+        seconds, losses = [], []
+        batches = _stream(self.loaders.train, self.trainer, first)
+        begin = time.perf_counter()
+        try:
+            for _ in range(count):
+                start = time.perf_counter()
+                losses.append(self.side.step(self.trainer, next(batches)))
+                seconds.append(time.perf_counter() - start)
+            total = time.perf_counter() - begin
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+        return {"seconds": seconds, "total": total, "losses": losses, "peak_mib": _peak_mib()}
+
+    def dev_loss(self) -> float:
+        loss = self.trainer.loss(self.loaders.val.epoch(0))
+        self.trainer.schedule.observe(loss)
+        return loss
+
+
+def _stream(loader: Loader, trainer: Any, first: int) -> Iterator[Batch]:
+    """Batches from number `first` on, epoch after epoch; the trainer is told of each epoch."""
+    epoch, start = divmod(first, len(loader))
+    while True:
+        trainer.begin_epoch(epoch)
+        batches = loader.epoch(epoch, start)
+        try:
+            yield from batches
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+        epoch, start = epoch + 1, 0
+
+
+def _serve(connection: Connection, name: str, config: TrainConfig, options: Options) -> None:
+    """The child process: answers (method, arguments) until None comes or the parent is gone."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="pycap-bench-") as folder:
+            worker = _Worker(name, config, options, Path(folder))
+            connection.send(("ok", worker.info))
+            while (message := connection.recv()) is not None:
+                method, arguments = message
+                connection.send(("ok", getattr(worker, method)(*arguments)))
+            worker.loaders.close()
+    except (EOFError, KeyboardInterrupt):
+        return
+    except Exception:
+        connection.send(("error", traceback.format_exc()))
+
+
+class _Remote:
+    """The parent's end of one side."""
+
+    def __init__(self, name: str, config: TrainConfig, options: Options) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, name, config, options), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def receive(self) -> Any:
+        try:
+            status, value = self.connection.recv()
+        except EOFError:
+            self.process.join()
+            raise SystemExit(
+                f"{self.name}: its process ended with status {self.process.exitcode} (killed for memory? "
+                "use a smaller --batch-size or --micro-batch)"
+            ) from None
+        if status == "error":
+            raise SystemExit(f"{self.name}: {value}")
+        return value
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        self.connection.send((method, arguments))
+        return self.receive()
+
+    def close(self) -> None:
+        if self.process.is_alive():
+            self.connection.send(None)
+            self.process.join()
+
+
+# The comparison -------------------------------------------------------------------------------------------------------
+
+
+def measure(config: TrainConfig, options: Options, epochs: int | None) -> dict[str, Side]:
+    """Run both sides in turns: whole epochs, or `options.segments` turns of `options.steps` steps; the first to go alternates."""
+    remotes: dict[str, _Remote] = {}
+    sides: dict[str, Side] = {}
+    try:
+        for name in SIDES:  # one after the other: each warms up and chooses on a quiet machine
+            remotes[name] = _Remote(name, config, options)
+            sides[name] = Side(remotes[name].receive(), [], [], [], [])
+            info = sides[name].info
+            print(f"{name:6} {info['backend']}{'; ' + info['variant'] if info['variant'] else ''}", flush=True)
+        count = options.steps or sides["pycap"].info["steps"]
+        turns = options.segments if options.steps else epochs or 1
+        for turn in range(turns):
+            for name in SIDES if turn % 2 == 0 else SIDES[::-1]:
+                result = remotes[name].call("segment", turn * count, count)
+                side = sides[name]
+                side.seconds += result["seconds"]
+                side.segments.append(result["total"])
+                side.losses += result["losses"]
+                side.peak_mib = result["peak_mib"]
+                if options.dev_loss:
+                    side.dev.append(remotes[name].call("dev_loss"))
+            _print_turn(turn, sides, count)
+    finally:
+        for remote in remotes.values():
+            remote.close()
+    return sides
+
+
+def _print_turn(turn: int, sides: dict[str, Side], count: int) -> None:
+    parts = []
+    for name, side in sides.items():
+        dev = f", dev loss {side.dev[-1]:.4f}" if side.dev else ""
+        loss = float(np.mean(side.losses[-count:]))
+        parts.append(f"{name} {side.segments[-1]:.2f} s, train loss {loss:.4f}{dev}")
+    print(f"turn {turn + 1} ({count} steps): {';  '.join(parts)}", flush=True)
+
+
+def row(sides: dict[str, Side], config: TrainConfig) -> dict[str, Any]:
+    """The result as one row with the keys of all of pycap's benchmarks, and some of its own."""
+    ours, peer = sides["pycap"], sides["torch"]
+    low, middle, high = np.quantile(ours.seconds, [0.2, 0.5, 0.8])
+    peer_low, peer_middle, peer_high = np.quantile(peer.seconds, [0.2, 0.5, 0.8])
+    return {
+        "op": "joint",
+        "case": f"{config.stage}-{config.cnn}-{config.image_size}px-{config.batch_size}x{config.seq_per_img}",
+        "mode": "step",
+        "dtype": "float32",
+        "backend": ours.info["backend"],
+        "peer": peer.info["backend"],
+        "median_s": float(middle),
+        "q20_s": float(low),
+        "q80_s": float(high),
+        "peer_median_s": float(peer_middle),
+        "ratio": float(peer_middle / middle),
+        "gflops": None,
+        "gbps": None,
+        "ceiling_pct": None,
+        "err": None,
+        "commit": _commit(),
+        "hardware": f"{_cpu_name()}, {config.threads} threads",
+        "versions": {"pycap": __version__, "python": platform.python_version(), "numpy": np.__version__},
+        "peer_q20_s": float(peer_low),
+        "peer_q80_s": float(peer_high),
+        "peer_variant": peer.info["variant"],
+        "steps": len(ours.seconds),
+        "turn_s": ours.segments,
+        "peer_turn_s": peer.segments,
+        "peak_mib": ours.peak_mib,
+        "peer_peak_mib": peer.peak_mib,
+        "dev_loss": ours.dev,
+        "peer_dev_loss": peer.dev,
+        "threads": config.threads,
+    }
+
+
+def report(result: dict[str, Any]) -> None:
+    """The row for a person."""
+    print(f"\n{result['case']}: {result['steps']} steps a side, {result['hardware']}")
+    print(f"{'':18} {'pycap':>10} {'torch':>10}")
+    lines = [
+        ("seconds a step", "median_s", "peer_median_s", "{:10.4f}"),
+        ("  20 %", "q20_s", "peer_q20_s", "{:10.4f}"),
+        ("  80 %", "q80_s", "peer_q80_s", "{:10.4f}"),
+        ("peak memory, MiB", "peak_mib", "peer_peak_mib", "{:10.0f}"),
+    ]
+    for label, ours, peer, form in lines:
+        print(f"{label:18} {form.format(result[ours])} {form.format(result[peer])}")
+    whole, peer_whole = float(np.median(result["turn_s"])), float(np.median(result["peer_turn_s"]))
+    print(f"{'a turn, seconds':18} {whole:10.2f} {peer_whole:10.2f}")
+    for epoch, (ours, peer) in enumerate(zip(result["dev_loss"], result["peer_dev_loss"], strict=True), 1):
+        print(f"{f'dev loss, turn {epoch}':18} {ours:10.4f} {peer:10.4f}  {ours - peer:+.4f}")
+    print(f"ratio torch / pycap: {result['ratio']:.3f} a step, {peer_whole / whole:.3f} a turn")
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    print(f"{versions}, {result['peer']} ({result['peer_variant']}); commit {result['commit'] or 'unknown'}")
+
+
+def _commit() -> str:
+    """The checkout's commit, marked where files differ from it; empty outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _parse(argv: Sequence[str]) -> tuple[Options, int | None, TrainConfig]:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers.torch_joint",
+        description="Time pycap's joint training beside the same model in PyTorch. Options of train.py are taken too.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--epochs", type=int, help="turns of a whole epoch each (default 1, unless --steps is given)")
+    parser.add_argument("--steps", type=int, default=0, help="instead of epochs: steps a turn")
+    parser.add_argument("--segments", type=int, default=5, help="with --steps: turns a side (default 5)")
+    parser.add_argument("--warmup", type=int, default=3, help="untimed steps of each side, on weights thrown away (default 3)")
+    parser.add_argument("--dev-loss", action="store_true", help="evaluate both sides after each turn")
+    parser.add_argument("--memory-format", choices=("best", "channels_last", "contiguous"), default="best")
+    parser.add_argument("--peer-optimizer", choices=("best", "fused", "foreach"), default="best")
+    parser.add_argument("--peer-loss", choices=("best", "compact", "ignore_index"), default="best")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append the result as a line of JSON")
+    own, rest = parser.parse_known_args(argv)
+    for name in ("epochs", "steps", "segments", "warmup"):
+        value = getattr(own, name)
+        if value is not None and value < (1 if name in ("epochs", "segments") else 0):
+            parser.error(f"--{name} {value} is too small")
+    if own.epochs and own.steps:
+        parser.error("--epochs and --steps are two ways to say how long a turn is; give one")
+    epochs = own.epochs
+    if epochs:
+        rest = [*rest, "--epochs", str(epochs)]  # learning-rate schedules depend on it
+    settings = {name: value for name, value in vars(own).items() if name != "epochs"}
+    return Options(**settings), epochs, parse_args(rest, prog=parser.prog)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the comparison that the command line describes; returns the exit status."""
+    options, epochs, config = _parse(sys.argv[1:] if argv is None else argv)
+    config.threads = config.threads or cpu_count()
+    os.environ["OMP_NUM_THREADS"] = str(config.threads)  # for the children, before their libraries load
+    try:
+        source, config = sources.find(config, print)
+    except DataError as error:
+        print(f"{error}", file=sys.stderr)
+        return 1
+    config = replace(config, data=source.folder)
+    result = row(measure(config, options, epochs), config)
+    report(result)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        with options.json.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
