@@ -182,6 +182,7 @@ def test_fresh_leaf_accumulates_and_stale_leaf_is_overwritten():
     assert x.grad is buffer
 
 
+@pytest.mark.gradcheck
 def test_leaf_shared_by_several_layers():
     rng = np.random.default_rng(0)
     gradcheck(
@@ -432,6 +433,7 @@ def test_rows_of_a_dense_step_followed_by_a_sparse_one():
     np.testing.assert_array_equal(table.grad[:, 0], [1, 1, 2, 1, 1])
 
 
+@pytest.mark.gradcheck
 def test_embedding_of_an_activation_gathers_and_scatters_rows():
     rng = np.random.default_rng(0)
     batch = ids(2, 0, 2, 2)

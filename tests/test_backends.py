@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -228,19 +232,67 @@ def test_first_use_selects(_restore):
     np.testing.assert_array_equal(y.data, np.full((2, 4), 3.0, np.float32))
 
 
-def test_threads_do_not_change_a_forward_result():
+# The C++ backend's threads and instruction sets -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def cpp():
+    reason = backends.available("cpp")
+    if reason:
+        pytest.skip(f"backend cpp: {reason}")
+    module = importlib.import_module("pycap.backends.cpp")
+    before = module.get_num_threads()
+    yield module
+    backends.set_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rule_of_two_at_other_thread_counts(cpp, threads):
+    """Three threads divide no shape evenly, and some get nothing to do."""
+    backends.set_threads(threads)
+    assert cpp.get_num_threads() == threads
+    for primitive in SAMPLES:
+        compare(_sample(primitive), cpp)
+    for name in ("batch0-bias-relu", "one_pixel-bias-relu", "1x1_padding_1-bias-relu"):
+        compare(next(c for c in CASES["conv2d_forward"] if c.name == name), cpp)
+
+
+@pytest.mark.parametrize("primitive", SAMPLES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_results_repeat_bit_for_bit(cpp, primitive, threads):
+    """Resuming a run must give the losses of an uninterrupted one."""
+    backends.set_threads(threads)
+    results = []
+    for _ in range(3):
+        arguments, markers = _concrete(_sample(primitive)), _sample(primitive).arguments()
+        getattr(cpp, primitive)(*arguments)
+        results.append([a.tobytes() for a in _written(arguments, markers)])
+    assert results[0] == results[1] == results[2]
+
+
+_ISA_SCRIPT = """
+import sys
+from pycap.backends import cpp
+from pycap.testing import CASES, compare
+assert cpp.isa() == sys.argv[1], cpp.isa()
+for primitive, cases in CASES.items():
+    for case in cases[:: max(1, len(cases) // 8)]:
+        compare(case, cpp)
+print("all held")
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="instruction sets are x86's")
+@pytest.mark.parametrize("isa", ["v1", "v3", "v4"])
+def test_rule_of_two_on_every_instruction_set(isa):
+    """One wheel serves CPUs with AVX-512, AVX2 or neither: each of its kernels' three builds is checked."""
     if backends.available("cpp"):
         pytest.skip(f"backend cpp: {backends.available('cpp')}")
-    cpp = importlib.import_module("pycap.backends.cpp")
-    before = cpp.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2):
-            backends.set_threads(count)
-            assert cpp.get_num_threads() == count
-            arguments = _concrete(_sample("conv2d_forward"))
-            cpp.conv2d_forward(*arguments)
-            results.append(arguments[0])
-    finally:
-        backends.set_threads(before)
-    np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-5)
+    environment = os.environ | {"PYCAP_ISA": isa, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, "-c", _ISA_SCRIPT, isa], env=environment, capture_output=True, text=True, timeout=300
+    )
+    if "this CPU lacks its instructions" in run.stderr:
+        pytest.skip(f"this CPU: {run.stderr.strip().splitlines()[-1]}")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "all held"

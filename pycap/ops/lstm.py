@@ -80,8 +80,8 @@ def lstm(
     """An LSTM over a sequence (Hochreiter & Schmidhuber 1997, with forget gates; no peepholes).
 
     x [T,N,I]; w_x [4H,I], w_h [4H,H], b [4H], gates stacked i, f, g, o; h0, c0 [N,H] or None for zeros; mask uint8
-    [T,N] or None: where it is 0 the state is carried over unchanged. Returns (h [T,N,H], the last cell state [N,H]); the
-    last hidden state is h[T-1]. Raises ValueError where shapes do not fit, or for T = 0.
+    [T,N] or None: where it is 0 the state is carried over unchanged. Returns (h [T,N,H], the last cell state [N,H]);
+    the last hidden state is h[T-1]. Raises ValueError where shapes do not fit, or for T = 0.
     """
     return LSTM.apply(x, h0, c0, w_x, w_h, b, mask=mask)
 
