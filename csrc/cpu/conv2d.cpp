@@ -1,65 +1,82 @@
 // Convolution: picks the algorithm for a shape.
 #include "pycap/conv2d.h"
 
+#include "conv_direct.h"
 #include "conv_im2col.h"
 #include "winograd.h"
 
 namespace pycap::PYCAP_ISA {
 namespace {
 
+enum Algorithm { kIm2col, kDirect, kWinograd };
+
 // Winograd multiplies a quarter as often; on maps smaller than a tile most of what it computes is thrown away.
-bool use_winograd(const ConvShape& s) { return winograd_fits(s) && s.H * s.W >= 9; }
+Algorithm choose(const ConvShape& s) {
+  if (winograd_fits(s) && s.H * s.W >= 9) return kWinograd;
+  return direct_fits(s) ? kDirect : kIm2col;
+}
 
 size_t forward_workspace(const ConvShape& s, bool pool, int threads) {
-  return use_winograd(s) ? winograd_workspace(s, false, threads)
-                         : im2col_forward_workspace(s, pool, threads);
+  switch (choose(s)) {
+    case kWinograd: return winograd_workspace(s, false, threads);
+    case kDirect: return direct_forward_workspace(s, threads);
+    default: return im2col_forward_workspace(s, pool, threads);
+  }
+}
+
+void run_forward(float* y, uint8_t* argmax, const float* x, const float* w, const float* b,
+                 const ConvShape& s, bool relu, void* ws, int threads) {
+  switch (choose(s)) {
+    case kWinograd: return winograd_forward(y, argmax, x, w, b, s, relu, ws, threads);
+    case kDirect: return direct_forward(y, argmax, x, w, b, s, relu, ws, threads);
+    default: return im2col_forward(y, x, w, {b, relu, argmax}, s, ws, threads);
+  }
 }
 
 void forward(float* y, const float* x, const float* w, const float* b, const ConvShape& s,
              bool relu, void* ws, int threads) {
-  if (use_winograd(s))
-    winograd_forward(y, nullptr, x, w, b, s, relu, ws, threads);
-  else
-    im2col_forward(y, x, w, {b, relu, nullptr}, s, ws, threads);
+  run_forward(y, nullptr, x, w, b, s, relu, ws, threads);
 }
 
 void pool_forward(float* y, uint8_t* argmax, const float* x, const float* w, const float* b,
                   const ConvShape& s, void* ws, int threads) {
-  if (use_winograd(s))
-    winograd_forward(y, argmax, x, w, b, s, true, ws, threads);
-  else
-    im2col_forward(y, x, w, {b, true, argmax}, s, ws, threads);
+  run_forward(y, argmax, x, w, b, s, true, ws, threads);
 }
 
 size_t backward_data_workspace(const ConvShape& s, bool, int threads) {
-  return use_winograd(s) ? winograd_workspace(s, true, threads)
-                         : im2col_backward_data_workspace(s, threads);
+  return choose(s) == kWinograd ? winograd_workspace(s, true, threads)
+                                : im2col_backward_data_workspace(s, threads);
 }
 
 void backward_data(float* dx, const float* dy, const float* w, const float* y,
                    const uint8_t* argmax, const ConvShape& s, float beta, void* ws, int threads) {
-  if (use_winograd(s))
+  if (choose(s) == kWinograd)
     winograd_backward_data(dx, dy, w, y, argmax, s, beta, ws, threads);
   else
     im2col_backward_data(dx, dy, w, y, argmax, s, beta, ws, threads);
 }
 
 size_t backward_weight_workspace(const ConvShape& s, bool, int threads) {
-  return use_winograd(s) ? winograd_weight_workspace(s, threads)
-                         : im2col_backward_weight_workspace(s, threads);
+  switch (choose(s)) {
+    case kWinograd: return winograd_weight_workspace(s, threads);
+    case kDirect: return direct_weight_workspace(s, threads);
+    default: return im2col_backward_weight_workspace(s, threads);
+  }
 }
 
 void backward_weight(float* dw, float* db, const float* dy, const float* x, const float* y,
                      const uint8_t* argmax, const ConvShape& s, float beta_w, float beta_b,
                      void* ws, int threads) {
-  if (use_winograd(s))
-    winograd_backward_weight(dw, db, dy, x, y, argmax, s, beta_w, beta_b, ws, threads);
-  else
-    im2col_backward_weight(dw, db, dy, x, y, argmax, s, beta_w, beta_b, ws, threads);
+  const auto kernel = choose(s) == kWinograd  ? winograd_backward_weight
+                      : choose(s) == kDirect ? direct_backward_weight
+                                             : im2col_backward_weight;
+  kernel(dw, db, dy, x, y, argmax, s, beta_w, beta_b, ws, threads);
 }
 
-const char* algorithm(const ConvShape& s, int, int) {
-  return use_winograd(s) ? "winograd-4x4" : "im2col";
+const char* algorithm(const ConvShape& s, int pass, int) {
+  const Algorithm a = choose(s);
+  if (a == kWinograd) return "winograd-4x4";
+  return a == kDirect && pass != 1 ? "direct" : "im2col";
 }
 
 }  // namespace

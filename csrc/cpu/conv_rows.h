@@ -30,7 +30,7 @@ inline void gradient_row(float* dst, const float* dy, const float* y, const uint
   for (int64_t q = 0; q < 2 * Q2; ++q) {
     const int64_t at = base + q / 2;
     unpool_pixel(dst + q * K, dy + at * K, y ? y + at * K : nullptr, argmax + at * A,
-                 (uint32_t)(2 * (p % 2) + q % 2), K);
+                 (int32_t)(2 * (p % 2) + q % 2), K);
   }
   if (Q % 2) memset(dst + (Q - 1) * K, 0, sizeof(float) * K);
 }

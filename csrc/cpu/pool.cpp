@@ -38,7 +38,7 @@ void backward(float* dx, const float* dy, const uint8_t* argmax, int64_t N, int6
         continue;
       }
       const int64_t from = (n * P + h / 2) * Q + w / 2;
-      const uint32_t corner = (uint32_t)(2 * (h % 2) + w % 2);
+      const int32_t corner = (int32_t)(2 * (h % 2) + w % 2);
       if (beta == 0.0f) {
         unpool_pixel(out + w * C, dy + from * C, nullptr, argmax + from * A, corner, C);
         continue;

@@ -3,8 +3,8 @@
 // Interpolation points 0, +-1/sqrt(2), +-sqrt(2), infinity: they keep the transforms' entries near 1, which loses less
 // precision than the usual 0, +-1, +-2. The relative error against float64 is about 2e-6.
 #pragma once
+#include "argmax.h"
 #include "pycap/conv2d.h"
-#include "simd.h"
 
 namespace {
 
@@ -236,13 +236,8 @@ inline void output_tile(const Sink& s, const float* m, int64_t xs, int64_t k0, i
           Vec best = o[8 * r + 2 * q];
           VecI at{};
 #pragma GCC unroll 4
-          for (int corner = 1; corner < 4; ++corner) {
-            const Vec v = o[8 * r + 4 * (corner / 2) + 2 * q + corner % 2];
-            // NaN wins, and the first of them stays.
-            const VecI take = (v > best) | ((v != v) & (best == best));
-            best = select(take, v, best);
-            at = take ? corner - VecI{} : at;
-          }
+          for (int corner = 1; corner < 4; ++corner)
+            contend(&best, &at, o[8 * r + 4 * (corner / 2) + 2 * q + corner % 2], corner);
           const int64_t to = ((n * P + 2 * i + r) * Q + 2 * j + q) * s.C + k0 + k;
           store(s.y + to, best);
           pack_winners(s.argmax + to / 4, at);
