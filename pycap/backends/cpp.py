@@ -1,6 +1,7 @@
 """The CPU backend in C++: gives each primitive of `pycap.backends` its kernel in `pycap._cpu`, with scratch memory.
 
-float32 only. Signatures and meanings stand in `pycap.backends`; wrong dtypes, shapes and layouts raise, naming the argument.
+float32 only. Signatures and meanings stand in `pycap.backends`; a wrong dtype, shape or layout raises and names the
+argument.
 """
 
 from __future__ import annotations
@@ -108,9 +109,7 @@ def lstm_backward(
     c0: Array | None, w_x: Array, w_h: Array, mask: Array | None, betas: Sequence[float],
 ) -> None:  # fmt: skip
     ws = workspace(_cpu.lstm_workspace(*x.shape, w_h.shape[1], True))
-    _cpu.lstm_backward(
-        dx, dw_x, dw_h, db, dh0, dc0, gates, dh, dc_n, x, h, c, h0, c0, w_x, w_h, mask, tuple(betas), ws
-    )
+    _cpu.lstm_backward(dx, dw_x, dw_h, db, dh0, dc0, gates, dh, dc_n, x, h, c, h0, c0, w_x, w_h, mask, tuple(betas), ws)
 
 
 def lstm_cell_forward(
