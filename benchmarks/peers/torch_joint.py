@@ -108,7 +108,9 @@ class TorchSide:
         torch.set_num_threads(config.threads)
         self.config, self.options = config, options
         self.variant = Variant(
-            options.memory_format != "contiguous", options.peer_optimizer != "foreach", options.peer_loss != "ignore_index"
+            options.memory_format != "contiguous",
+            options.peer_optimizer != "foreach",
+            options.peer_loss != "ignore_index",
         )
 
     def choose(self, make: Any, batches: list[Batch]) -> None:
@@ -273,7 +275,7 @@ class _Remote:
 
 
 def measure(config: TrainConfig, options: Options, epochs: int | None) -> dict[str, Side]:
-    """Run both sides in turns: whole epochs, or `options.segments` turns of `options.steps` steps; the first to go alternates."""
+    """Run both sides in turns, either one first by turns: epochs, or `options.segments` times `options.steps` steps."""
     remotes: dict[str, _Remote] = {}
     sides: dict[str, Side] = {}
     try:
@@ -397,7 +399,9 @@ def _parse(argv: Sequence[str]) -> tuple[Options, int | None, TrainConfig]:
     parser.add_argument("--epochs", type=int, help="turns of a whole epoch each (default 1, unless --steps is given)")
     parser.add_argument("--steps", type=int, default=0, help="instead of epochs: steps a turn")
     parser.add_argument("--segments", type=int, default=5, help="with --steps: turns a side (default 5)")
-    parser.add_argument("--warmup", type=int, default=3, help="untimed steps of each side, on weights thrown away (default 3)")
+    parser.add_argument(
+        "--warmup", type=int, default=3, help="untimed steps of each side, on weights thrown away (default 3)"
+    )
     parser.add_argument("--dev-loss", action="store_true", help="evaluate both sides after each turn")
     parser.add_argument("--memory-format", choices=("best", "channels_last", "contiguous"), default="best")
     parser.add_argument("--peer-optimizer", choices=("best", "fused", "foreach"), default="best")

@@ -206,8 +206,14 @@ class PeerTrainer:
         cnn = list(model.cnn.parameters())
         learnt = [p for n, p in model.named_parameters() if not n.startswith("cnn.") and n != "lstm.bias_hh_l0"]
         clips = (config.grad_clip if config.cnn_grad_clip is None else config.cnn_grad_clip, config.grad_clip)
-        rates = (config.learning_rate if config.cnn_learning_rate is None else config.cnn_learning_rate, config.learning_rate)
-        decays = (config.weight_decay if config.cnn_weight_decay is None else config.cnn_weight_decay, config.weight_decay)
+        rates = (
+            config.learning_rate if config.cnn_learning_rate is None else config.cnn_learning_rate,
+            config.learning_rate,
+        )
+        decays = (
+            config.weight_decay if config.cnn_weight_decay is None else config.cnn_weight_decay,
+            config.weight_decay,
+        )
         rules = (config.cnn_optimizer or config.optimizer, config.optimizer)
         self.groups = [
             (_optimizer(rule, parameters, rate, decay, config, variant.fused), parameters, rate, clip)

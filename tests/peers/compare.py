@@ -10,6 +10,7 @@ import torch
 
 from pycap.autograd import Tensor
 
+
 def close(what: str, ours: Any, peer: Any, exact: Any, slack: float = 0.0) -> None:
     """Assert that our float32 array errs at most twice as much as PyTorch's float32 one, both judged by its float64 one.
 
@@ -22,7 +23,9 @@ def close(what: str, ours: Any, peer: Any, exact: Any, slack: float = 0.0) -> No
     if not exact.size:
         return
     error, allowed = np.abs(ours - exact).max(), 2 * np.abs(peer - exact).max() + (1e-6 + slack) * np.abs(exact).max()
-    assert error <= allowed, f"{what}: off by {error:.3g}, allowed {allowed:.3g} (largest value {np.abs(exact).max():.3g})"
+    assert error <= allowed, (
+        f"{what}: off by {error:.3g}, allowed {allowed:.3g} (largest value {np.abs(exact).max():.3g})"
+    )
 
 
 def compare(

@@ -1,10 +1,16 @@
-"""The backend that a comparison with PyTorch runs on: each in turn."""
+"""For all comparisons with PyTorch: the backend that they run on, each in turn."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 
 import pytest
+
+if importlib.util.find_spec("torch") is not None:
+    import torch
+
+    torch.set_num_threads(1)  # the tensors are small: handing them to a second thread costs more than it saves
 
 
 @pytest.fixture(params=["reference", "cpp"])

@@ -259,7 +259,9 @@ def test_preprocess() -> None:
     mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
     def theirs(dtype: Any) -> Any:
-        windows = [torch.from_numpy(i[t : t + 16, left : left + 16]) for i, (t, left, _) in zip(images, crops, strict=True)]
+        windows = [
+            torch.from_numpy(i[t : t + 16, left : left + 16]) for i, (t, left, _) in zip(images, crops, strict=True)
+        ]
         x = torch.stack([w.flip(1) if flip else w for w, flip in zip(windows, crops[:, 2], strict=True)]).to(dtype)
         return (x - torch.tensor(mean, dtype=dtype)) / torch.tensor(std, dtype=dtype)
 
