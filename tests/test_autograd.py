@@ -96,11 +96,37 @@ def test_gradient_that_two_parents_share_is_not_corrupted_by_one_of_them():
     """Add hands one array to both parents; adding into one must not change the other's."""
     x, z = leaf(4, seed=1), leaf(4, seed=2)
     a, b = x * 1.0, z * 1.0
-    late = a + b  # walked first: a and b borrow the same array
-    early = a * 5.0  # then a gets more
-    (late + early).backward()
+    later = [a * 5.0, b * 7.0]  # walked after the sums, as they were made before
+    (later[0] + later[1] + (a + b)).backward()
     np.testing.assert_allclose(x.grad, np.full(4, 6.0))
-    np.testing.assert_allclose(z.grad, np.full(4, 1.0))
+    np.testing.assert_allclose(z.grad, np.full(4, 8.0))
+
+
+def test_gradient_that_is_a_view_of_another_is_not_corrupted():
+    x, z = leaf(2, 2, seed=1), leaf(4, seed=2)
+    a, b = x * 1.0, z * 1.0
+    later = [a * 5.0, b * 7.0]
+    (ops.sum(later[0]) + ops.sum(later[1]) + ops.sum(a.reshape(4) + b)).backward()
+    np.testing.assert_allclose(x.grad, np.full((2, 2), 6.0))
+    np.testing.assert_allclose(z.grad, np.full(4, 8.0))
+
+
+def test_nodes_receive_contiguous_gradients():
+    """Kernels take nothing else, and the pieces of a concatenation's gradient are strided views."""
+    seen = []
+
+    class Look(Function):
+        def forward(self, x):
+            return x.copy()
+
+        def backward(self, dy):
+            seen.append(dy.flags.c_contiguous)
+            return dy
+
+    x = leaf(3, 4)
+    ops.concatenate([Look.apply(x), Look.apply(x)], 1).backward()
+    (Look.apply(x) * Tensor(np.asfortranarray(np.ones((3, 4))))).backward(np.asfortranarray(np.ones((3, 4))))
+    assert seen == [True] * 3
 
 
 def test_seed_is_used_and_not_modified():
@@ -293,8 +319,10 @@ def test_no_grad_records_nothing_and_restores_after_an_exception():
         assert not y.requires_grad and y.node is None
         raise KeyError
     assert (x * 2.0).requires_grad
-    with no_grad(), no_grad():
-        pass
+    with no_grad():
+        with no_grad():
+            pass
+        assert not (x * 2.0).requires_grad
     assert (x * 2.0).requires_grad
     with pytest.raises(RuntimeError, match="no_grad"):
         y.backward()

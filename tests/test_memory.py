@@ -111,6 +111,7 @@ def test_poisoned_arrays_are_nan_or_the_largest_integer(size):
         assert (memory.empty((size,), np.int32) == 2**31 - 1).all()
         with memory.poisoned():
             pass
+        memory.empty((size,)).fill(1.0)
         assert np.isnan(memory.empty((size,))).all()
     memory.empty((size,)).fill(1.0)
     assert (memory.empty((10_000,)) == 1.0).all() or size == 10  # not poisoned any more: the old contents

@@ -146,7 +146,6 @@ class _Kernels:
 
 kernels = _Kernels()
 _choices: list[Choice] = []
-_asked: tuple[str, str] = ("cpu", "auto")
 
 
 def _load(name: str) -> ModuleType:
@@ -169,7 +168,6 @@ def select(device: str = "cpu", backend: str | None = None) -> None:
     device: a key of `CHAINS`. backend: one of its chain, "auto", or None for $PYCAP_BACKEND (default "auto"). A named
     backend that cannot serve raises BackendError; "auto" falls through its chain and `explain` says why.
     """
-    global _asked
     backend = backend or os.environ.get("PYCAP_BACKEND") or "auto"
     if device not in CHAINS:
         raise BackendError(f"device {device!r}: this version of pycap runs on {', '.join(CHAINS)} only")
@@ -201,13 +199,12 @@ def select(device: str = "cpu", backend: str | None = None) -> None:
             )
     kernels.__dict__.update({choice.primitive: function for function, choice in choices})
     _choices[:] = [choice for _, choice in choices]
-    _asked = (device, backend)
 
 
 @contextmanager
 def use(backend: str, device: str = "cpu") -> Iterator[None]:
     """Within this, `backend` serves every primitive."""
-    before, held = _asked, dict(kernels.__dict__)
+    held = dict(kernels.__dict__)
     choices = list(_choices)
     select(device, backend)
     try:
@@ -216,7 +213,6 @@ def use(backend: str, device: str = "cpu") -> Iterator[None]:
         kernels.__dict__.clear()
         kernels.__dict__.update(held)
         _choices[:] = choices
-        globals()["_asked"] = before
 
 
 def explain() -> list[Choice]:

@@ -41,6 +41,16 @@ class _Contract(Function):
         return tuple(u * dy for u in self.cotangents)
 
 
+class _Alias(Function):
+    """The identity, as an activation in front of the function under test."""
+
+    def forward(self, x: Any) -> Any:
+        return x.copy()
+
+    def backward(self, dy: Any) -> Any:
+        return dy
+
+
 def _dot(outputs: Any, cotangents: list[np.ndarray]) -> float:
     return sum(float(np.vdot(u, y)) for u, y in zip(cotangents, outputs, strict=True))
 
@@ -74,15 +84,49 @@ def gradcheck(
     directions: how many random directions for each input.
     rtol: allowed |slope - <g, d>| relative to the larger of |slope| and the norm of g (the typical size of <g, d>).
 
+    The gradients must also add up where an input is an activation used twice or a fresh leaf, and overwrite a stale one.
     The reference backend serves the primitives: no other knows float64. New arrays are NaN-poisoned while the gradients
-    are made. Raises GradientError where a gradient is wrong, missing, of another shape or dtype, or where `function` or
-    its backward modified an input; ValueError for inputs that are not float64.
+    are made. Raises GradientError where a gradient is wrong, missing, of another shape or dtype, not accumulated, or
+    where `function` or its backward modified an input; ValueError for inputs that are not float64.
     """
     for array in arrays:
         if array.dtype != np.float64:
             raise ValueError(f"gradcheck: input of dtype {array.dtype}; finite differences need float64")
     with backends.use("reference"):
         _check(function, arrays, directions, np.random.default_rng(seed), rtol)
+
+
+def _check_accumulation(function: Callable[..., Any], leaves: list[Tensor], cotangents: list[np.ndarray]) -> None:
+    """With `grad` already right: does the function add where it must, and overwrite (NaN) where it must?
+
+    Twice on activations, which adds up within one backward; then on leaves of which every other one is fresh.
+    """
+    if any(leaf.grad is None or not np.isfinite(leaf.grad).all() for leaf in leaves):
+        return  # the caller reports it
+    single = [leaf.grad.copy() for leaf in leaves]
+
+    def expect(factors: list[float], what: str) -> None:
+        for number, (leaf, g, factor) in enumerate(zip(leaves, single, factors, strict=True)):
+            tolerance = 1e-11 * max(float(np.max(np.abs(g), initial=0.0)), 1e-300)
+            if not np.allclose(leaf.grad, factor * g, rtol=1e-9, atol=tolerance, equal_nan=True):
+                raise GradientError(f"input {number} {g.shape}: {what}: not {factor:g} times its gradient")
+            leaf.grad[...] = g
+
+    for leaf in leaves:
+        leaf.fresh = False
+        leaf.grad.fill(np.nan)
+        leaf.rows = None
+    aliases = [_Alias.apply(leaf) for leaf in leaves]
+    both = _outputs(function(*aliases)) + _outputs(function(*aliases))
+    _Contract.apply(*both, cotangents=cotangents * 2).backward()
+    expect([2.0] * len(leaves), "used twice as an activation")
+    for parity in range(2):
+        for i, leaf in enumerate(leaves):
+            leaf.fresh, leaf.rows = i % 2 == parity, None
+            if not leaf.fresh:
+                leaf.grad.fill(np.nan)
+        _Contract.apply(*_outputs(function(*leaves)), cotangents=cotangents).backward()
+        expect([1.0 + (i % 2 == parity) for i in range(len(leaves))], "accumulated onto a fresh or stale leaf")
 
 
 def _check(
@@ -93,6 +137,7 @@ def _check(
         outputs = _outputs(function(*leaves))
         cotangents = [rng.uniform(-1, 1, y.shape) for y in outputs]
         _Contract.apply(*outputs, cotangents=cotangents).backward()
+        _check_accumulation(function, leaves, cotangents)
 
     for number, (leaf, array) in enumerate(zip(leaves, arrays, strict=True)):
         g = leaf.grad

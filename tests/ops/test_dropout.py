@@ -34,6 +34,16 @@ def test_every_backend_drops_the_same_elements(backend, seed):
     np.testing.assert_array_equal(y != 0, naive.dropout(x.data, 0.4, seed, 9, 4) != 0)
 
 
+def test_the_threshold_itself_is_kept(backend):
+    """An element is dropped where its hash is below floor(p * 2^32), not where it equals it."""
+    seed = 0x123456789
+    number = naive.hash32(0, seed)
+    x = Tensor(np.ones((1, 1), np.float32))
+    with backends.use(backend):
+        assert ops.dropout(x, number / 2**32, seed).data.item() != 0
+        assert ops.dropout(x, (number + 1) / 2**32, seed).data.item() == 0
+
+
 @pytest.mark.gradcheck
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 4), (1, 1)])
 def test_gradient(shape):
