@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pycap.captioner import Captioner
+    from pycap.captioner import Caption, Captioner
 
 
 def load(path: str | Path) -> Captioner:
@@ -34,7 +34,7 @@ def caption_files(args: argparse.Namespace) -> int:
     set_threads(args.threads or cpu_count())
     paths = find_images(args.images)
     captioner = load(args.checkpoint)
-    captions: Iterator[Any] = captioner.caption(
+    captions: Iterable[Caption] = captioner.caption(
         paths, beam_size=args.beam_size, batch_size=args.batch_size, length_penalty=args.length_penalty
     )
     failed = 0

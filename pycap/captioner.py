@@ -109,17 +109,22 @@ class Captioner:
         workers: int = 2,
     ) -> Iterator[Caption]:
         """Caption image files, in the order given. One that cannot be read yields a Caption with `error` set."""
-        paths = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(p) for p in paths]
+        files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(p) for p in paths]
         failed: dict[str, ImageError] = {}
         made: dict[str, tuple[tuple[str, float], ...]] = {}
-        how = {"beam_size": beam_size, "max_length": max_length, "length_penalty": length_penalty}
         position = 0
-        for good, images, errors in iterate_images(paths, self.spec, batch_size, workers):
+        for good, images, errors in iterate_images(files, self.spec, batch_size, workers):
             failed.update({error.file: error for error in errors})
             if good:
-                beams = self.caption_batch(images, centre_crops(self.spec, len(good)), **how)
+                beams = self.caption_batch(
+                    images,
+                    centre_crops(self.spec, len(good)),
+                    beam_size=beam_size,
+                    max_length=max_length,
+                    length_penalty=length_penalty,
+                )
                 made.update({str(path): tuple(found) for path, found in zip(good, beams, strict=True)})
-            for path in paths[position : position + len(good) + len(errors)]:
+            for path in files[position : position + len(good) + len(errors)]:
                 if str(path) in failed:
                     yield Caption(path.name, "", float("nan"), (), failed[str(path)].reason)
                 else:

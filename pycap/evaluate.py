@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 
-def evaluate(results: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]) -> dict[str, float]:
+def evaluate(results: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> dict[str, float]:
     """Scores of {id: caption} against {id: [human captions]}, by name (BLEU-1 ... BLEU-4, each from 0 to 1).
 
     Raises ValueError for no results, or a result whose id has no reference.

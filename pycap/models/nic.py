@@ -59,8 +59,8 @@ class NIC(Module):
         embedded = self.image_embedding(self.cnn(images))
         first = ops.embedding(embedded, np.repeat(np.arange(images.shape[0], dtype=np.int32), n // images.shape[0]))
         words = self.word_embedding(tokens[:-1])
-        h, _ = self.lstm(ops.concatenate([first.reshape(1, n, -1), words]))
-        outputs = self.drop(h[1:]).reshape((steps - 1) * n, self.lstm.hidden)
+        h, _ = self.lstm(ops.concatenate([ops.reshape(first, (1, n, -1)), words]))
+        outputs = ops.reshape(self.drop(ops.getitem(h, slice(1, None))), ((steps - 1) * n, self.lstm.hidden))
         targets = np.ascontiguousarray(tokens[1:]).reshape(-1)
         return ops.linear_cross_entropy(
             outputs, self.projection.weight, self.projection.bias, targets, normalizer=normalizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pycap import ops
 from pycap.autograd import Tensor
 from pycap.nn import Conv2d, Dropout, Linear, Module
 
@@ -62,5 +63,5 @@ class VGG(Module):
     def __call__(self, x: Tensor) -> Tensor:
         for layer in self._convolutions:
             x = layer(x)
-        x = x.reshape(x.shape[0], -1)
+        x = ops.reshape(x, (x.shape[0], -1))
         return self.drop7(self.fc7(self.drop6(self.fc6(x))))

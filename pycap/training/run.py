@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,7 +72,7 @@ def run(config: TrainConfig) -> RunResult:
 
 class _Run:
     def __init__(self, config: TrainConfig) -> None:
-        self.say = print
+        self.say: Callable[[str], None] = print
         resumed = checkpoint.load(config.resume, prefer="last") if config.resume else None
         source, config = sources.find(config, lambda text: print(text, flush=True))
         self.config, self.source = config, source
@@ -225,7 +225,9 @@ class _Run:
         best = checkpoint.find(self.folder)
         self.say(f"captions of held-out images, by {best}, beam {max(self.config.beam_size, 3)}:")
         captioner = Captioner.load(best)
-        rows, samples, verdicts = [], [], []
+        rows: list[dict[str, Any]] = []
+        samples: list[Sample] = []
+        verdicts: list[bool] = []
         for batch in self._watched(self.loaders.val.epoch(0)):
             captions = captioner.caption_batch(
                 batch.images,
@@ -235,19 +237,20 @@ class _Run:
             )
             for i, (example, beams) in enumerate(zip(batch.examples, captions, strict=True)):
                 text, logprob = beams[0]
-                row = {
-                    "image_id": example.image_id,
-                    "file_name": example.file_name,
-                    "caption": text,
-                    "logprob": logprob,
-                }
-                row["beams"] = [{"caption": t, "logprob": p} for t, p in beams]
+                rows.append(
+                    {
+                        "image_id": example.image_id,
+                        "file_name": example.file_name,
+                        "caption": text,
+                        "logprob": logprob,
+                        "beams": [{"caption": t, "logprob": p} for t, p in beams],
+                    }
+                )
                 verdict = ""
                 if self.source.scenes is not None:
-                    row["true"] = is_true(text, self.source.scenes[int(example.image_id)])
-                    verdicts.append(row["true"])
-                    verdict = str(row["true"]).lower()
-                rows.append(row)
+                    verdicts.append(is_true(text, self.source.scenes[int(example.image_id)]))
+                    rows[-1]["true"] = verdicts[-1]
+                    verdict = str(verdicts[-1]).lower()
                 if len(samples) < _SAMPLES:
                     samples.append(self._sample(batch, i, text, logprob, verdict))
                     if len(samples) <= 8:

@@ -274,10 +274,16 @@ def test_coco_without_data_says_so_and_trains_on_the_demo_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main(
-        "--stage coco --demo-train 8 --demo-val 4 --epochs 1 --batch-size 4 --fc-size 16 --rnn-size 16 "
-        "--word-count-threshold 1 --cnn-width 0.25".split()
-    )
+    small = {
+        "demo-train": 8,
+        "demo-val": 4,
+        "epochs": 1,
+        "batch-size": 4,
+        "fc-size": 16,
+        "rnn-size": 16,
+        "cnn-width": 0.25,
+    }
+    main(["--stage", "coco", "--word-count-threshold=1", *(f"--{name}={value}" for name, value in small.items())])
     out = capsys.readouterr().out
     assert "No COCO data in data/coco" in out
     assert out.splitlines()[-1].startswith("held-out captions that are true: ")
