@@ -40,7 +40,16 @@ def test_reference_is_the_definition(v, e, shape):
 def test_gradient(v, e, shape):
     table, ids = table_and_ids(v, e, shape)
     gradcheck(lambda t: ops.embedding(t, ids), table)
-    assert ops.embedding(Tensor(table.astype(np.float32)), ids).shape == (*shape, e)
+
+
+@pytest.mark.parametrize(("v", "e", "shape"), SHAPES)
+def test_rows_of_the_table_in_the_shape_of_the_ids(backend, v, e, shape):
+    table, ids = table_and_ids(v, e, shape)
+    table = table.astype(np.float32)
+    with backends.use(backend):
+        np.testing.assert_array_equal(ops.embedding(Tensor(table), ids).data, table[ids].reshape(*shape, e))
+        if ids.ndim > 1:
+            np.testing.assert_array_equal(ops.embedding(Tensor(table), ids.T).data, table[ids.T])
 
 
 @pytest.mark.gradcheck

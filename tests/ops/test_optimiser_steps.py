@@ -48,13 +48,14 @@ def test_sgd(kernels, options, momentum):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_rmsprop(kernels, options):
+@pytest.mark.parametrize("eps", [1e-8, 0.1])
+def test_rmsprop(kernels, options, eps):
     params, squares = draw(0), [a**2 for a in draw(1, 0.1)]
     p, v = scalars(params), scalars(squares)
     for step in range(3):
         grads = draw(10 + step)
-        kernels.rmsprop_step(params, grads, squares, 0.01, 0.95, 1e-8, *options)
-        pairs = [naive.rmsprop(*pgv, 0.01, 0.95, 1e-8, *options) for pgv in zip(p, scalars(grads), v, strict=True)]
+        kernels.rmsprop_step(params, grads, squares, 0.01, 0.95, eps, *options)
+        pairs = [naive.rmsprop(*pgv, 0.01, 0.95, eps, *options) for pgv in zip(p, scalars(grads), v, strict=True)]
         p, v = [a for a, _ in pairs], [b for _, b in pairs]
     close(params, p)
     close(squares, v)
@@ -62,7 +63,8 @@ def test_rmsprop(kernels, options):
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("first", [1, 1000])
-def test_adam(kernels, options, first):
+@pytest.mark.parametrize("eps", [1e-8, 0.1])
+def test_adam(kernels, options, first, eps):
     params, ms, vs = draw(0), draw(1, 0.1), [a**2 for a in draw(2, 0.1)]
     if first == 1:
         for a in (*ms, *vs):
@@ -71,9 +73,9 @@ def test_adam(kernels, options, first):
     for step in range(first, first + 3):
         grads = draw(10 + step)
         weight_decay, *rest = options
-        kernels.adam_step(params, grads, ms, vs, 1e-2, 0.9, 0.999, 1e-8, weight_decay, step, *rest)
+        kernels.adam_step(params, grads, ms, vs, 1e-2, 0.9, 0.999, eps, weight_decay, step, *rest)
         rows = zip(p, scalars(grads), m, v, strict=True)
-        triples = [naive.adam(*row, 1e-2, 0.9, 0.999, 1e-8, weight_decay, step, *rest) for row in rows]
+        triples = [naive.adam(*row, 1e-2, 0.9, 0.999, eps, weight_decay, step, *rest) for row in rows]
         p, m, v = ([t[i] for t in triples] for i in range(3))
     close(params, p)
     close(ms, m)

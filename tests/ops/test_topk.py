@@ -42,6 +42,12 @@ def test_huge_logits_and_minus_infinity(backend):
     np.testing.assert_allclose(values[0], [-np.log1p(np.exp(-1)), -1 - np.log1p(np.exp(-1))], rtol=1e-5)
 
 
+def test_an_id_suppressed_twice_counts_once(backend):
+    with backends.use(backend):
+        _, ids = ops.log_softmax_topk(np.zeros((1, 5), np.float32), 3, (1, 1, 2))
+    assert ids.tolist() == [[0, 3, 4]]
+
+
 @pytest.mark.parametrize(("k", "suppress"), [(0, ()), (6, ()), (5, (0,)), (4, (1, 1, 2))])
 def test_refuses(k, suppress):
     with pytest.raises(ValueError, match=rf"k = {k} of 5 ids, {len(set(suppress))} of them suppressed"):
