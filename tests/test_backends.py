@@ -85,7 +85,14 @@ def _concrete(case: Case) -> list:
 
 
 def _written(arguments: list, markers: list) -> list[np.ndarray]:
-    return [a for a, m in zip(arguments, markers, strict=True) if isinstance(m, (Out, Grad, InOut))]
+    """The arrays that a call wrote."""
+    arrays = []
+    for argument, marker in zip(arguments, markers, strict=True):
+        if isinstance(marker, list):
+            arrays += _written(argument, marker)
+        elif isinstance(marker, (Out, Grad, InOut)):
+            arrays.append(argument)
+    return arrays
 
 
 SAMPLES = {
@@ -101,7 +108,11 @@ SAMPLES = {
 
 
 def _sample(primitive: str) -> Case:
-    return next(c for c in CASES[primitive] if c.name == SAMPLES[primitive])
+    return _case(primitive, SAMPLES[primitive])
+
+
+def _case(primitive: str, name: str) -> Case:
+    return next(c for c in CASES[primitive] if c.name == name)
 
 
 @pytest.mark.parametrize("primitive", SAMPLES)
@@ -245,28 +256,37 @@ def cpp():
     backends.set_threads(before)
 
 
+# Beside the samples: each of the convolution's algorithms, and what is divided among threads by size.
+THREADED = [
+    *SAMPLES.items(),
+    *((f"conv2d_{p}", f"{name}{suffix}")
+      for name in ("c48_k16_tile_plus_1", "c16_k32_many_tiles", "c3_k64_many_pixels", "batch0")
+      for p, suffix in (("forward", "-bias-relu"), ("backward_data", "-relu"), ("backward_weight", "-pool"))),
+    ("embedding_backward", "many_repeats"), ("linear_xent_backward", "tall"), ("sgd_step", "all"),
+    ("rmsprop_step", "all"), ("adam_step", "all-step2"), ("sum_squares", "long"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_rule_of_two_at_other_thread_counts(cpp, threads):
     """Three threads divide no shape evenly, and some get nothing to do."""
     backends.set_threads(threads)
     assert cpp.get_num_threads() == threads
-    for primitive in SAMPLES:
-        compare(_sample(primitive), cpp)
-    for name in ("batch0-bias-relu", "one_pixel-bias-relu", "1x1_padding_1-bias-relu"):
-        compare(next(c for c in CASES["conv2d_forward"] if c.name == name), cpp)
+    for primitive, name in THREADED:
+        compare(_case(primitive, name), cpp)
 
 
-@pytest.mark.parametrize("primitive", SAMPLES)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_results_repeat_bit_for_bit(cpp, primitive, threads):
+def test_results_repeat_bit_for_bit(cpp, threads):
     """Resuming a run must give the losses of an uninterrupted one."""
     backends.set_threads(threads)
-    results = []
-    for _ in range(3):
-        arguments, markers = _concrete(_sample(primitive)), _sample(primitive).arguments()
-        getattr(cpp, primitive)(*arguments)
-        results.append([a.tobytes() for a in _written(arguments, markers)])
-    assert results[0] == results[1] == results[2]
+    for primitive, name in THREADED:
+        results = []
+        for _ in range(3):
+            arguments, markers = _concrete(_case(primitive, name)), _case(primitive, name).arguments()
+            returned = getattr(cpp, primitive)(*arguments)
+            results.append([returned, *(a.tobytes() for a in _written(arguments, markers))])
+        assert results[0] == results[1] == results[2], f"{primitive}[{name}] on {threads} threads"
 
 
 _ISA_SCRIPT = """

@@ -187,10 +187,10 @@ def _forward_and_backward(
         result = function(*leaves)
         outputs = result if isinstance(result, tuple) else (result,)
         rng = np.random.default_rng(11)
-        pieces = [ops.sum(y * rng.uniform(-1, 1, y.shape).astype(np.float32).astype(dtype)) for y in outputs]
+        pieces = [ops.sum(ops.mul(y, rng.uniform(-1, 1, y.shape).astype(np.float32).astype(dtype))) for y in outputs]
         total = pieces[0]
         for piece in pieces[1:]:
-            total = total + piece
+            total = ops.add(total, piece)
         total.backward()
     made = {f"output {i}": y.data for i, y in enumerate(outputs)}
     made.update({f"gradient of input {i}": leaf.grad for i, leaf in enumerate(leaves)})

@@ -86,31 +86,35 @@ def test_gradient_of_two_layers_with_shared_filters():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("c", "k"), [(5, 17), (16, 32)])
 @pytest.mark.parametrize(("r", "stride", "padding"), [(1, 1, 0), (3, 1, 1), (3, 2, 1), (5, 1, 2), (7, 2, 3)])
-def test_backend(backend, r, stride, padding, kind):
-    slack = winograd_slack(17) if (r, stride) == (3, 1) else 0.0
+def test_backend(backend, c, k, r, stride, padding, kind):
+    slack = winograd_slack(32) if (r, stride) == (3, 1) else 0.0
     compare_op(
         lambda x, w, b: ops.conv2d(x, w, b, stride=stride, padding=padding, **KINDS[kind]),
-        *draw(2, 13, 11, 5, 17, r, r),
+        *draw(2, 13, 11, c, k, r, r),
         backend=backend,
         slack=slack,
     )
 
 
 def test_backend_through_vgg_like_layers(backend):
-    """Three layers deep, pooled: forward and backward as a network runs them."""
-    x, w1, b1 = draw(2, 12, 12, 3, 16, 3, 3)
-    _, w2, b2 = draw(1, 1, 1, 16, 17, 3, 3, seed=1)
+    """Layers on top of each other, one of them used twice, pooled: forward and backward as a network runs them."""
+    x, w1, b1 = draw(2, 11, 13, 3, 16, 3, 3)
+    _, w2, b2 = draw(1, 1, 1, 16, 16, 3, 3, seed=1)
+    _, w3, b3 = draw(1, 1, 1, 16, 17, 3, 3, seed=2)
 
-    def network(x, w1, b1, w2, b2):
+    def network(x, w1, b1, w2, b2, w3, b3):
         h = ops.conv2d(x, w1, b1, relu=True)
-        return ops.conv2d(h, w2, b2, relu=True, pool=True)
+        h = ops.conv2d(ops.conv2d(h, w2, b2, relu=True), w2, b2, relu=True, pool=True)
+        return ops.conv2d(h, w3, b3, relu=True, pool=True)
 
-    compare_op(network, x, w1, b1, w2, b2, backend=backend, slack=3 * winograd_slack(17))
+    compare_op(network, x, w1, b1, w2, b2, w3, b3, backend=backend, slack=4 * winograd_slack(17))
 
 
-def test_fused_pool_is_convolution_then_pool(backend):
-    arrays = [a.astype(np.float32) for a in draw(2, 9, 11, 3, 17, 3, 3)]
+@pytest.mark.parametrize(("c", "k"), [(3, 17), (16, 32), (3, 64)])
+def test_fused_pool_is_convolution_then_pool(backend, c, k):
+    arrays = [a.astype(np.float32) for a in draw(2, 9, 11, c, k, 3, 3)]
     results = []
     with backends.use(backend):
         for fused in (True, False):
