@@ -1,6 +1,9 @@
-// Matrix products: single-threaded OpenBLAS, and its split over our own threads. Row-major throughout.
+// Matrix products split over our own threads. Row-major throughout.
+//
+// Products with a plain b run on the micro-kernel of micro_gemm.h: one panel of b is packed at a time, on the stack, and a
+// is read in place unless it is transposed. OpenBLAS (single-threaded) takes the rest.
 #pragma once
-#include "common.h"
+#include "micro_gemm.h"
 
 extern "C" void scipy_cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k,
                                   float alpha, const float* a, int lda, const float* b, int ldb,
@@ -8,7 +11,95 @@ extern "C" void scipy_cblas_sgemm(int order, int trans_a, int trans_b, int m, in
 
 namespace {
 
+constexpr int64_t KC = 256;      // depth of a packed panel: KC * NR floats stay in the L1 cache
+constexpr int64_t MC = 16 * MR;  // rows that share a packed panel
+
+// to [k, NR] = alpha * columns [0, width) of op(b), zeros beyond.
+inline void pack_panel(float* to, const float* b, int64_t ldb, bool tb, int64_t k, int64_t width,
+                       float alpha) {
+  if (!tb && width == NR) {
+    for (int64_t p = 0; p < k; ++p)
+      for (int64_t j = 0; j < NR; j += VL) store(to + p * NR + j, alpha * load(b + p * ldb + j));
+  } else if (!tb) {
+    for (int64_t p = 0; p < k; ++p)
+      for (int64_t j = 0; j < NR; ++j) to[p * NR + j] = j < width ? alpha * b[p * ldb + j] : 0.0f;
+  } else {
+    for (int64_t j0 = 0; j0 < NR; j0 += VL) {
+      int64_t p = 0;
+      if (j0 + VL <= width)
+        for (; p + VL <= k; p += VL) {
+          Vec block[VL];
+          for (int64_t j = 0; j < VL; ++j) block[j] = alpha * load(b + (j0 + j) * ldb + p);
+          transpose(block);
+          for (int64_t i = 0; i < VL; ++i) store(to + (p + i) * NR + j0, block[i]);
+        }
+      for (; p < k; ++p)
+        for (int64_t j = j0; j < j0 + VL; ++j) to[p * NR + j] = j < width ? alpha * b[j * ldb + p] : 0.0f;
+    }
+  }
+}
+
+// c [m,n] = alpha * op(a) [m,k] * op(b) [k,n] + beta*c on the micro-kernel, m, n, k > 0.
+inline void gemm_blocked(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha,
+                         const float* a, int64_t lda, const float* b, int64_t ldb, float beta,
+                         float* c, int64_t ldc) {
+  alignas(64) float panel[KC * NR];
+  alignas(64) float rows[KC * MC];
+  alignas(64) float tile[MC * NR];
+  if (beta != 0.0f && beta != 1.0f)
+    for (int64_t i = 0; i < m; ++i) scale_beta(c + i * ldc, n, beta);
+  for (int64_t i0 = 0; i0 < m; i0 += MC) {
+    const int64_t mb = min64(MC, m - i0);
+    for (int64_t p0 = 0; p0 < k; p0 += KC) {
+      const int64_t kb = min64(KC, k - p0);
+      const float* from = ta ? rows : a + i0 * lda + p0;
+      const int64_t ars = ta ? 1 : lda, acs = ta ? mb : 1;
+      if (ta)
+        for (int64_t p = 0; p < kb; ++p) memcpy(rows + p * mb, a + (p0 + p) * lda + i0, sizeof(float) * mb);
+      const bool add = p0 > 0 || beta != 0.0f;
+      for (int64_t j0 = 0; j0 < n; j0 += NR) {
+        const int64_t width = min64(NR, n - j0);
+        pack_panel(panel, tb ? b + j0 * ldb + p0 : b + p0 * ldb + j0, ldb, tb, kb, width, alpha);
+        float* to = c + i0 * ldc + j0;
+        if (width == NR) {
+          gemm_panel(mb, NR, kb, from, ars, acs, panel, NR, to, ldc, add);
+          continue;
+        }
+        gemm_panel(mb, NR, kb, from, ars, acs, panel, NR, tile, NR, false);
+        for (int64_t i = 0; i < mb; ++i)
+          for (int64_t j = 0; j < width; ++j)
+            to[i * ldc + j] = (add ? to[i * ldc + j] : 0.0f) + tile[i * NR + j];
+      }
+    }
+  }
+}
+
+// The same for few rows, or few terms a sum, and plain b: nothing is packed, since each element of b or of c is used too
+// rarely to pay for it; memory is walked along rows. n must be a multiple of NR.
+inline void gemm_streaming(bool ta, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+                           const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+  const int64_t ars = ta ? 1 : lda, acs = ta ? lda : 1, depth = k <= 32 ? k : 16;
+  for (int64_t i0 = 0; i0 < m; i0 += MR) {
+    const int64_t mb = min64(MR, m - i0);
+    if (beta != 0.0f && beta != 1.0f)
+      for (int64_t i = i0; i < i0 + mb; ++i) scale_beta(c + i * ldc, n, beta);
+    for (int64_t p0 = 0; p0 < k; p0 += depth)
+      for (int64_t j0 = 0; j0 < n; j0 += NR)
+        gemm_panel(mb, NR, min64(depth, k - p0), a + i0 * ars + p0 * acs, ars, acs,
+                   b + p0 * ldb + j0, ldb, c + i0 * ldc + j0, ldc, p0 > 0 || beta != 0.0f);
+  }
+}
+
+inline void gemm_openblas(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha,
+                          const float* a, int64_t lda, const float* b, int64_t ldb, float beta,
+                          float* c, int64_t ldc) {
+  constexpr int kRowMajor = 101, kNoTrans = 111, kTrans = 112;
+  scipy_cblas_sgemm(kRowMajor, ta ? kTrans : kNoTrans, tb ? kTrans : kNoTrans, (int)m, (int)n,
+                    (int)k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
+}
+
 // c [m,n] = alpha * op(a) [m,k] * op(b) [k,n] + beta*c; beta 0 does not read c. Sizes may be 0.
+// Which routine serves which shape was measured on an AVX-512 machine (VGG's and the captioners' shapes).
 inline void sgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
                   int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
   if (m <= 0 || n <= 0) return;
@@ -16,9 +107,16 @@ inline void sgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha
     for (int64_t i = 0; i < m; ++i) scale_beta(c + i * ldc, n, beta);
     return;
   }
-  constexpr int kRowMajor = 101, kNoTrans = 111, kTrans = 112;
-  scipy_cblas_sgemm(kRowMajor, ta ? kTrans : kNoTrans, tb ? kTrans : kNoTrans, (int)m, (int)n,
-                    (int)k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
+  if (!tb && alpha == 1.0f && n >= NR && (m <= MR || k <= 32)) {
+    const int64_t whole = n / NR * NR;
+    gemm_streaming(ta, m, whole, k, a, lda, b, ldb, beta, c, ldc);
+    if (whole < n)
+      gemm_openblas(ta, false, m, n - whole, k, 1.0f, a, lda, b + whole, ldb, beta, c + whole, ldc);
+  } else if (m >= MR && n >= NR && k >= 8 && (!tb || m <= MC / 2)) {
+    gemm_blocked(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  } else {
+    gemm_openblas(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  }
 }
 
 // How `threads` workers share an [m,n] result: tm * tn <= threads parts with the least packing (m/tm + n/tn).
@@ -70,11 +168,12 @@ inline void sgemm_parallel(bool ta, bool tb, int64_t m, int64_t n, int64_t k, fl
 // out [n] = beta*out + alpha * column sums of a [m,n] (row stride lda), split over the columns.
 inline void column_sums(float* out, const float* a, int64_t m, int64_t n, int64_t lda, float alpha,
                         float beta, int threads) {
-  const int64_t block = 128;
+  constexpr int64_t most = 2048;
+  const int64_t block = max64(16, min64(most, ceil_div(ceil_div(n, threads), 16) * 16));
 #pragma omp parallel for num_threads(threads) schedule(static) if (m * n > 16384)
   for (int64_t j0 = 0; j0 < n; j0 += block) {
     const int64_t w = min64(block, n - j0);
-    float sum[block];
+    float sum[most];
     for (int64_t j = 0; j < w; ++j) sum[j] = 0.0f;
     for (int64_t i = 0; i < m; ++i) {
       const float* row = a + i * lda + j0;

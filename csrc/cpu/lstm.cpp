@@ -16,8 +16,29 @@ Grid step_grid(const LstmShape& s, int threads) {
   return {1, min64(threads, max64(s.H / 16, 1))};
 }
 
+// A packed weight pays when it is used for several steps; its columns must fill whole panels.
+bool packs(const LstmShape& s) { return s.T > 1 && s.N >= 4 && s.H % NR == 0; }
+
 size_t forward_workspace(const LstmShape& s, int) {
-  return sizeof(float) * (size_t)align_floats(s.N * s.H);  // zeros in place of an absent h0 or c0
+  const int64_t zeros = align_floats(s.N * s.H);  // in place of an absent h0 or c0
+  return sizeof(float) * (size_t)(zeros + (packs(s) ? 4 * s.H * s.H : 0));
+}
+
+// packed: panels of NR columns of op(w) [k, n], each [k, NR].
+void pack_all(float* packed, const float* w, bool transposed, int64_t k, int64_t n, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t j0 = 0; j0 < n; j0 += NR)
+    pack_panel(packed + j0 * k, transposed ? w + j0 * k : w + j0, transposed ? k : n, transposed, k, NR,
+               1.0f);
+}
+
+// Columns [j0, j1) of c [m, n] = a [m, k] * packed + (add ? c : 0), deep sums in cache-sized parts.
+void multiply_packed(float* c, int64_t ldc, const float* a, int64_t lda, const float* packed, int64_t m,
+                     int64_t k, int64_t j0, int64_t j1, bool add) {
+  for (int64_t j = j0; j < j1; j += NR)
+    for (int64_t p = 0; p < k; p += KC)
+      gemm_panel(m, NR, min64(KC, k - p), a + p, lda, 1, packed + j * k + p * NR, NR, c + j, ldc,
+                 add || p > 0);
 }
 
 // Turns the pre-activations (without bias) of hidden units [j0, j1) of one row into gates, c and h.
@@ -43,11 +64,14 @@ void forward(float* h, float* c, float* gates, const float* x, const float* h0, 
   sgemm_parallel(false, true, s.T * N, G, s.I, 1.0f, x, s.I, w_x, s.I, 0.0f, gates, G, threads);
   float* zeros = static_cast<float*>(ws);
   if (!h0 || !c0) memset(zeros, 0, sizeof(float) * N * H);
+  float* packed = packs(s) ? zeros + align_floats(N * H) : nullptr;
+  if (packed) pack_all(packed, w_h, true, H, G, threads);
   const Grid grid = step_grid(s, threads);
 #pragma omp parallel num_threads((int)(grid.tm * grid.tn))
   {
     const int64_t id = omp_get_thread_num();
-    const Range rows = split(N, grid.tm, id / grid.tn), cols = split(H, grid.tn, id % grid.tn, 16);
+    const Range rows = split(N, grid.tm, id / grid.tn);
+    const Range cols = split(H, grid.tn, id % grid.tn, packs(s) ? NR : 16);
     const int64_t nr = rows.end - rows.begin, nc = cols.end - cols.begin;
     for (int64_t t = 0; t < s.T; ++t) {
       const float* h_prev = t ? h + (t - 1) * N * H : h0 ? h0 : zeros;
@@ -55,7 +79,11 @@ void forward(float* h, float* c, float* gates, const float* x, const float* h0, 
       float* z = gates + (t * N + rows.begin) * G;
       if (t || h0) {
         const float* from = h_prev + rows.begin * H;
-        if (grid.tn == 1) {
+        if (packed) {
+          for (int64_t gate = 0; gate < 4; ++gate)
+            multiply_packed(z, G, from, H, packed, nr, H, gate * H + cols.begin,
+                            gate * H + cols.end, true);
+        } else if (grid.tn == 1) {
           sgemm(false, true, nr, G, H, 1.0f, from, H, w_h, H, 1.0f, z, G);
         } else {
           for (int64_t gate = 0; gate < 4; ++gate)
@@ -84,7 +112,8 @@ void forward(float* h, float* c, float* gates, const float* x, const float* h0, 
 }
 
 size_t backward_workspace(const LstmShape& s, int) {
-  return sizeof(float) * (size_t)(3 * align_floats(s.N * s.H));  // carried dh, carried dc, zeros
+  const int64_t carries = 3 * align_floats(s.N * s.H);  // carried dh, carried dc, zeros
+  return sizeof(float) * (size_t)(carries + (packs(s) ? 4 * s.H * s.H : 0));
 }
 
 // One row, hidden units [j0, j1): gates become dgates, dc the gradient of c_prev.
@@ -105,14 +134,15 @@ void dgates_row(float* gates, float* dc, const float* dh, const float* dh_step, 
 
 // The loop over steps, last to first; leaves the gradients of h0 and c0 in dh_carry and dc_carry.
 void backward_steps(float* gates, float* dh_carry, float* dc_carry, const float* zeros,
-                    const float* dh, const float* c, const float* c0, const float* w_h,
+                    const float* packed, const float* dh, const float* c, const float* c0, const float* w_h,
                     const uint8_t* mask, bool want_h0, const LstmShape& s, int threads) {
   const int64_t N = s.N, H = s.H, G = 4 * H;
   const Grid grid = step_grid(s, threads);
 #pragma omp parallel num_threads((int)(grid.tm * grid.tn))
   {
     const int64_t id = omp_get_thread_num();
-    const Range rows = split(N, grid.tm, id / grid.tn), cols = split(H, grid.tn, id % grid.tn, 16);
+    const Range rows = split(N, grid.tm, id / grid.tn);
+    const Range cols = split(H, grid.tn, id % grid.tn, packs(s) ? NR : 16);
     const int64_t nr = rows.end - rows.begin, nc = cols.end - cols.begin;
     for (int64_t t = s.T - 1; t >= 0; --t) {
       const float* c_prev = t ? c + (t - 1) * N * H : c0 ? c0 : zeros;
@@ -142,8 +172,11 @@ void backward_steps(float* gates, float* dh_carry, float* dc_carry, const float*
             PYCAP_SIMD for (int64_t j = cols.begin; j < cols.end; ++j) carry[j] += step[j];
           }
         }
-        sgemm(false, false, nr, nc, G, 1.0f, d, G, w_h + cols.begin, H, mask ? 1.0f : 0.0f,
-              dh_carry + rows.begin * H + cols.begin, H);
+        float* carry = dh_carry + rows.begin * H;
+        if (packed)
+          multiply_packed(carry, H, d, G, packed, nr, G, cols.begin, cols.end, true);
+        else
+          sgemm(false, false, nr, nc, G, 1.0f, d, G, w_h + cols.begin, H, 1.0f, carry + cols.begin, H);
       }
     }
   }
@@ -163,8 +196,10 @@ void backward(float* dx, float* dw_x, float* dw_h, float* db, float* dh0, float*
     memcpy(dc_carry, dc_n, sizeof(float) * NH);
   else
     memset(dc_carry, 0, sizeof(float) * NH);
+  float* packed = packs(s) ? zeros + align_floats(NH) : nullptr;
+  if (packed) pack_all(packed, w_h, false, G, H, threads);
   if (NH > 0)
-    backward_steps(gates, dh_carry, dc_carry, zeros, dh, c, c0, w_h, mask, dh0 != nullptr, s,
+    backward_steps(gates, dh_carry, dc_carry, zeros, packed, dh, c, c0, w_h, mask, dh0 != nullptr, s,
                    threads);
   if (dx) sgemm_parallel(false, false, M, I, G, 1.0f, gates, G, w_x, I, betas[0], dx, I, threads);
   if (dw_x)

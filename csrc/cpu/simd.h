@@ -37,4 +37,31 @@ inline void pack_winners(uint8_t* p, VecI at) {
   memcpy(p, &word, VL / 4);
 }
 
+// Transposes a VL x VL block held in VL vectors.
+inline void transpose(Vec* v) {
+#pragma GCC unroll 4
+  for (int64_t s = 1; s < VL; s *= 2) {
+    VecI low, high;  // lanes of the pair (a, b): b's are numbered from VL
+#pragma GCC unroll 16
+    for (int64_t l = 0; l < VL; ++l) {
+      low[l] = (int32_t)(l & s ? VL + l - s : l);
+      high[l] = (int32_t)(l & s ? VL + l : l + s);
+    }
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < VL; ++i) {
+      if (i & s) continue;
+      const Vec a = v[i], b = v[i + s];
+#if defined(__clang__)
+      for (int64_t l = 0; l < VL; ++l) {
+        v[i][l] = l & s ? b[l - s] : a[l];
+        v[i + s][l] = l & s ? b[l] : a[l + s];
+      }
+#else
+      v[i] = __builtin_shuffle(a, b, low);
+      v[i + s] = __builtin_shuffle(a, b, high);
+#endif
+    }
+  }
+}
+
 }  // namespace

@@ -44,23 +44,36 @@ Plan make_plan(const ConvShape& s, bool data, int threads) {
 
 int64_t zeros_floats(const ConvShape& s) { return align_floats(max64(s.C, s.K)); }
 
-// u[xi*xs + c*width + j] = the transformed filter of input channel c and output channel k0 + j.
-void pack_forward(float* u, int64_t xs, const float* w, int64_t C, int64_t k0, int64_t width) {
-  for (int64_t c = 0; c < C; ++c) {
-    float g[9][NR];
-    for (int64_t j = 0; j < width; ++j)
-      for (int64_t rs = 0; rs < 9; ++rs) g[rs][j] = w[((k0 + j) * 9 + rs) * C + c];
-    for (int64_t j = 0; j < width; j += VL) {
-      Vec in[9], t[18];
-      for (int rs = 0; rs < 9; ++rs) in[rs] = load(&g[rs][j]);
+// u[xi*xs] [VL] = G g G^T of the nine taps in [9].
+inline void filter_tile(float* u, int64_t xs, const Vec* in) {
+  Vec t[18];
 #pragma GCC unroll 3
-      for (int l = 0; l < 3; ++l) transform_filter(t + l, 3, in + l, 3);
+  for (int l = 0; l < 3; ++l) transform_filter(t + l, 3, in + l, 3);
 #pragma GCC unroll 6
-      for (int r = 0; r < 6; ++r) {
-        Vec o[6];
-        transform_filter(o, 1, t + 3 * r, 1);
+  for (int r = 0; r < 6; ++r) {
+    Vec o[6];
+    transform_filter(o, 1, t + 3 * r, 1);
 #pragma GCC unroll 6
-        for (int l = 0; l < 6; ++l) store(u + (6 * r + l) * xs + c * width + j, o[l]);
+    for (int l = 0; l < 6; ++l) store(u + (6 * r + l) * xs, o[l]);
+  }
+}
+
+// u[xi*xs + c*width + j] = the transformed filter of input channel c and output channel k0 + j. The vectors run over
+// output channels, which lie far apart in w: blocks of VL x VL are transposed.
+void pack_forward(float* u, int64_t xs, const float* w, int64_t C, int64_t k0, int64_t width) {
+  for (int64_t j = 0; j < width; j += VL) {
+    for (int64_t c = 0; c < C; c += VL) {
+      alignas(64) float taps[9][VL * VL];
+      for (int64_t rs = 0; rs < 9; ++rs) {
+        Vec block[VL];
+        for (int64_t l = 0; l < VL; ++l) block[l] = load(w + ((k0 + j + l) * 9 + rs) * C + c);
+        transpose(block);
+        for (int64_t l = 0; l < VL; ++l) store(&taps[rs][l * VL], block[l]);
+      }
+      for (int64_t l = 0; l < VL; ++l) {
+        Vec in[9];
+        for (int rs = 0; rs < 9; ++rs) in[rs] = load(&taps[rs][l * VL]);
+        filter_tile(u + (c + l) * width + j, xs, in);
       }
     }
   }
@@ -70,23 +83,15 @@ void pack_forward(float* u, int64_t xs, const float* w, int64_t C, int64_t k0, i
 void pack_data(float* u, int64_t xs, const float* w, int64_t K, int64_t C, int64_t c0, int64_t width) {
   for (int64_t k = 0; k < K; ++k) {
     for (int64_t j = 0; j < width; j += VL) {
-      Vec in[9], t[18];
+      Vec in[9];
       for (int rs = 0; rs < 9; ++rs) in[rs] = load(w + (k * 9 + 8 - rs) * C + c0 + j);
-#pragma GCC unroll 3
-      for (int l = 0; l < 3; ++l) transform_filter(t + l, 3, in + l, 3);
-#pragma GCC unroll 6
-      for (int r = 0; r < 6; ++r) {
-        Vec o[6];
-        transform_filter(o, 1, t + 3 * r, 1);
-#pragma GCC unroll 6
-        for (int l = 0; l < 6; ++l) store(u + (6 * r + l) * xs + k * width + j, o[l]);
-      }
+      filter_tile(u + k * width + j, xs, in);
     }
   }
 }
 
 template <int SINK>
-void pack_panel(float* u, int64_t xs, const float* w, const Plan& p, int64_t j0, int64_t width) {
+void pack_filters(float* u, int64_t xs, const float* w, const Plan& p, int64_t j0, int64_t width) {
   if (SINK == kData)
     pack_data(u, xs, w, p.in, p.out, j0, width);
   else
@@ -116,7 +121,7 @@ void run_by_tiles(const Source& src, const Sink& sink, const float* w, const Pla
     float* m = v + 36 * p.xsv;
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < panels; ++panel)
-      pack_panel<SINK>(u + panel * NR * p.in, xsu, w, p, panel * NR,
+      pack_filters<SINK>(u + panel * NR * p.in, xsu, w, p, panel * NR,
                        min64(NR, p.out - panel * NR));
 #pragma omp for schedule(dynamic, 1)
     for (int64_t block = 0; block < blocks; ++block) {
@@ -155,7 +160,7 @@ void run_by_panels(const Source& src, const Sink& sink, const float* w, const Pl
 #pragma omp for schedule(dynamic, 1)
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t j0 = panel * NR, width = min64(NR, p.out - j0);
-      pack_panel<SINK>(u, xsu, w, p, j0, width);
+      pack_filters<SINK>(u, xsu, w, p, j0, width);
       for (int64_t x = 0; x < 36; ++x)
         gemm_panel(p.tiles, width, p.in, v + x * p.xsv, p.ldv, 1, u + x * xsu, width, m + x * p.xsm,
                    p.ldm, false);
