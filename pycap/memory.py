@@ -71,7 +71,8 @@ def empty_like(array: Any) -> np.ndarray:
 def workspace(nbytes: int) -> np.ndarray:
     """A uint8 array of at least `nbytes`, 64-byte aligned, shared by all kernels that run one after another.
 
-    Its contents do not outlive the call that asked for it. It grows to the largest request and stays.
+    Its contents do not outlive the call that asked for it. It grows to the largest request and stays; while `poisoned`
+    it is filled with NaN on every request.
     """
     global _scratch
     with _lock:
@@ -80,6 +81,8 @@ def workspace(nbytes: int) -> np.ndarray:
             raw = np.empty(nbytes + _ALIGN, np.uint8)
             start = -raw.ctypes.data % _ALIGN
             _scratch = raw[start : start + nbytes]
+        if _poison:
+            _scratch.fill(0xFF)  # NaN in every float format
         return _scratch
 
 

@@ -126,6 +126,16 @@ def test_poisoning_ends_with_an_exception():
     assert (memory.empty((5000,)) == 2.0).all()
 
 
+def test_workspace_is_poisoned_on_every_request():
+    memory.workspace(4096).fill(0)
+    with memory.poisoned():
+        for _ in range(2):
+            scratch = memory.workspace(4096)
+            assert np.isnan(scratch[:4096].view(np.float32)).all()
+            scratch.fill(0)
+    assert not memory.workspace(4096)[:4096].any()
+
+
 def test_workspace_grows_and_is_aligned_and_shared():
     small = memory.workspace(100)
     assert small.dtype == np.uint8 and small.nbytes >= 100 and small.ctypes.data % 64 == 0

@@ -90,7 +90,8 @@ class _Run:
         return argument
 
     def call(self, function: Callable[..., Any]) -> dict[str, np.ndarray]:
-        returned = function(*self.arguments)
+        with memory.poisoned():  # the workspace too
+            returned = function(*self.arguments)
         if returned is not None:
             self.outputs["returned"] = np.asarray(returned)
         for number, (array, held) in enumerate(self.inputs):
