@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -438,6 +439,9 @@ def _parse(argv: Sequence[str]) -> tuple[Options, int | None, TrainConfig]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison that the command line describes; returns the exit status."""
     options, epochs, config = _parse(sys.argv[1:] if argv is None else argv)
+    if importlib.util.find_spec("torch") is None:
+        print("PyTorch, the peer, is not installed; make bench installs it, or: pip install torch", file=sys.stderr)
+        return 1
     config.threads = config.threads or cpu_count()
     try:
         source, config = sources.find(config, print)
