@@ -29,7 +29,7 @@ Plan make_plan(const ConvShape& s, bool data, int threads) {
     p.block = max64(p.tiles, 1);
   } else {
     // V and M of a block stay in the L2 cache, but a block is never too short for the products.
-    int64_t block = (320 * 1024) / (36 * (p.in + p.out)) / MR * MR;
+    int64_t block = (160 * 1024) / (36 * (p.in + p.out)) / MR * MR;
     block = max64(48, min64(block, 192));
     const int64_t blocks = max64(ceil_div(p.tiles, block), 1);
     const int64_t rounds = ceil_div(blocks, threads);

@@ -20,7 +20,7 @@ Plan make_plan(const ConvShape& s, int threads) {
   p.map = {ceil_div(s.H, 4), ceil_div(s.W, 4)};
   p.tiles = s.N * p.map.rows * p.map.cols;
   p.du = 36 * s.K * s.C;
-  p.shared = s.K * s.C > 64 * 64;
+  p.shared = s.K * s.C > 64 * 128;
   const int64_t tile = 36 * (s.C + s.K);
   if (p.shared) {
     const int64_t budget = int64_t{6} << 20;  // floats: 24 MiB of transformed tiles
@@ -28,7 +28,7 @@ Plan make_plan(const ConvShape& s, int threads) {
     const int64_t rounds = max64(ceil_div(p.tiles, p.block), 1);
     p.block = max64(ceil_div(p.tiles, rounds), 1);
   } else {
-    const int64_t block = max64(48, min64((320 * 1024) / tile, 192));
+    const int64_t block = max64(48, min64((160 * 1024) / tile, 192));
     const int64_t rounds = max64(ceil_div(p.tiles, block * threads), 1);
     p.block = max64(ceil_div(p.tiles, rounds * threads), 1);
   }
