@@ -1,4 +1,5 @@
-// Checks of the arrays that Python hands over: each error names the primitive, the argument, the value and the remedy.
+// Checks of the arrays that Python hands over: each error names the primitive, the argument, the
+// value and the remedy.
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -51,6 +52,8 @@ class Args {
       bad_value(std::string(name) + " must have shape " + text(shape) + ", got " + text(got));
     if (!(a.flags() & py::array::c_style))
       bad_value(std::string(name) + " must be C-contiguous; copy it with numpy.ascontiguousarray");
+    if (reinterpret_cast<uintptr_t>(a.data()) % alignof(T))
+      bad_value(std::string(name) + " must be aligned to its elements; pass a copy");
     if (access == kOut && !a.writeable())
       bad_value(std::string(name) + " is written to, but is read-only; pass a copy");
     return const_cast<T*>(static_cast<const T*>(a.data()));

@@ -1,4 +1,5 @@
-// pybind11 module pycap._cpu: binds the kernels and nothing else. Arguments are checked, the GIL is released.
+// pybind11 module pycap._cpu: binds the kernels and nothing else. Arguments are checked, the GIL is
+// released.
 #include <omp.h>
 #include <pybind11/stl.h>
 
@@ -43,7 +44,16 @@ ConvShape conv_shape(const Args& a, const Shape& x, const Shape& w, int64_t stri
   const int64_t height = x[1] + 2 * padding - w[1], width = x[2] + 2 * padding - w[2];
   if (height < 0 || width < 0)
     a.bad_value("w " + text(w) + " is larger than the padded image of x " + text(x));
-  return {x[0],   x[1],    x[2],    x[3], w[0], w[1], w[2], stride, padding, height / stride + 1,
+  return {x[0],
+          x[1],
+          x[2],
+          x[3],
+          w[0],
+          w[1],
+          w[2],
+          stride,
+          padding,
+          height / stride + 1,
           width / stride + 1};
 }
 
@@ -98,8 +108,8 @@ void conv2d_backward_data(Obj dx, Obj dy, Obj w, Obj y, Obj argmax, int64_t stri
   k->conv2d->backward_data(pdx, pdy, pw, py, pa, s, beta, scratch, threads);
 }
 
-void conv2d_backward_weight(Obj dw, Obj db, Obj dy, Obj x, Obj y, Obj argmax,
-                            int64_t stride, int64_t padding, float beta_w, float beta_b, Obj ws) {
+void conv2d_backward_weight(Obj dw, Obj db, Obj dy, Obj x, Obj y, Obj argmax, int64_t stride,
+                            int64_t padding, float beta_w, float beta_b, Obj ws) {
   const Args a("conv2d_backward_weight");
   const ConvShape s = conv_shape(a, a.shape(x, "x", 4), a.shape(dw, "dw", 4), stride, padding);
   const int threads = thread_count;
@@ -120,8 +130,7 @@ void maxpool_forward(Obj y, Obj argmax, Obj x) {
   const Shape s = a.shape(x, "x", 4);
   const float* px = a.data<float>(x, "x", s);
   float* py = a.data<float>(y, "y", {s[0], s[1] / 2, s[2] / 2, s[3]}, kOut);
-  uint8_t* pa =
-      a.data<uint8_t>(argmax, "argmax", {s[0], s[1] / 2, s[2] / 2, (s[3] + 3) / 4}, kOut);
+  uint8_t* pa = a.data<uint8_t>(argmax, "argmax", {s[0], s[1] / 2, s[2] / 2, (s[3] + 3) / 4}, kOut);
   Nogil nogil;
   k->pool->forward(py, pa, px, s[0], s[1], s[2], s[3], thread_count);
 }
@@ -131,8 +140,7 @@ void maxpool_backward(Obj dx, Obj dy, Obj argmax, float beta) {
   const Shape s = a.shape(dx, "dx", 4);
   float* pdx = a.data<float>(dx, "dx", s, kOut);
   const float* pdy = a.data<float>(dy, "dy", {s[0], s[1] / 2, s[2] / 2, s[3]});
-  const uint8_t* pa =
-      a.data<uint8_t>(argmax, "argmax", {s[0], s[1] / 2, s[2] / 2, (s[3] + 3) / 4});
+  const uint8_t* pa = a.data<uint8_t>(argmax, "argmax", {s[0], s[1] / 2, s[2] / 2, (s[3] + 3) / 4});
   Nogil nogil;
   k->pool->backward(pdx, pdy, pa, s[0], s[1], s[2], s[3], beta, thread_count);
 }
@@ -178,8 +186,7 @@ void linear_backward_weight(Obj dw, Obj db, Obj dy, Obj x, Obj y, float beta_w, 
   const float* py = a.optional<float>(y, "y", {M, O});
   void* scratch = a.workspace(ws, linear_backward_workspace(M, I, O, py));
   Nogil nogil;
-  k->linear->backward_weight(pdw, pdb, pdy, px, py, M, I, O, beta_w, beta_b, scratch,
-                             thread_count);
+  k->linear->backward_weight(pdw, pdb, pdy, px, py, M, I, O, beta_w, beta_b, scratch, thread_count);
 }
 
 void dropout(Obj y, Obj x, double p, uint64_t seed, int64_t total, int64_t offset, float beta) {
@@ -351,7 +358,8 @@ void preprocess(Obj y, Obj x, Obj crops, Obj scale, Obj shift) {
 std::vector<OptimTensor> tensors(const Args& a, const py::list& params, const py::list& grads,
                                  const py::object& s0, const py::object& s1) {
   const py::list none;
-  const py::list first = s0.is_none() ? none : py::list(s0), second = s1.is_none() ? none : py::list(s1);
+  const py::list first = s0.is_none() ? none : py::list(s0),
+                 second = s1.is_none() ? none : py::list(s1);
   if (grads.size() != params.size() || (!s0.is_none() && first.size() != params.size()) ||
       (!s1.is_none() && second.size() != params.size()))
     a.bad_value("the lists differ in length: " + std::to_string(params.size()) + " params, " +
@@ -362,13 +370,14 @@ std::vector<OptimTensor> tensors(const Args& a, const py::list& params, const py
     const py::array p = py::cast<py::array>(params[i]);
     const Shape shape(p.shape(), p.shape() + p.ndim());
     const std::string at = "[" + std::to_string(i) + "]";
-    out.push_back({a.data<float>(params[i], ("params" + at).c_str(), shape, kOut),
-                   a.data<float>(grads[i], ("grads" + at).c_str(), shape),
-                   s0.is_none() ? nullptr
-                                : a.data<float>(first[i], ("first states" + at).c_str(), shape, kOut),
-                   s1.is_none() ? nullptr
-                                : a.data<float>(second[i], ("second states" + at).c_str(), shape, kOut),
-                   static_cast<int64_t>(p.size())});
+    out.push_back(
+        {a.data<float>(params[i], ("params" + at).c_str(), shape, kOut),
+         a.data<float>(grads[i], ("grads" + at).c_str(), shape),
+         s0.is_none() ? nullptr
+                      : a.data<float>(first[i], ("first states" + at).c_str(), shape, kOut),
+         s1.is_none() ? nullptr
+                      : a.data<float>(second[i], ("second states" + at).c_str(), shape, kOut),
+         static_cast<int64_t>(p.size())});
   }
   return out;
 }
@@ -490,13 +499,18 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("lstm_workspace", lstm_workspace);
   m.def("lstm_forward", lstm_forward);
   m.def("lstm_backward", lstm_backward);
-  m.def("linear_xent_forward", linear_xent_forward, "loss"_a, "dlogits"_a, "h"_a, "w"_a, "b"_a, "targets"_a);
-  m.def("linear_xent_backward", linear_xent_backward, "dh"_a, "dw"_a, "db"_a, "dlogits"_a, "h"_a, "w"_a, "scale"_a, "betas"_a);
+  m.def("linear_xent_forward", linear_xent_forward, "loss"_a, "dlogits"_a, "h"_a, "w"_a, "b"_a,
+        "targets"_a);
+  m.def("linear_xent_backward", linear_xent_backward, "dh"_a, "dw"_a, "db"_a, "dlogits"_a, "h"_a,
+        "w"_a, "scale"_a, "betas"_a);
   m.def("log_softmax_topk", log_softmax_topk, "values"_a, "indices"_a, "logits"_a, "suppress"_a);
   m.def("preprocess", preprocess, "y"_a, "x"_a, "crops"_a, "scale"_a, "shift"_a);
-  m.def("sgd_step", sgd_step, "params"_a, "grads"_a, "momenta"_a, "lr"_a, "momentum"_a, "weight_decay"_a, "grad_scale"_a, "clip"_a);
-  m.def("rmsprop_step", rmsprop_step, "params"_a, "grads"_a, "squares"_a, "lr"_a, "alpha"_a, "eps"_a, "weight_decay"_a, "grad_scale"_a, "clip"_a);
-  m.def("adam_step", adam_step, "params"_a, "grads"_a, "ms"_a, "vs"_a, "lr"_a, "beta1"_a, "beta2"_a, "eps"_a, "weight_decay"_a, "step"_a, "grad_scale"_a, "clip"_a);
+  m.def("sgd_step", sgd_step, "params"_a, "grads"_a, "momenta"_a, "lr"_a, "momentum"_a,
+        "weight_decay"_a, "grad_scale"_a, "clip"_a);
+  m.def("rmsprop_step", rmsprop_step, "params"_a, "grads"_a, "squares"_a, "lr"_a, "alpha"_a,
+        "eps"_a, "weight_decay"_a, "grad_scale"_a, "clip"_a);
+  m.def("adam_step", adam_step, "params"_a, "grads"_a, "ms"_a, "vs"_a, "lr"_a, "beta1"_a, "beta2"_a,
+        "eps"_a, "weight_decay"_a, "step"_a, "grad_scale"_a, "clip"_a);
   m.def("sum_squares_workspace", sum_squares_workspace);
   m.def("sum_squares", sum_squares);
 }

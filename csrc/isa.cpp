@@ -20,13 +20,15 @@ extern const Kernels table;
 namespace {
 
 bool runs_v3() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-         __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+         __builtin_cpu_supports("f16c");
 }
 
 bool runs_v4() {
   return runs_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl");
 }
 
 struct Choice {
@@ -35,7 +37,9 @@ struct Choice {
   const Kernels* table;
 };
 
-const Choice kChoices[] = {{"v4", runs_v4, &v4::table}, {"v3", runs_v3, &v3::table}, {"v1", [] { return true; }, &v1::table}};
+const Choice kChoices[] = {{"v4", runs_v4, &v4::table},
+                           {"v3", runs_v3, &v3::table},
+                           {"v1", [] { return true; }, &v1::table}};
 
 }  // namespace
 #else
@@ -65,12 +69,15 @@ const Kernels* select_kernels(const char* wish, const char** error) {
   for (const Choice& c : kChoices) {
     if (std::strcmp(wish, c.name) != 0) continue;
     if (c.runs()) return c.table;
-    std::snprintf(message, sizeof message, "PYCAP_ISA=%s: this CPU lacks its instructions; unset PYCAP_ISA", c.name);
+    std::snprintf(message, sizeof message,
+                  "PYCAP_ISA=%s: this CPU lacks its instructions; unset PYCAP_ISA", c.name);
     *error = message;
     return nullptr;
   }
-  int at = std::snprintf(message, sizeof message, "PYCAP_ISA=%.40s is unknown; choose one of:", wish);
-  for (const Choice& c : kChoices) at += std::snprintf(message + at, sizeof message - at, " %s", c.name);
+  int at =
+      std::snprintf(message, sizeof message, "PYCAP_ISA=%.40s is unknown; choose one of:", wish);
+  for (const Choice& c : kChoices)
+    at += std::snprintf(message + at, sizeof message - at, " %s", c.name);
   *error = message;
   return nullptr;
 }

@@ -11,7 +11,8 @@ inline void contend(Vec* best, VecI* at, Vec v, int32_t corner) {
   *at = take ? corner - VecI{} : *at;
 }
 
-// y [K] and argmax [ceil(K/4)] of the window with corners a (0,0), b (0,1), c (1,0), d (1,1), each [K].
+// y [K] and argmax [ceil(K/4)] of the window with corners a (0,0), b (0,1), c (1,0), d (1,1), each
+// [K].
 inline void pool_pixel(float* __restrict y, uint8_t* __restrict argmax, const float* a,
                        const float* b, const float* c, const float* d, int64_t K) {
   int64_t k = 0;

@@ -1,5 +1,6 @@
-// What every kernel file shares. Kernel files are compiled once per instruction set, so everything here has internal
-// linkage: a vague-linkage symbol (a std template, say) could be taken from the AVX-512 build by the baseline one.
+// What every kernel file shares. Kernel files are compiled once per instruction set, so everything
+// here has internal linkage: a vague-linkage symbol (a std template, say) could be taken from the
+// AVX-512 build by the baseline one.
 #pragma once
 #include <math.h>
 #include <omp.h>

@@ -10,7 +10,8 @@ namespace {
 
 enum Algorithm { kIm2col, kDirect, kWinograd };
 
-// Winograd multiplies a quarter as often; on maps smaller than a tile most of what it computes is thrown away.
+// Winograd multiplies a quarter as often; on maps smaller than a tile most of what it computes is
+// thrown away.
 Algorithm choose(const ConvShape& s) {
   if (winograd_fits(s) && s.H * s.W >= 9) return kWinograd;
   return direct_fits(s) ? kDirect : kIm2col;
@@ -18,18 +19,24 @@ Algorithm choose(const ConvShape& s) {
 
 size_t forward_workspace(const ConvShape& s, bool pool, int threads) {
   switch (choose(s)) {
-    case kWinograd: return winograd_workspace(s, false, threads);
-    case kDirect: return direct_forward_workspace(s, threads);
-    default: return im2col_forward_workspace(s, pool, threads);
+    case kWinograd:
+      return winograd_workspace(s, false, threads);
+    case kDirect:
+      return direct_forward_workspace(s, threads);
+    default:
+      return im2col_forward_workspace(s, pool, threads);
   }
 }
 
 void run_forward(float* y, uint8_t* argmax, const float* x, const float* w, const float* b,
                  const ConvShape& s, bool relu, void* ws, int threads) {
   switch (choose(s)) {
-    case kWinograd: return winograd_forward(y, argmax, x, w, b, s, relu, ws, threads);
-    case kDirect: return direct_forward(y, argmax, x, w, b, s, relu, ws, threads);
-    default: return im2col_forward(y, x, w, {b, relu, argmax}, s, ws, threads);
+    case kWinograd:
+      return winograd_forward(y, argmax, x, w, b, s, relu, ws, threads);
+    case kDirect:
+      return direct_forward(y, argmax, x, w, b, s, relu, ws, threads);
+    default:
+      return im2col_forward(y, x, w, {b, relu, argmax}, s, ws, threads);
   }
 }
 
@@ -58,16 +65,19 @@ void backward_data(float* dx, const float* dy, const float* w, const float* y,
 
 size_t backward_weight_workspace(const ConvShape& s, bool, int threads) {
   switch (choose(s)) {
-    case kWinograd: return winograd_weight_workspace(s, threads);
-    case kDirect: return direct_weight_workspace(s, threads);
-    default: return im2col_backward_weight_workspace(s, threads);
+    case kWinograd:
+      return winograd_weight_workspace(s, threads);
+    case kDirect:
+      return direct_weight_workspace(s, threads);
+    default:
+      return im2col_backward_weight_workspace(s, threads);
   }
 }
 
 void backward_weight(float* dw, float* db, const float* dy, const float* x, const float* y,
                      const uint8_t* argmax, const ConvShape& s, float beta_w, float beta_b,
                      void* ws, int threads) {
-  const auto kernel = choose(s) == kWinograd  ? winograd_backward_weight
+  const auto kernel = choose(s) == kWinograd ? winograd_backward_weight
                       : choose(s) == kDirect ? direct_backward_weight
                                              : im2col_backward_weight;
   kernel(dw, db, dy, x, y, argmax, s, beta_w, beta_b, ws, threads);
@@ -82,9 +92,9 @@ const char* algorithm(const ConvShape& s, int pass, int) {
 }  // namespace
 
 extern const Conv2dKernels conv2d_kernels;
-const Conv2dKernels conv2d_kernels = {forward_workspace,       forward,
-                                      pool_forward,            backward_data_workspace,
-                                      backward_data,           backward_weight_workspace,
-                                      backward_weight,         algorithm};
+const Conv2dKernels conv2d_kernels = {forward_workspace, forward,
+                                      pool_forward,      backward_data_workspace,
+                                      backward_data,     backward_weight_workspace,
+                                      backward_weight,   algorithm};
 
 }  // namespace pycap::PYCAP_ISA

@@ -1,5 +1,6 @@
-// Convolution of few channels without patches: in a padded row the S*C inputs of a filter row are contiguous, so the
-// product reads them in place, and bias and ReLU are applied to the sums in registers.
+// Convolution of few channels without patches: in a padded row the S*C inputs of a filter row are
+// contiguous, so the product reads them in place, and bias and ReLU are applied to the sums in
+// registers.
 #include "conv_direct.h"
 
 #include "conv_rows.h"
@@ -8,14 +9,16 @@
 namespace pycap::PYCAP_ISA {
 namespace {
 
-constexpr int64_t kRows = 8;  // output rows a block (even: a pooling window never straddles two blocks)
+constexpr int64_t kRows =
+    8;  // output rows a block (even: a pooling window never straddles two blocks)
 
 int64_t padded_row(const ConvShape& s) { return align_floats((s.W + 2 * s.pad) * s.C); }
 
 int64_t input_rows(const ConvShape& s) { return (kRows - 1) * s.stride + s.R; }
 
 // rows [input_rows, padded_row]: the padded input rows of output rows p0 .. p0+count-1.
-void load_rows(float* rows, const float* x, const ConvShape& s, int64_t n, int64_t p0, int64_t count) {
+void load_rows(float* rows, const float* x, const ConvShape& s, int64_t n, int64_t p0,
+               int64_t count) {
   const int64_t ld = padded_row(s), edge = s.pad * s.C, width = s.W * s.C;
   for (int64_t i = 0; i < (count - 1) * s.stride + s.R; ++i) {
     const int64_t h = p0 * s.stride - s.pad + i;
@@ -59,13 +62,13 @@ inline void pixels(float* y, int64_t ldy, const float* rows, int64_t ld, int64_t
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j)
-      store(y + i * ldy + j * VL,
-            relu ? select(sum[i][j] < 0.0f, Vec{}, sum[i][j]) : sum[i][j]);
+      store(y + i * ldy + j * VL, relu ? select(sum[i][j] < 0.0f, Vec{}, sum[i][j]) : sum[i][j]);
 }
 
 template <int NV, int M = MR>
-inline void pixels_tail(int64_t m, float* y, int64_t ldy, const float* rows, int64_t ld, int64_t step,
-                        const float* w, const float* b, int64_t R, int64_t depth, bool relu) {
+inline void pixels_tail(int64_t m, float* y, int64_t ldy, const float* rows, int64_t ld,
+                        int64_t step, const float* w, const float* b, int64_t R, int64_t depth,
+                        bool relu) {
   if (m == M) {
     pixels<M, NV>(y, ldy, rows, ld, step, w, b, R, depth, relu);
   } else if constexpr (M > 1) {
@@ -74,8 +77,8 @@ inline void pixels_tail(int64_t m, float* y, int64_t ldy, const float* rows, int
 }
 
 // One output row y [Q,K].
-void output_row(float* y, const float* rows, const float* packed, const float* b, const ConvShape& s,
-                bool relu) {
+void output_row(float* y, const float* rows, const float* packed, const float* b,
+                const ConvShape& s, bool relu) {
   const int64_t depth = s.S * s.C, step = s.stride * s.C, ld = padded_row(s);
   const int64_t blocks = ceil_div(s.Q, MR);
   for (int64_t k0 = 0; k0 < s.K; k0 += NR) {
@@ -161,12 +164,14 @@ void direct_backward_weight(float* dw, float* db, const float* dy, const float* 
                             void* ws, int threads) {
   const int64_t blocks = ceil_div(s.P, kRows), ld = padded_row(s), width = s.S * s.C;
   const int64_t floats = accumulator_floats(s), step = weight_thread_floats(s);
-  float* all = static_cast<float*>(ws);  // a thread's first floats are its sums: dw as [R*S*C, K], then db [K]
+  float* all = static_cast<float*>(
+      ws);  // a thread's first floats are its sums: dw as [R*S*C, K], then db [K]
 #pragma omp parallel num_threads(threads)
   {
     const int64_t team = omp_get_num_threads(), id = omp_get_thread_num();
     float* total = all + id * step;
-    float* part = total + align_floats(floats);  // one block's sums: the error does not grow with the batch
+    float* part =
+        total + align_floats(floats);  // one block's sums: the error does not grow with the batch
     float* part_b = part + weight_floats(s);
     float* rows = part + align_floats(floats);
     float* grad = rows + align_floats(input_rows(s) * ld);

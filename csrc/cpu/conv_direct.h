@@ -1,4 +1,5 @@
-// Convolution of few input channels (the first layer): any filter, stride and padding, K a multiple of 16.
+// Convolution of few input channels (the first layer): any filter, stride and padding, K a multiple
+// of 16.
 #pragma once
 #include "pycap/conv2d.h"
 

@@ -1,4 +1,5 @@
-// Convolution by im2col: blocks of output rows whose patches fit the L2 cache, one single-threaded GEMM a block.
+// Convolution by im2col: blocks of output rows whose patches fit the L2 cache, one single-threaded
+// GEMM a block.
 #include "conv_im2col.h"
 
 namespace pycap::PYCAP_ISA {
@@ -66,7 +67,8 @@ void bias_relu(float* y, const ConvEpilogue& e, int64_t rows, int64_t K) {
 
 int64_t forward_floats(const ConvShape& s, bool pool) {
   const int64_t pixels = block_rows(s) * s.Q;
-  return align_floats(is_plain(s) ? 0 : pixels * s.R * s.S * s.C) + (pool ? align_floats(pixels * s.K) : 0);
+  return align_floats(is_plain(s) ? 0 : pixels * s.R * s.S * s.C) +
+         (pool ? align_floats(pixels * s.K) : 0);
 }
 
 }  // namespace
@@ -108,7 +110,8 @@ void im2col_forward(float* y, const float* x, const float* w, const ConvEpilogue
 
 namespace {
 
-// The data gradient works tap by tap on a share of the channels, so that one image can keep several threads busy.
+// The data gradient works tap by tap on a share of the channels, so that one image can keep several
+// threads busy.
 int64_t channel_parts(const ConvShape& s, int threads) {
   return s.N >= threads ? 1 : min64(ceil_div(threads, max64(s.N, 1)), max64(s.C / 16, 1));
 }
@@ -167,8 +170,8 @@ void im2col_backward_data(float* dx, const float* dy, const float* w, const floa
 
 namespace {
 
-// Each of `tm` threads accumulates a whole dw over its images' rows; the others split the output channels, so that the
-// accumulators stay under 64 MiB together.
+// Each of `tm` threads accumulates a whole dw over its images' rows; the others split the output
+// channels, so that the accumulators stay under 64 MiB together.
 Grid weight_grid(const ConvShape& s, int threads) {
   const int64_t floats = max64(s.K * s.R * s.S * s.C, 1);
   int64_t tm = max64(1, min64(threads, (int64_t{16} << 20) / floats));

@@ -1,4 +1,5 @@
-// Rows of the effective output gradient: dy masked by the ReLU and unpooled by argmax, made on the fly.
+// Rows of the effective output gradient: dy masked by the ReLU and unpooled by argmax, made on the
+// fly.
 #pragma once
 #include "argmax.h"
 #include "pycap/conv2d.h"

@@ -1,4 +1,5 @@
-// Gather of rows, and scatter-add with each thread owning columns, so that the order of additions is fixed.
+// Gather of rows, and scatter-add with each thread owning columns, so that the order of additions
+// is fixed.
 #include "pycap/embedding.h"
 
 #include "common.h"
@@ -8,8 +9,7 @@ namespace {
 
 void forward(float* y, const float* table, const int32_t* ids, int64_t M, int64_t E, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (M * E > 16384)
-  for (int64_t m = 0; m < M; ++m)
-    memcpy(y + m * E, table + (int64_t)ids[m] * E, sizeof(float) * E);
+  for (int64_t m = 0; m < M; ++m) memcpy(y + m * E, table + (int64_t)ids[m] * E, sizeof(float) * E);
 }
 
 void backward(float* dtable, const float* dy, const int32_t* ids, const int32_t* stale, int64_t M,

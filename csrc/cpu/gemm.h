@@ -1,7 +1,8 @@
 // Matrix products split over our own threads. Row-major throughout.
 //
-// Products with a plain b run on the micro-kernel of micro_gemm.h: one panel of b is packed at a time, on the stack, and a
-// is read in place unless it is transposed. OpenBLAS (single-threaded) takes the rest.
+// Products with a plain b run on the micro-kernel of micro_gemm.h: one panel of b is packed at a
+// time, on the stack, and a is read in place unless it is transposed. OpenBLAS (single-threaded)
+// takes the rest.
 #pragma once
 #include "micro_gemm.h"
 
@@ -34,7 +35,8 @@ inline void pack_panel(float* to, const float* b, int64_t ldb, bool tb, int64_t 
           for (int64_t i = 0; i < VL; ++i) store(to + (p + i) * NR + j0, block[i]);
         }
       for (; p < k; ++p)
-        for (int64_t j = j0; j < j0 + VL; ++j) to[p * NR + j] = j < width ? alpha * b[j * ldb + p] : 0.0f;
+        for (int64_t j = j0; j < j0 + VL; ++j)
+          to[p * NR + j] = j < width ? alpha * b[j * ldb + p] : 0.0f;
     }
   }
 }
@@ -55,7 +57,8 @@ inline void gemm_blocked(bool ta, bool tb, int64_t m, int64_t n, int64_t k, floa
       const float* from = ta ? rows : a + i0 * lda + p0;
       const int64_t ars = ta ? 1 : lda, acs = ta ? mb : 1;
       if (ta)
-        for (int64_t p = 0; p < kb; ++p) memcpy(rows + p * mb, a + (p0 + p) * lda + i0, sizeof(float) * mb);
+        for (int64_t p = 0; p < kb; ++p)
+          memcpy(rows + p * mb, a + (p0 + p) * lda + i0, sizeof(float) * mb);
       const bool add = p0 > 0 || beta != 0.0f;
       for (int64_t j0 = 0; j0 < n; j0 += NR) {
         const int64_t width = min64(NR, n - j0);
@@ -74,8 +77,9 @@ inline void gemm_blocked(bool ta, bool tb, int64_t m, int64_t n, int64_t k, floa
   }
 }
 
-// The same for few rows, or few terms a sum, and plain b: nothing is packed, since each element of b or of c is used too
-// rarely to pay for it; memory is walked along rows. n must be a multiple of NR.
+// The same for few rows, or few terms a sum, and plain b: nothing is packed, since each element of
+// b or of c is used too rarely to pay for it; memory is walked along rows. n must be a multiple of
+// NR.
 inline void gemm_streaming(bool ta, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
                            const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
   const int64_t ars = ta ? 1 : lda, acs = ta ? lda : 1, depth = k <= 32 ? k : 16;
@@ -99,7 +103,8 @@ inline void gemm_openblas(bool ta, bool tb, int64_t m, int64_t n, int64_t k, flo
 }
 
 // c [m,n] = alpha * op(a) [m,k] * op(b) [k,n] + beta*c; beta 0 does not read c. Sizes may be 0.
-// Which routine serves which shape was measured on an AVX-512 machine (VGG's and the captioners' shapes).
+// Which routine serves which shape was measured on an AVX-512 machine (VGG's and the captioners'
+// shapes).
 inline void sgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
                   int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
   if (m <= 0 || n <= 0) return;
@@ -119,7 +124,8 @@ inline void sgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha
   }
 }
 
-// How `threads` workers share an [m,n] result: tm * tn <= threads parts with the least packing (m/tm + n/tn).
+// How `threads` workers share an [m,n] result: tm * tn <= threads parts with the least packing
+// (m/tm + n/tn).
 struct Grid {
   int64_t tm, tn;
 };
@@ -131,7 +137,8 @@ inline Grid choose_grid(int64_t m, int64_t n, int64_t threads) {
     if (threads % tm) continue;
     const int64_t tn = threads / tm;
     // Blocks of fewer than 16 columns or 8 rows waste the micro-kernel's width.
-    const double rows = (double)max64(ceil_div(m, tm), 8), cols = (double)max64(ceil_div(n, tn), 16);
+    const double rows = (double)max64(ceil_div(m, tm), 8),
+                 cols = (double)max64(ceil_div(n, tn), 16);
     const double cost = rows * cols * 1e-3 * (double)(m + n) + rows + cols;
     if (least < 0.0 || cost < least) {
       least = cost;
@@ -141,7 +148,8 @@ inline Grid choose_grid(int64_t m, int64_t n, int64_t threads) {
   return best;
 }
 
-// The part of a product that thread `id` of the grid computes; to be called inside a parallel region.
+// The part of a product that thread `id` of the grid computes; to be called inside a parallel
+// region.
 inline void sgemm_part(Grid g, int64_t id, bool ta, bool tb, int64_t m, int64_t n, int64_t k,
                        float alpha, const float* a, int64_t lda, const float* b, int64_t ldb,
                        float beta, float* c, int64_t ldc) {

@@ -1,4 +1,5 @@
-// Dense layer: GEMMs split over threads, bias and ReLU in a second pass over the part just computed.
+// Dense layer: GEMMs split over threads, bias and ReLU in a second pass over the part just
+// computed.
 #include "pycap/linear.h"
 
 #include "gemm.h"
@@ -27,7 +28,8 @@ inline float lane_sum(Vec v) {
   return sum;
 }
 
-// M rows of x against two rows of w over n inputs (a multiple of VL): y[m*ldy], y[m*ldy + 1] (+)= the dot products.
+// M rows of x against two rows of w over n inputs (a multiple of VL): y[m*ldy], y[m*ldy + 1] (+)=
+// the dot products.
 template <int M>
 void dots(float* y, int64_t ldy, const float* x, const float* w, int64_t n, int64_t I, bool add) {
   Vec sum[M][2];
@@ -53,8 +55,8 @@ void dots(float* y, int64_t ldy, const float* x, const float* w, int64_t n, int6
 }
 
 template <int M = 8>
-void dots_of(int64_t rows, float* y, int64_t ldy, const float* x, const float* w, int64_t n, int64_t I,
-             bool add) {
+void dots_of(int64_t rows, float* y, int64_t ldy, const float* x, const float* w, int64_t n,
+             int64_t I, bool add) {
   if (rows == M) {
     dots<M>(y, ldy, x, w, n, I, add);
   } else if constexpr (M > 1) {
@@ -62,9 +64,10 @@ void dots_of(int64_t rows, float* y, int64_t ldy, const float* x, const float* w
   }
 }
 
-// Few rows: bound by reading w, so each of its rows is read once, in order, against a part of x that stays in the cache.
-// y [M, cols] with row stride O; cols even, I a multiple of VL.
-void few_rows(float* y, const float* x, const float* w, int64_t M, int64_t cols, int64_t I, int64_t O) {
+// Few rows: bound by reading w, so each of its rows is read once, in order, against a part of x
+// that stays in the cache. y [M, cols] with row stride O; cols even, I a multiple of VL.
+void few_rows(float* y, const float* x, const float* w, int64_t M, int64_t cols, int64_t I,
+              int64_t O) {
   constexpr int64_t part = 1024;
   const int64_t step = M == 1 ? max64(I, 1) : part;
   for (int64_t i = 0; i < I; i += step)

@@ -1,5 +1,5 @@
-// LSTM over a whole sequence: one GEMM for all inputs, a loop over steps inside one parallel region, and the weights'
-// gradients as one GEMM each after the loop.
+// LSTM over a whole sequence: one GEMM for all inputs, a loop over steps inside one parallel
+// region, and the weights' gradients as one GEMM each after the loop.
 #include "pycap/lstm.h"
 
 #include "gemm.h"
@@ -8,8 +8,8 @@
 namespace pycap::PYCAP_ISA {
 namespace {
 
-// Each thread owns rows (batch) and hidden columns. The recurrence never mixes rows, so while the batch is large enough
-// the threads split rows only and need no barrier.
+// Each thread owns rows (batch) and hidden columns. The recurrence never mixes rows, so while the
+// batch is large enough the threads split rows only and need no barrier.
 Grid step_grid(const LstmShape& s, int threads) {
   if (s.N * s.H * s.H * 4 < 32768) return {1, 1};
   if (s.N >= 16 * threads) return {threads, 1};
@@ -28,13 +28,13 @@ size_t forward_workspace(const LstmShape& s, int) {
 void pack_all(float* packed, const float* w, bool transposed, int64_t k, int64_t n, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t j0 = 0; j0 < n; j0 += NR)
-    pack_panel(packed + j0 * k, transposed ? w + j0 * k : w + j0, transposed ? k : n, transposed, k, NR,
-               1.0f);
+    pack_panel(packed + j0 * k, transposed ? w + j0 * k : w + j0, transposed ? k : n, transposed, k,
+               NR, 1.0f);
 }
 
 // Columns [j0, j1) of c [m, n] = a [m, k] * packed + (add ? c : 0), deep sums in cache-sized parts.
-void multiply_packed(float* c, int64_t ldc, const float* a, int64_t lda, const float* packed, int64_t m,
-                     int64_t k, int64_t j0, int64_t j1, bool add) {
+void multiply_packed(float* c, int64_t ldc, const float* a, int64_t lda, const float* packed,
+                     int64_t m, int64_t k, int64_t j0, int64_t j1, bool add) {
   for (int64_t j = j0; j < j1; j += NR)
     for (int64_t p = 0; p < k; p += KC)
       gemm_panel(m, NR, min64(KC, k - p), a + p, lda, 1, packed + j * k + p * NR, NR, c + j, ldc,
@@ -134,8 +134,9 @@ void dgates_row(float* gates, float* dc, const float* dh, const float* dh_step, 
 
 // The loop over steps, last to first; leaves the gradients of h0 and c0 in dh_carry and dc_carry.
 void backward_steps(float* gates, float* dh_carry, float* dc_carry, const float* zeros,
-                    const float* packed, const float* dh, const float* c, const float* c0, const float* w_h,
-                    const uint8_t* mask, bool want_h0, const LstmShape& s, int threads) {
+                    const float* packed, const float* dh, const float* c, const float* c0,
+                    const float* w_h, const uint8_t* mask, bool want_h0, const LstmShape& s,
+                    int threads) {
   const int64_t N = s.N, H = s.H, G = 4 * H;
   const Grid grid = step_grid(s, threads);
 #pragma omp parallel num_threads((int)(grid.tm * grid.tn))
@@ -160,7 +161,8 @@ void backward_steps(float* gates, float* dh_carry, float* dc_carry, const float*
       if (grid.tn > 1) {
 #pragma omp barrier
       }
-      // The row's own carry is dead unless the step was masked, where it passes through with dh added.
+      // The row's own carry is dead unless the step was masked, where it passes through with dh
+      // added.
       if (t > 0 || want_h0) {
         const float* d = gates + (t * N + rows.begin) * G;
         for (int64_t n = rows.begin; n < rows.end; ++n) {
@@ -176,7 +178,8 @@ void backward_steps(float* gates, float* dh_carry, float* dc_carry, const float*
         if (packed)
           multiply_packed(carry, H, d, G, packed, nr, G, cols.begin, cols.end, true);
         else
-          sgemm(false, false, nr, nc, G, 1.0f, d, G, w_h + cols.begin, H, 1.0f, carry + cols.begin, H);
+          sgemm(false, false, nr, nc, G, 1.0f, d, G, w_h + cols.begin, H, 1.0f, carry + cols.begin,
+                H);
       }
     }
   }
@@ -199,11 +202,10 @@ void backward(float* dx, float* dw_x, float* dw_h, float* db, float* dh0, float*
   float* packed = packs(s) ? zeros + align_floats(NH) : nullptr;
   if (packed) pack_all(packed, w_h, false, G, H, threads);
   if (NH > 0)
-    backward_steps(gates, dh_carry, dc_carry, zeros, packed, dh, c, c0, w_h, mask, dh0 != nullptr, s,
-                   threads);
+    backward_steps(gates, dh_carry, dc_carry, zeros, packed, dh, c, c0, w_h, mask, dh0 != nullptr,
+                   s, threads);
   if (dx) sgemm_parallel(false, false, M, I, G, 1.0f, gates, G, w_x, I, betas[0], dx, I, threads);
-  if (dw_x)
-    sgemm_parallel(true, false, G, I, M, 1.0f, gates, G, x, I, betas[1], dw_x, I, threads);
+  if (dw_x) sgemm_parallel(true, false, G, I, M, 1.0f, gates, G, x, I, betas[1], dw_x, I, threads);
   if (dw_h) {
     // Step t's gates meet h[t-1]: one product over steps 1.., one for h0.
     const bool later = s.T > 1;

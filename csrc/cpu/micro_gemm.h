@@ -1,4 +1,5 @@
-// Small matrix products on operands laid out for them: no packing at call time, all sums in registers.
+// Small matrix products on operands laid out for them: no packing at call time, all sums in
+// registers.
 #pragma once
 #include "simd.h"
 
@@ -11,7 +12,8 @@ constexpr int64_t MR = 6;  // 12 of 16
 #endif
 constexpr int64_t NR = 2 * VL;
 
-// c [R, NV*VL] = (add ? c : 0) + a [R, k] (element i,p at i*ars + p*acs) * b [k, NV*VL] (row stride ldb).
+// c [R, NV*VL] = (add ? c : 0) + a [R, k] (element i,p at i*ars + p*acs) * b [k, NV*VL] (row stride
+// ldb).
 template <int R, int NV>
 inline void micro(int64_t k, const float* a, int64_t ars, int64_t acs, const float* b, int64_t ldb,
                   float* c, int64_t ldc, bool add) {
@@ -50,10 +52,10 @@ inline void micro_rows(int64_t rows, int64_t k, const float* a, int64_t ars, int
   }
 }
 
-// One column panel of width `width` (NR or VL): c [m, width] = (add ? c : 0) + a * b. Rows are shared out evenly, so
-// that no block is so short that the products wait for one another.
-inline void gemm_panel(int64_t m, int64_t width, int64_t k, const float* a, int64_t ars, int64_t acs,
-                       const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
+// One column panel of width `width` (NR or VL): c [m, width] = (add ? c : 0) + a * b. Rows are
+// shared out evenly, so that no block is so short that the products wait for one another.
+inline void gemm_panel(int64_t m, int64_t width, int64_t k, const float* a, int64_t ars,
+                       int64_t acs, const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
   const int64_t blocks = ceil_div(m, MR);
   for (int64_t i = 0; i < blocks; ++i) {
     const Range r = split(m, blocks, i);

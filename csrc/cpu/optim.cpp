@@ -8,14 +8,22 @@ namespace {
 
 constexpr int64_t kChunk = 16384;
 
-// The hyperparameters as floats; differences such as 1 - beta2 are taken in double, where they are exact enough.
+// The hyperparameters as floats; differences such as 1 - beta2 are taken in double, where they are
+// exact enough.
 struct Rates {
   float lr, a, not_a, b, not_b, eps, weight_decay, grad_scale, limit;
 };
 
 Rates rates(const OptimHyper& hp, double lr) {
-  return {(float)lr, (float)hp.a, (float)(1.0 - hp.a), (float)hp.b, (float)(1.0 - hp.b), (float)hp.eps,
-          (float)hp.weight_decay, (float)hp.grad_scale, hp.clip > 0.0 ? (float)hp.clip : __builtin_inff()};
+  return {(float)lr,
+          (float)hp.a,
+          (float)(1.0 - hp.a),
+          (float)hp.b,
+          (float)(1.0 - hp.b),
+          (float)hp.eps,
+          (float)hp.weight_decay,
+          (float)hp.grad_scale,
+          hp.clip > 0.0 ? (float)hp.clip : __builtin_inff()};
 }
 
 inline float effective(float g, float p, const Rates& r) {
@@ -25,7 +33,8 @@ inline float effective(float g, float p, const Rates& r) {
   return v + r.weight_decay * p;
 }
 
-// Calls body(tensor, begin, end) for every chunk; a chunk is always the same thread's at equal thread count.
+// Calls body(tensor, begin, end) for every chunk; a chunk is always the same thread's at equal
+// thread count.
 template <class Body>
 void for_chunks(const OptimTensor* t, int64_t count, int threads, Body body) {
   int64_t total = 0;

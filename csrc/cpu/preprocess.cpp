@@ -17,7 +17,8 @@ void apply(float* y, const uint8_t* x, const int32_t* crops, const float* scale,
     const int64_t step = crop[2] ? -3 : 3;
     if (crop[2]) in += 3 * (Q - 1);
     for (int64_t q = 0; q < Q; ++q)
-      for (int64_t c = 0; c < 3; ++c) out[3 * q + c] = (float)in[step * q + c] * scale[c] + shift[c];
+      for (int64_t c = 0; c < 3; ++c)
+        out[3 * q + c] = (float)in[step * q + c] * scale[c] + shift[c];
   }
 }
 

@@ -18,7 +18,8 @@ inline float row_max(const float* x, int64_t n) {
   return nan > 0.0f ? __builtin_nanf("") : top;
 }
 
-// Turns one row of logits (without bias) into softmax - onehot(target); returns -log softmax[target].
+// Turns one row of logits (without bias) into softmax - onehot(target); returns -log
+// softmax[target].
 float xent_row(float* row, const float* b, int64_t V, int64_t target) {
   if (b) {
     PYCAP_SIMD for (int64_t v = 0; v < V; ++v) row[v] += b[v];
@@ -33,7 +34,8 @@ float xent_row(float* row, const float* b, int64_t V, int64_t target) {
     sum += e;
   }
   const float inv = 1.0f / sum;
-  // Probabilities under 1e-30 become 0: their products would be denormal, which the CPU multiplies many times slower.
+  // Probabilities under 1e-30 become 0: their products would be denormal, which the CPU multiplies
+  // many times slower.
   PYCAP_SIMD for (int64_t v = 0; v < V; ++v) {
     const float p = row[v] * inv;
     row[v] = p < 1e-30f ? 0.0f : p;
@@ -88,8 +90,9 @@ void log_softmax_topk(float* values, int32_t* indices, const float* logits, cons
     float top = minus_inf;
     int64_t held = 0;
     for (int64_t v = 0; v < V; ++v) {
-      const bool off = n_suppress > 0 && suppressed(v, suppress, n_suppress);
-      const float value = off ? minus_inf : x[v];
+      // Almost every element stops here; NaN does not.
+      if (held == k && k > 0 && x[v] <= best[k - 1]) continue;
+      const float value = suppressed(v, suppress, n_suppress) ? minus_inf : x[v];
       if (value > top || value != value) top = value;
       if (held == k && !(k > 0 && value > best[k - 1])) continue;
       int64_t at = held < k ? held++ : k - 1;

@@ -17,8 +17,8 @@ extern const PreprocessKernels preprocess_kernels;
 extern const OptimKernels optim_kernels;
 
 extern const Kernels table;
-const Kernels table = {PYCAP_TEXT(PYCAP_ISA), &conv2d_kernels,    &pool_kernels,
-                       &linear_kernels,       &dropout_kernels,   &embedding_kernels,
+const Kernels table = {PYCAP_TEXT(PYCAP_ISA), &conv2d_kernels,       &pool_kernels,
+                       &linear_kernels,       &dropout_kernels,      &embedding_kernels,
                        &lstm_kernels,         &softmax_xent_kernels, &preprocess_kernels,
                        &optim_kernels};
 

@@ -1,6 +1,7 @@
 // exp, sigmoid and tanh in float32, branch-free so that the compiler vectorises loops over them.
-// Errors against float64, over all finite inputs: exp and tanh under 2 ulp, sigmoid under 3 ulp (results under the smallest
-// normal number are flushed to 0). NaN gives NaN, infinities give the limits.
+// Errors against float64, over all finite inputs: exp and tanh under 2 ulp, sigmoid under 3 ulp
+// (results under the smallest normal number are flushed to 0). NaN gives NaN, infinities give the
+// limits.
 #pragma once
 #include "common.h"
 

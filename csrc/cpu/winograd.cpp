@@ -1,4 +1,5 @@
-// Winograd forward and data gradient: transform patches, 36 products, transform back (Lavin and Gray, arXiv:1509.09308).
+// Winograd forward and data gradient: transform patches, 36 products, transform back (Lavin and
+// Gray, arXiv:1509.09308).
 #include "winograd.h"
 
 #include "micro_gemm.h"
@@ -11,10 +12,11 @@ namespace {
 struct Plan {
   TileMap map;
   int64_t tiles, in, out;
-  bool by_panel;       // few tiles: threads share out the output channels instead of the tiles
-  int64_t block;       // tiles a block
-  int64_t ldv, ldm;    // row strides of V and M, off the powers of two that would collide in the cache
-  int64_t xsv, xsm;    // strides between the 36 positions
+  bool by_panel;  // few tiles: threads share out the output channels instead of the tiles
+  int64_t block;  // tiles a block
+  int64_t ldv,
+      ldm;  // row strides of V and M, off the powers of two that would collide in the cache
+  int64_t xsv, xsm;  // strides between the 36 positions
 };
 
 Plan make_plan(const ConvShape& s, bool data, int threads) {
@@ -58,8 +60,8 @@ inline void filter_tile(float* u, int64_t xs, const Vec* in) {
   }
 }
 
-// u[xi*xs + c*width + j] = the transformed filter of input channel c and output channel k0 + j. The vectors run over
-// output channels, which lie far apart in w: blocks of VL x VL are transposed.
+// u[xi*xs + c*width + j] = the transformed filter of input channel c and output channel k0 + j. The
+// vectors run over output channels, which lie far apart in w: blocks of VL x VL are transposed.
 void pack_forward(float* u, int64_t xs, const float* w, int64_t C, int64_t k0, int64_t width) {
   for (int64_t j = 0; j < width; j += VL) {
     for (int64_t c = 0; c < C; c += VL) {
@@ -79,8 +81,10 @@ void pack_forward(float* u, int64_t xs, const float* w, int64_t C, int64_t k0, i
   }
 }
 
-// The same for the data gradient: filters rotated by 180 degrees, input channels k, output channels c0 + j.
-void pack_data(float* u, int64_t xs, const float* w, int64_t K, int64_t C, int64_t c0, int64_t width) {
+// The same for the data gradient: filters rotated by 180 degrees, input channels k, output channels
+// c0 + j.
+void pack_data(float* u, int64_t xs, const float* w, int64_t K, int64_t C, int64_t c0,
+               int64_t width) {
   for (int64_t k = 0; k < K; ++k) {
     for (int64_t j = 0; j < width; j += VL) {
       Vec in[9];
@@ -122,7 +126,7 @@ void run_by_tiles(const Source& src, const Sink& sink, const float* w, const Pla
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < panels; ++panel)
       pack_filters<SINK>(u + panel * NR * p.in, xsu, w, p, panel * NR,
-                       min64(NR, p.out - panel * NR));
+                         min64(NR, p.out - panel * NR));
 #pragma omp for schedule(dynamic, 1)
     for (int64_t block = 0; block < blocks; ++block) {
       const Range tiles{block * p.block, min64(p.tiles, (block + 1) * p.block)};
@@ -143,7 +147,8 @@ void run_by_tiles(const Source& src, const Sink& sink, const float* w, const Pla
   }
 }
 
-// All tiles at once; threads take panels of output channels, each transforming its own filters just before use.
+// All tiles at once; threads take panels of output channels, each transforming its own filters just
+// before use.
 template <int SOURCE, int SINK>
 void run_by_panels(const Source& src, const Sink& sink, const float* w, const Plan& p, float* ws,
                    int threads) {

@@ -1,7 +1,8 @@
 // Winograd F(4x4, 3x3) transforms over vectors of channels, and the loading and storing of tiles.
 //
-// Interpolation points 0, +-1/sqrt(2), +-sqrt(2), infinity: they keep the transforms' entries near 1, which loses less
-// precision than the usual 0, +-1, +-2. The relative error against float64 is about 2e-6.
+// Interpolation points 0, +-1/sqrt(2), +-sqrt(2), infinity: they keep the transforms' entries near
+// 1, which loses less precision than the usual 0, +-1, +-2. The relative error against float64 is
+// about 2e-6.
 #pragma once
 #include "argmax.h"
 #include "pycap/conv2d.h"
@@ -77,8 +78,8 @@ struct TileMap {
   }
 };
 
-// Where patches come from: an image [N,H,W,C], or a gradient that is masked by y's zeros and unpooled by argmax on the
-// way (x and y are then [N,H/2,W/2,C]).
+// Where patches come from: an image [N,H,W,C], or a gradient that is masked by y's zeros and
+// unpooled by argmax on the way (x and y are then [N,H/2,W/2,C]).
 struct Source {
   const float* x;
   const float* y;
@@ -89,7 +90,8 @@ struct Source {
 
 enum SourceKind { kPlain, kMasked, kPooled };
 
-// A patch of SIZE x SIZE pixels: SIZE 6 starts one pixel above and left of the tile's corner, SIZE 4 at the corner.
+// A patch of SIZE x SIZE pixels: SIZE 6 starts one pixel above and left of the tile's corner, SIZE
+// 4 at the corner.
 template <int KIND, int SIZE>
 class Patch {
  public:
@@ -193,7 +195,8 @@ inline void gradient_tile(float* m, int64_t xs, float* db, const Source& s, int6
   }
 }
 
-// Where output tiles go: y [N,H,W,C] with bias and ReLU, its 2x2-pooled map with argmax, or dx = beta*dx + tile.
+// Where output tiles go: y [N,H,W,C] with bias and ReLU, its 2x2-pooled map with argmax, or dx =
+// beta*dx + tile.
 struct Sink {
   float* y;
   uint8_t* argmax;

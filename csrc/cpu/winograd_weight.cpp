@@ -1,4 +1,5 @@
-// Winograd weight gradient F(3x3, 4x4): dU = sum over tiles of (A dy A^T)^T (B^T x B) at each position, dw = G^T dU G.
+// Winograd weight gradient F(3x3, 4x4): dU = sum over tiles of (A dy A^T)^T (B^T x B) at each
+// position, dw = G^T dU G.
 #include "micro_gemm.h"
 #include "winograd.h"
 #include "winograd_tiles.h"
@@ -9,10 +10,10 @@ namespace {
 struct Plan {
   TileMap map;
   int64_t tiles;
-  bool shared;       // one dU, its parts shared out over threads; else one dU a thread, tiles shared out
-  int64_t block;     // tiles transformed at a time
+  bool shared;  // one dU, its parts shared out over threads; else one dU a thread, tiles shared out
+  int64_t block;  // tiles transformed at a time
   int64_t ldv, ldm, xsv, xsm;
-  int64_t du;        // floats of one dU
+  int64_t du;  // floats of one dU
 };
 
 Plan make_plan(const ConvShape& s, int threads) {
@@ -95,7 +96,8 @@ void run(float* dw, float* db, Source x, Source dy, const ConvShape& s, float be
 #pragma omp parallel num_threads(threads)
   {
     const int64_t team = omp_get_num_threads(), id = omp_get_thread_num();
-    // Two levels of sums: one block's, then all blocks', so that the error does not grow with the batch.
+    // Two levels of sums: one block's, then all blocks', so that the error does not grow with the
+    // batch.
     float* sum_b = buf.db + id * 2 * ldb;
     float* block_b = sum_b + ldb;
     memset(sum_b, 0, sizeof(float) * s.K);

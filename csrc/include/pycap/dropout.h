@@ -5,8 +5,9 @@
 namespace pycap {
 
 struct DropoutKernels {
-  // y [T,n,F] = beta*y + dropout(x [T,n,F]); y may be x when beta is 0. Element (t,i,f) has the 32-bit counter
-  // (t*total + offset + i)*F + f, wrapping; it is dropped where hash32(counter, seed) < floor(p * 2^32).
+  // y [T,n,F] = beta*y + dropout(x [T,n,F]); y may be x when beta is 0. Element (t,i,f) has the
+  // 32-bit counter (t*total + offset + i)*F + f, wrapping; it is dropped where hash32(counter,
+  // seed) < floor(p * 2^32).
   void (*apply)(float* y, const float* x, int64_t T, int64_t n, int64_t F, double p, uint64_t seed,
                 int64_t total, int64_t offset, float beta, int threads);
 };

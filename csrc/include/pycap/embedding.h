@@ -9,8 +9,9 @@ struct EmbeddingKernels {
   // y [M,E] out = table [V,E] rows ids [M].
   void (*forward)(float* y, const float* table, const int32_t* ids, int64_t M, int64_t E,
                   int threads);
-  // dtable [V,E] = beta*dtable + scatter-add of dy [M,E] over ids [M]. With beta 0 the rows `stale` [n_stale] are
-  // cleared (null: all rows); the others hold zeros already. Rows with equal ids are added in order of their index.
+  // dtable [V,E] = beta*dtable + scatter-add of dy [M,E] over ids [M]. With beta 0 the rows `stale`
+  // [n_stale] are cleared (null: all rows); the others hold zeros already. Rows with equal ids are
+  // added in order of their index.
   void (*backward)(float* dtable, const float* dy, const int32_t* ids, const int32_t* stale,
                    int64_t M, int64_t V, int64_t E, int64_t n_stale, float beta, int threads);
 };

@@ -25,8 +25,8 @@ struct Kernels {
   const OptimKernels* optim;
 };
 
-// The table for `wish` ("v4", "v3", "v1", "native"; null or "": the best that this CPU runs). On an impossible wish
-// returns null and points *error at a message that lives until the next call.
+// The table for `wish` ("v4", "v3", "v1", "native"; null or "": the best that this CPU runs). On an
+// impossible wish returns null and points *error at a message that lives until the next call.
 const Kernels* select_kernels(const char* wish, const char** error);
 
 }  // namespace pycap

@@ -5,7 +5,8 @@
 
 namespace pycap {
 
-// x [M,I], w [O,I], b [O] or null, y and dy [M,O]. No array may alias another. `ws`: scratch as the *_workspace says.
+// x [M,I], w [O,I], b [O] or null, y and dy [M,O]. No array may alias another. `ws`: scratch as the
+// *_workspace says.
 struct LinearKernels {
   void (*forward)(float* y, const float* x, const float* w, const float* b, int64_t M, int64_t I,
                   int64_t O, bool relu, int threads);

@@ -5,7 +5,8 @@
 
 namespace pycap {
 
-// One parameter: all arrays hold n floats and none may alias another. s0, s1: the optimiser's states, in/out.
+// One parameter: all arrays hold n floats and none may alias another. s0, s1: the optimiser's
+// states, in/out.
 struct OptimTensor {
   float* p;
   const float* g;
@@ -20,9 +21,12 @@ struct OptimHyper {
 };
 
 struct OptimKernels {
-  void (*sgd)(const OptimTensor* t, int64_t count, const OptimHyper& hp, int threads);      // s0 momenta, a momentum
-  void (*rmsprop)(const OptimTensor* t, int64_t count, const OptimHyper& hp, int threads);  // s0 squares, a alpha
-  void (*adam)(const OptimTensor* t, int64_t count, const OptimHyper& hp, int threads);  // s0 m, s1 v, a, b the betas
+  void (*sgd)(const OptimTensor* t, int64_t count, const OptimHyper& hp,
+              int threads);  // s0 momenta, a momentum
+  void (*rmsprop)(const OptimTensor* t, int64_t count, const OptimHyper& hp,
+                  int threads);  // s0 squares, a alpha
+  void (*adam)(const OptimTensor* t, int64_t count, const OptimHyper& hp,
+               int threads);  // s0 m, s1 v, a, b the betas
   // Scratch of sum_squares: one double a chunk.
   size_t (*sum_squares_workspace)(const OptimTensor* t, int64_t count);
   // Sum of squares of all t[i].g in float64, the same for every thread count.

@@ -5,8 +5,8 @@
 namespace pycap {
 
 struct PreprocessKernels {
-  // y [N,P,Q,3] out = x*scale + shift; x uint8 [N,H,W,3]; crops int32 [N,3] = (top, left, flip), checked to lie inside
-  // the image; scale, shift [3].
+  // y [N,P,Q,3] out = x*scale + shift; x uint8 [N,H,W,3]; crops int32 [N,3] = (top, left, flip),
+  // checked to lie inside the image; scale, shift [3].
   void (*apply)(float* y, const uint8_t* x, const int32_t* crops, const float* scale,
                 const float* shift, int64_t N, int64_t H, int64_t W, int64_t P, int64_t Q,
                 int threads);
