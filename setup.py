@@ -1,4 +1,4 @@
-"""Builds pycap._cpu with CMake and installs kernels/ as the package pycap.kernels."""
+"""Builds pycap._cpu with CMake; the packages, kernels/ as pycap.kernels among them, are listed in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -47,15 +47,7 @@ class CMakeBuild(build_ext):
                 ) from error
 
 
-packages = find_packages(include=["pycap", "pycap.*"])
-package_dir = {}
-if (ROOT / "kernels" / "__init__.py").exists():
-    packages.append("pycap.kernels")
-    package_dir["pycap.kernels"] = "kernels"
-
 setup(
-    packages=packages,
-    package_dir=package_dir,
     ext_modules=[Extension("pycap._cpu", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )
