@@ -44,6 +44,7 @@ def build_model(config: TrainConfig, vocabulary: int) -> NIC:
         rnn_size=config.rnn_size,
         input_encoding_size=config.input_encoding_size,
         drop_prob_lm=config.drop_prob_lm,
+        word_head=config.pretrain_words > 0,
     )
 
 

@@ -19,7 +19,7 @@ _GROUPS = {  # first option of each group in --help
     "stage": "data and run",
     "model": "model",
     "optimizer": "optimisation",
-    "epochs": "length, validation and checkpoints",
+    "pretrain_words": "length, validation and checkpoints",
     "resume": "start from",
     "device": "machine",
 }
@@ -86,6 +86,8 @@ class TrainConfig:
     finetune_cnn_after: int = _opt(0, "epochs for which the CNN stays frozen (0: joint from the start)", low=0)
     micro_batch: int = _opt(0, "images per pass, to save memory; gradients stay the same (0: the whole batch)", low=0)
 
+    pretrain_words: int = _opt(0, "epochs before the first in which the CNN alone learns to guess caption words", low=0)
+    pretrain_learning_rate: float = _opt(1e-3, "learning rate of those epochs", low=0)
     epochs: int = _opt(20, "passes over the training images", low=1)
     max_steps: int = _opt(0, "stop after this many steps in all (0: no limit)", low=0)
     seed: int = _opt(123, "seed of weights, shuffling, crops and dropout", low=0)
@@ -164,6 +166,10 @@ class TrainConfig:
             raise ConfigError(
                 f"finetune_cnn_after: {self.finetune_cnn_after} contradicts freeze_cnn, "
                 "which never trains the CNN; drop one"
+            )
+        if self.freeze_cnn and self.pretrain_words:
+            raise ConfigError(
+                f"pretrain_words: {self.pretrain_words} contradicts freeze_cnn, which never trains the CNN; drop one"
             )
         if self.resume and self.init_from:
             raise ConfigError(

@@ -23,7 +23,7 @@ Facts = Mapping[str, Fact]
 # kind -> value -> the phrases that say it, the usual one first. Of each kind, a phrase says one value only.
 WORDS: dict[str, dict[Fact, tuple[str, ...]]] = {
     "count": {1: ("a", "one", "a single")},
-    "counts": {2: ("two", "a pair of"), 3: ("three",), 4: ("four",)},
+    "counts": {2: ("two", "a pair of"), 3: ("three",)},
     "size": {"large": ("large", "big"), "small": ("small", "little", "tiny")},
     "texture": {"solid": ("solid",), "striped": ("striped",)},
     "colour": {name: (name,) for name in SETTINGS.colours},

@@ -50,15 +50,15 @@ class Settings:
     sizes: Mapping[str, float] = field(default_factory=lambda: {"large": 0.5, "small": 0.5})
     textures: Mapping[str, float] = field(default_factory=lambda: {"solid": 0.65, "striped": 0.35})
     background_textures: Mapping[str, float] = field(default_factory=lambda: {"plain": 0.7, "checked": 0.3})
-    counts: Mapping[int, float] = field(default_factory=lambda: {1: 0.3, 2: 0.25, 3: 0.25, 4: 0.2})
+    counts: Mapping[int, float] = field(default_factory=lambda: {1: 0.4, 2: 0.35, 3: 0.25})
     positions: tuple[str, ...] = ("left", "right", "top", "bottom", "centre")
     relations: tuple[str, ...] = ("left", "right", "above", "below")
-    pair: float = 0.3  # probability that a scene holds two different objects instead of one group
+    pair: float = 0.15  # probability that a scene holds two different objects instead of one group
 
     # How it is painted.
-    radius: Mapping[str, float] = field(default_factory=lambda: {"large": 7.5, "small": 4.9})
+    radius: Mapping[str, float] = field(default_factory=lambda: {"large": 10.5, "small": 7.0})
     radius_jitter: float = 0.02  # relative
-    pitch: Mapping[str, float] = field(default_factory=lambda: {"large": 16.6, "small": 13.5})  # between centres
+    pitch: Mapping[str, float] = field(default_factory=lambda: {"large": 22.0, "small": 17.0})  # between centres
     group_offset: float = 19.0  # from the middle of the frame to a group's line
     pair_offset: float = 16.0  # from the middle of the frame to each object of a pair
     wobble: float = 2.0  # a group's line moves by up to this much, either way
@@ -196,7 +196,6 @@ def place(scene: Scene, rng: np.random.Generator) -> list[tuple[Thing, float, fl
         upright = [(y, x) for x, y in line]
         layouts = {
             3: [[(-half, half * 0.58), (half, half * 0.58), (0.0, -half * 1.16)]],
-            4: [[(-half, -half), (half, -half), (-half, half), (half, half)]],
         }
         offsets = choose(rng, layouts.get(scene.count, [line, upright]))
         x, y = middle + around(SETTINGS.wobble), middle + around(SETTINGS.wobble)

@@ -12,6 +12,8 @@ from pycap.autograd import Tensor
 from pycap.models.vgg import VGG
 from pycap.nn import LSTM, Dropout, Embedding, Linear, Module
 
+END = 2  # the vocabulary's first ids are PAD, START and END; words (UNK among them) follow
+
 
 @dataclass
 class State:
@@ -29,7 +31,8 @@ class NIC(Module):
     """The image's fc7 vector, linearly embedded, is the LSTM's first input; then START, the words, and END is predicted.
 
     h0 = c0 = 0. Input and output embeddings are separate. Dropout acts on the LSTM's outputs (and, inside the CNN, on fc6
-    and fc7). Tokens are int32, time-major: START, words, END, padding (0).
+    and fc7). Tokens are int32, time-major: START, words, END, padding (0). word_head: with a classifier of words on fc7,
+    which `word_loss` trains.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class NIC(Module):
         rnn_size: int = 512,
         input_encoding_size: int = 512,
         drop_prob_lm: float = 0.5,
+        word_head: bool = False,
     ) -> None:
         self.cnn = cnn
         self.image_embedding = Linear(cnn.output_size, input_encoding_size, rng)
@@ -48,6 +52,8 @@ class NIC(Module):
         self.lstm = LSTM(input_encoding_size, rnn_size, rng)
         self.drop = Dropout(drop_prob_lm)
         self.projection = Linear(rnn_size, vocabulary, rng)
+        if word_head:
+            self.word_head = Linear(cnn.output_size, vocabulary, rng)
 
     def loss(self, images: Tensor, tokens: Any, normalizer: float | None = None) -> Tensor:
         """Mean cross-entropy a token in nats (END counts, padding does not).
@@ -65,6 +71,21 @@ class NIC(Module):
         return ops.linear_cross_entropy(
             outputs, self.projection.weight, self.projection.bias, targets, normalizer=normalizer
         )
+
+    def word_loss(self, images: Tensor, tokens: Any, normalizer: float | None = None) -> Tensor:
+        """Mean cross-entropy, in nats a word, of guessing the words of an image's captions from the image alone.
+
+        A CNN that has seen nothing yet learns to see from this (multinomial logistic loss over a bag of words; Joulin et
+        al. 2016, "Learning visual features from large weakly supervised data"). Needs a model made with `word_head`.
+        Arguments as for `loss`; neither END nor padding counts.
+        """
+        per_image = tokens.shape[1] // images.shape[0]
+        words = np.ascontiguousarray(tokens[1:].T)  # [N,T-1]: the words of one caption stand together
+        image_of_word = np.arange(words.size, dtype=np.int32) // (per_image * words.shape[1])
+        said = words.reshape(-1) > END
+        vectors = ops.embedding(self.cnn(images), image_of_word[said])
+        head, targets = self.word_head, words.reshape(-1)[said]
+        return ops.linear_cross_entropy(vectors, head.weight, head.bias, targets, normalizer=normalizer)
 
     def begin(self, images: Tensor) -> State:
         """The state after the LSTM has seen the images [N,S,S,3]."""

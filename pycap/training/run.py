@@ -120,12 +120,13 @@ class _Run:
     def go(self) -> RunResult:
         self._announce()
         config, position, steps = self.config, self.position, len(self.loaders.train)
-        total = config.epochs * steps
+        epochs = config.pretrain_words + config.epochs
+        total = epochs * steps
         total = min(total, config.max_steps) if config.max_steps else total
         try:
             with self._signals(), Display(total, self.trainer.step_number) as self.display:
                 self.say = self.display.say
-                while position.epoch < config.epochs and not self._at_limit():
+                while position.epoch < epochs and not self._at_limit():
                     if position.batch < steps:
                         self._train_epoch()
                     if position.batch >= steps:
@@ -146,8 +147,10 @@ class _Run:
     def _train_epoch(self) -> None:
         config, position = self.config, self.position
         joint = self.trainer.begin_epoch(position.epoch)
-        if position.batch == 0 and not config.freeze_cnn and config.finetune_cnn_after:
-            self.say(f"epoch {position.epoch + 1}: the CNN {'learns too' if joint else 'is frozen'}")
+        if position.batch == 0 and self.trainer.words_only:
+            self.say(f"epoch {position.epoch + 1}: the CNN learns to guess the captions' words")
+        elif position.batch == 0 and config.pretrain_words + config.finetune_cnn_after and not config.freeze_cnn:
+            self.say(f"epoch {position.epoch + 1}: the CNN {'learns with the LSTM' if joint else 'is frozen'}")
         batches = self.loaders.train.epoch(position.epoch, position.batch)
         started, images = time.monotonic(), 0
         try:
@@ -181,8 +184,9 @@ class _Run:
             raise Diverged(f"{error}; {good}; lower --learning-rate or set --grad-clip") from error
 
     def _end_epoch(self) -> None:
-        position = self.position
-        if (position.epoch + 1) % self.config.val_every == 0 or position.epoch + 1 == self.config.epochs:
+        position, captioning_epochs = self.position, self.position.epoch + 1 - self.config.pretrain_words
+        last = captioning_epochs == self.config.epochs
+        if captioning_epochs > 0 and (captioning_epochs % self.config.val_every == 0 or last):
             self._validate(position.epoch)
         position.epoch, position.batch = position.epoch + 1, 0
         self._save("last")
@@ -211,7 +215,7 @@ class _Run:
         if variety < _LOW_VARIETY and len(results) >= 20:
             self.say(
                 f"warning: only {len(set(results.values()))} different captions for {len(results)} images. Early in training "
-                "that is usual; later it means that the model does not see the images (learning rate, frozen CNN, preprocessing)."
+                "that is usual; later it means that the model does not see them (learning rate, frozen CNN, preprocessing)."
             )
         self._write_samples(samples)
         self.trainer.schedule.observe(loss)
@@ -297,6 +301,7 @@ class _Run:
             kind="train",
             step=self.trainer.step_number,
             epoch=self.position.epoch + 1,
+            objective="words" if self.trainer.words_only else "captions",
             loss=result.loss,
             tokens=result.tokens,
             lr=result.lr,

@@ -14,7 +14,7 @@ from pycap.autograd import no_grad
 from pycap.config import TrainConfig
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
-from pycap.data.vocab import PAD
+from pycap.data.vocab import END, PAD
 from pycap.models.nic import NIC
 from pycap.nn.layers import place_dropout
 
@@ -40,11 +40,14 @@ class Trainer:
     def __init__(self, model: NIC, config: TrainConfig, spec: PreprocessSpec, steps_per_epoch: int) -> None:
         self.model, self.config, self.spec = model, config, spec
         self.step_number = 0
+        self.words_only = False
+        self._word_steps = config.pretrain_words * steps_per_epoch
         self.optimizer = _optimizer(model, config)
         total = config.epochs * steps_per_epoch
+        limit = config.max_steps - self._word_steps if config.max_steps else total
         self.schedule = optim.make_schedule(
             config.lr_schedule,
-            total_steps=min(total, config.max_steps) if config.max_steps else total,
+            total_steps=max(min(total, limit), 1),
             warmup_steps=config.warmup_steps,
             min_lr=config.min_learning_rate,
             decay_start=config.lr_decay_start * steps_per_epoch,
@@ -54,8 +57,13 @@ class Trainer:
         )
 
     def begin_epoch(self, epoch: int) -> bool:
-        """Freeze the CNN or let it learn, as the config has it for this epoch (from 0); returns whether it learns."""
-        joint = not self.config.freeze_cnn and epoch >= self.config.finetune_cnn_after
+        """Freeze the CNN or let it learn, as the config has it for this epoch; returns whether it learns.
+
+        epoch: from 0. The first `config.pretrain_words` of them train the CNN to guess words; the others count from there.
+        """
+        self.words_only = epoch < self.config.pretrain_words
+        captioning_epoch = epoch - self.config.pretrain_words
+        joint = self.words_only or (not self.config.freeze_cnn and captioning_epoch >= self.config.finetune_cnn_after)
         self.model.train(True)
         self.model.cnn.freeze(not joint)
         self.model.cnn.train(joint)  # a frozen CNN gives the same features every time: no dropout in it
@@ -68,7 +76,8 @@ class Trainer:
         """
         images = len(batch.images)
         per_image = batch.tokens.shape[1] // images
-        tokens = int(np.count_nonzero(batch.tokens[1:] != PAD))
+        tokens = int(np.count_nonzero(batch.tokens[1:] > END if self.words_only else batch.tokens[1:] != PAD))
+        objective = self.model.word_loss if self.words_only else self.model.loss
         seed = int(np.random.SeedSequence([self.config.seed, 0xD20, self.step_number]).generate_state(1, np.uint64)[0])
         size = self.config.micro_batch or images
         loss = 0.0
@@ -77,7 +86,7 @@ class Trainer:
             place_dropout(self.model, seed, first, count, images)
             part = slice(first, first + count)
             columns = slice(first * per_image, (first + count) * per_image)
-            result = self.model.loss(self._normalised(batch, part), batch.tokens[:, columns], normalizer=tokens)
+            result = objective(self._normalised(batch, part), batch.tokens[:, columns], normalizer=tokens)
             loss += result.item()
             if math.isfinite(loss):
                 result.backward()
@@ -85,7 +94,7 @@ class Trainer:
         if not math.isfinite(loss):
             self._forget_gradients()
             raise Diverged(_report(f"the loss is {loss}", self.step_number + 1, batch))
-        self.optimizer.set_lr(self.schedule, self.step_number)
+        self._set_learning_rates()
         rate = self.optimizer.groups[-1].lr
         try:
             norms = self.optimizer.step()
@@ -94,6 +103,13 @@ class Trainer:
             raise Diverged(_report(str(error), self.step_number + 1, batch)) from error
         self.step_number += 1
         return StepResult(loss, tokens, images, norms, rate)
+
+    def _set_learning_rates(self) -> None:
+        if self.words_only:
+            for group in self.optimizer.groups:
+                group.lr = self.config.pretrain_learning_rate
+        else:
+            self.optimizer.set_lr(self.schedule, max(self.step_number - self._word_steps, 0))
 
     def loss(self, batches: Iterable[Batch]) -> float:
         """Mean cross-entropy a token in nats over all captions of `batches`, without dropout (END counts)."""

@@ -99,7 +99,13 @@ def test_results_do_not_depend_on_the_batch() -> None:
     together = search(Table(), 4)
     for image in range(4):
         alone = beam_search(
-            Table(), Tensor(np.array([image], np.float32)), beam_size=3, max_length=4, start=START, end=END, suppress=(0, START, UNK)
+            Table(),
+            Tensor(np.array([image], np.float32)),
+            beam_size=3,
+            max_length=4,
+            start=START,
+            end=END,
+            suppress=(0, START, UNK),
         )
         assert alone[0] == together[image]
 

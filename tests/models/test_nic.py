@@ -59,6 +59,21 @@ def test_every_parameter_of_both_halves_gets_a_gradient() -> None:
         assert np.abs(parameter.grad).max() > 0, name
 
 
+def test_word_loss_is_the_mean_over_the_captions_words_of_the_classifiers_log_probabilities() -> None:
+    rng = np.random.default_rng(0)
+    model = NIC(VGG("vgg_micro", 32, rng, width=0.25, fc_size=20, drop=0.0), V, rng, rnn_size=12, word_head=True)
+    images, tokens = batch()
+    features = model.cnn(images).data.astype(np.float64)
+    z = features @ model.word_head.weight.data.T + model.word_head.bias.data
+    logp = z - np.log(np.exp(z).sum(1, keepdims=True))
+    expected = [-logp[n // 2, word] for n in range(6) for word in tokens[1:, n] if word > 2]
+    loss = model.word_loss(images, tokens)
+    assert loss.item() == pytest.approx(np.mean(expected), rel=2e-6)
+    loss.backward()
+    for name, parameter in model.named_parameters().items():
+        assert parameter.fresh == name.startswith(("cnn.", "word_head.")), name
+
+
 def test_frozen_cnn_gets_no_gradient_and_keeps_nothing() -> None:
     model = small_nic()
     model.cnn.freeze()

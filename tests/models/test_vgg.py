@@ -37,8 +37,9 @@ def test_built_model_follows_the_configuration(name: str) -> None:
     inputs = 3
     for i, block in enumerate(BLOCKS[name], 1):
         for j, channels in enumerate(block, 1):
-            assert shapes[f"conv{i}_{j}.weight"] == (channels // 4, 3, 3, inputs)
-            inputs = channels // 4
+            outputs = max(8, round(channels / 4 / 8) * 8)
+            assert shapes[f"conv{i}_{j}.weight"] == (outputs, 3, 3, inputs)
+            inputs = outputs
     side = 64 // 2 ** len(BLOCKS[name])
     assert shapes["fc6.weight"] == (24, side * side * inputs)
     assert shapes["fc7.weight"] == (24, 24)

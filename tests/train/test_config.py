@@ -168,6 +168,8 @@ def test_validate_refuses_wrong_types_from_python() -> None:
     ):
         with pytest.raises(ConfigError, match=next(iter(bad))):
             TrainConfig(**bad).validate()  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="pretrain_words: 2 contradicts freeze_cnn"):
+        TrainConfig(freeze_cnn=True, pretrain_words=2).validate()
     with pytest.raises(ConfigError, match="init_from: a contradicts resume b"):
         TrainConfig(init_from=Path("a"), resume=Path("b")).validate()
 
@@ -177,7 +179,11 @@ def test_with_recipe_keeps_what_the_user_gave(tmp_path: Path) -> None:
     demo = configuration.with_recipe(c, "demo")
     assert (demo.batch_size, demo.cnn_learning_rate) == (3, 1e-5)
     assert (demo.cnn, demo.image_size, demo.stage) == ("vgg_micro", 64, "coco")
-    assert configuration.with_recipe(parse_args(["--stage", "coco"]), "demo").cnn_learning_rate is None
+    recipe = configuration.recipe("demo")
+    assert (
+        configuration.with_recipe(parse_args(["--stage", "coco"]), "demo").cnn_learning_rate
+        == recipe["cnn_learning_rate"]
+    )
     made = configuration.with_recipe(TrainConfig(stage="coco", epochs=1), "demo")
     assert (made.epochs, made.cnn) == (1, "vgg_micro")
     file = tmp_path / "x.yaml"
