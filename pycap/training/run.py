@@ -106,6 +106,7 @@ class _Run:
         self.captioner = Captioner(self.model, self.vocab, self.spec, config)
         self.scores: dict[str, float] = {}
         self.signal: int | None = None
+        self.phase = ""
 
     def _new_folder(self, config: TrainConfig) -> None:
         for given in (config.init_from, config.data):
@@ -147,10 +148,13 @@ class _Run:
     def _train_epoch(self) -> None:
         config, position = self.config, self.position
         joint = self.trainer.begin_epoch(position.epoch)
-        if position.batch == 0 and self.trainer.words_only:
-            self.say(f"epoch {position.epoch + 1}: the CNN learns to guess the captions' words")
-        elif position.batch == 0 and config.pretrain_words + config.finetune_cnn_after and not config.freeze_cnn:
-            self.say(f"epoch {position.epoch + 1}: the CNN {'learns with the LSTM' if joint else 'is frozen'}")
+        if self.trainer.words_only:
+            phase = "the CNN learns to guess the captions' words"
+        else:
+            phase = "CNN and LSTM learn jointly" if joint else "the LSTM learns, the CNN is frozen"
+        if phase != self.phase:
+            self.phase = phase
+            self.say(f"from epoch {position.epoch + 1} on, {phase}")
         batches = self.loaders.train.epoch(position.epoch, position.batch)
         started, images = time.monotonic(), 0
         try:
