@@ -24,7 +24,9 @@ class CMakeBuild(build_ext):
             raise RuntimeError("cmake was not found: pip install cmake ninja")
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         in_checkout = self.inplace or self.editable_mode  # there the objects stay: the next build is quick
-        base = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}" if in_checkout else Path(self.build_temp).resolve()
+        base = (
+            ROOT / "build" / f"cmake-{sys.implementation.cache_tag}" if in_checkout else Path(self.build_temp).resolve()
+        )
         build = base / ext.name
         build.mkdir(parents=True, exist_ok=True)
         configure = [
