@@ -103,11 +103,10 @@ class TrainConfig:
 
     resume: Path | None = _opt(None, "continue this run or checkpoint exactly; its options are the defaults")
     init_from: Path | None = _opt(None, "run or checkpoint to take the weights from")
-    vgg_weights: Path | None = _opt(None, "file with ImageNet weights for the CNN")
 
     device: str = _opt("auto", "where to compute", choices=("auto", "cpu", "cuda"))
-    backend: str = _opt("auto", "whose kernels", choices=("auto", "reference", "cpp", "triton", "cuda"))
-    precision: str = _opt("fp32", "arithmetic of the matrix products", choices=("fp32", "tf32", "bf16"))
+    backend: str = _opt("auto", "whose kernels", choices=("auto", "reference", "cpp"))
+    precision: str = _opt("fp32", "arithmetic of the matrix products", choices=("fp32",))
     threads: int = _opt(0, "CPU threads (0: all)", low=0)
 
     def __post_init__(self) -> None:

@@ -116,7 +116,7 @@ def read_captions(file: Path) -> tuple[list[tuple[int | str, str]], dict[int | s
             raise DataError(
                 f'{file}: {reason}; "images" and "annotations" come from different files, fetch the original again'
             )
-        reason += "; they are left out; run pycap doctor DIR"
+        reason += "; they are left out"
         problems.append({"file": file.name, "reason": reason, "count": len(unknown), "first": unknown[0]})
     return list(names.items()), captions, problems
 

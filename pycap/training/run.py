@@ -104,7 +104,7 @@ class _Run:
             self.vocab.save(self.folder / "vocab.json")
         configuration.save(config, self.folder / "config.yaml")
         self.captioner = Captioner(self.model, self.vocab, self.spec, config)
-        self.scores: dict[str, float] = {}
+        self.scores: dict[str, float] = dict(resumed.state["scores"]) if resumed else {}
         self.signal: int | None = None
         self.phase = ""
 
@@ -132,7 +132,7 @@ class _Run:
                         self._train_epoch()
                     if position.batch >= steps:
                         self._end_epoch()
-                if not self.scores and self._at_limit() and position.batch:  # stopped inside an epoch, by max_steps
+                if position.batch:  # max_steps ended the run inside an epoch
                     self._validate(position.epoch)
                     self._save("last")
                 position.done = True

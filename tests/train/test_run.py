@@ -21,25 +21,12 @@ from pycap.train import main
 from pycap.training import run as run_module
 from pycap.training.run import Stopped
 from pycap.training.trainer import Diverged, Trainer
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return demo.generate(tmp_path_factory.mktemp("demo") / "set", train=24, val=10, size=64)
+from tests.train.runs import tiny
 
 
 @pytest.fixture(autouse=True)
 def _automatic_backend() -> None:
     backends.select()
-
-
-def tiny(data: Path, out: Path, **options: object) -> TrainConfig:
-    base: dict[str, object] = {
-        "stage": "coco", "data": data, "out_dir": out, "cnn": "vgg_micro", "cnn_width": 0.25, "fc_size": 24,
-        "image_size": 64, "resize": 64, "flip": False, "rnn_size": 24, "input_encoding_size": 16, "batch_size": 8,
-        "word_count_threshold": 1, "epochs": 2, "log_every": 1, "learning_rate": 1e-3, "threads": 2, "workers": 1,
-    }  # fmt: skip
-    return TrainConfig(**(base | options))  # type: ignore[arg-type]
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
@@ -229,11 +216,6 @@ def test_json_that_is_not_cocos(data: Path, tmp_path: Path, capsys: pytest.Captu
     path.write_text('{"pictures": []}')
     code, text = fails(capsys, "--data", str(folder), "--out-dir", str(tmp_path / "r"), "--recipe", "demo")
     assert code and "captions_train2017.json" in text and "images" in text
-
-
-@pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pycap.train(tiny(data, tmp_path_factory.mktemp("trained") / "run", epochs=1)).folder
 
 
 def damaged(trained: Path, tmp_path: Path) -> Path:
