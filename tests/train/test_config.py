@@ -85,7 +85,7 @@ def test_flags_dashes_and_none() -> None:
     assert parse_args(["--freeze_cnn", "--batch_size=3"]).batch_size == 3
     assert parse_args(["--freeze-cnn", "false"]).freeze_cnn is False
     assert parse_args(["--no-flip"]).flip is False
-    assert parse_args(["--stage", "coco"]).cnn_learning_rate == 1e-5
+    assert parse_args(["--stage", "coco"]).cnn_learning_rate == configuration.recipe("coco")["cnn_learning_rate"]
     for none in (["--cnn-learning-rate", "none"], ["--cnn-learning-rate=None"], ["--cnn_learning_rate", "null"]):
         assert parse_args(none).cnn_learning_rate is None
     assert parse_args(["--store", "none"]).store == "none"
