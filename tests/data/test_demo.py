@@ -17,17 +17,7 @@ from PIL import Image
 from pycap.data import DataError, demo
 from pycap.data.demo import Scene, Thing, generate, is_true, load_scenes
 from pycap.data.demo_scene import FRAME, SETTINGS, place, sample_scene
-
-GROUP = Scene((Thing("circle", "red", "large", "striped"),), 2, "left", None, "grey", "checked")
-ONE = Scene((Thing("star", "yellow", "small", "solid"),), 1, "top", None, "black", "plain")
-PAIR = Scene(
-    (Thing("square", "white", "small", "solid"), Thing("ring", "blue", "large", "striped")),
-    1,
-    None,
-    "left",
-    "green",
-    "plain",
-)
+from tests.data.scenes import GROUP, PAIR
 
 
 @pytest.fixture(scope="module")

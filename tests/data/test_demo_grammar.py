@@ -9,19 +9,9 @@ import numpy as np
 import pytest
 
 from pycap.data import demo, demo_grammar
-from pycap.data.demo import Scene, Thing, explain, is_true
+from pycap.data.demo import Scene, explain, is_true
 from pycap.data.demo_scene import SETTINGS
-
-GROUP = Scene((Thing("circle", "red", "large", "striped"),), 2, "left", None, "grey", "checked")
-ONE = Scene((Thing("star", "yellow", "small", "solid"),), 1, "top", None, "black", "plain")
-PAIR = Scene(
-    (Thing("square", "white", "small", "solid"), Thing("ring", "blue", "large", "striped")),
-    1,
-    None,
-    "left",
-    "green",
-    "plain",
-)
+from tests.data.scenes import GROUP, ONE, PAIR
 
 
 def test_every_caption_is_true_of_its_own_scene(told: list[tuple[Scene, str]]) -> None:
