@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
 
 _PLAIN_EVERY_S = 15.0
 
@@ -52,6 +56,21 @@ class Display:
             self.printed = now = time.monotonic()
             left = (now - self.started) / max(step - self.first, 1) * (self.total - step)
             self.say(f"epoch {epoch}  step {step}/{self.total}  {note}  {left / 60:.1f} min left")
+
+    def watch(self, what: str, items: Iterable[Item], total: int) -> Iterator[Item]:
+        """The items, with a bar of their own (or lines) while they last. what: said beside it."""
+        task = self.bar.add_task(what, total=total, note="") if self.bar else None
+        try:
+            for number, item in enumerate(items, 1):
+                yield item
+                if self.bar and task is not None:
+                    self.bar.update(task, completed=number)
+                elif time.monotonic() - self.printed >= _PLAIN_EVERY_S:
+                    self.printed = time.monotonic()
+                    self.say(f"{what}: {number}/{total}")
+        finally:
+            if self.bar and task is not None:
+                self.bar.remove_task(task)
 
     def say(self, text: str) -> None:
         """A line (or paragraph) of plain text; above the bar where there is one."""

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-
 from pycap import __version__, backends, checkpoint, metrics
 from pycap import config as configuration
 from pycap.captioner import Captioner, build_model, load_weights
@@ -28,7 +26,8 @@ from pycap.training.folder import Log, Sample
 from pycap.training.progress import Display
 from pycap.training.trainer import Diverged, StepResult, Trainer
 
-_SAMPLES = 24
+_SAMPLES = 24  # on the page
+_SHOWN = 8  # on the screen
 _LOW_VARIETY = 0.1
 
 
@@ -126,7 +125,7 @@ class _Run:
         total = min(total, config.max_steps) if config.max_steps else total
         try:
             with self._signals(), Display(total, self.trainer.step_number) as self.display:
-                self.say = self.display.say
+                self.say = self.display.say  # above the bar, while there is one
                 while position.epoch < epochs and not self._at_limit():
                     if position.batch < steps:
                         self._train_epoch()
@@ -136,7 +135,8 @@ class _Run:
                     self._validate(position.epoch)
                     self._save("last")
                 position.done = True
-                truth = self._describe_held_out()
+                rows = self._caption_held_out()
+            truth = self._tell_held_out(rows)
         finally:
             self.log.close()
             self.loaders.close()
@@ -198,11 +198,11 @@ class _Run:
 
     def _validate(self, epoch: int) -> None:
         config = self.config
-        loss = self.trainer.loss(self._watched(self.loaders.val.epoch(0)))
+        loss = self.trainer.loss(self._held_out("validation loss"))
         results: dict[Any, str] = {}
         references: dict[Any, list[str]] = {}
         samples: list[Sample] = []
-        for batch in self._watched(self.loaders.val.epoch(0)):
+        for batch in self._held_out("captions to score"):
             captions = self.captioner.caption_batch(
                 batch.images, batch.crops, beam_size=config.beam_size, length_penalty=config.length_penalty
             )
@@ -228,20 +228,15 @@ class _Run:
             self.position.best = score
             self._save("best")
 
-    def _describe_held_out(self) -> float | None:
-        """Beam-searched captions of the held-out images by the best checkpoint; for the demo set, how many are true."""
-        best = checkpoint.find(self.folder)
-        self.say(f"captions of held-out images, by {best}, beam {max(self.config.beam_size, 3)}:")
-        captioner = Captioner.load(best)
+    def _caption_held_out(self) -> list[dict[str, Any]]:
+        """Beam-searched captions of the held-out images by the best checkpoint, also in captions.jsonl and samples.html;
+        for the demo set with the key `true`."""
+        captioner = Captioner.load(self.folder)
         rows: list[dict[str, Any]] = []
         samples: list[Sample] = []
-        verdicts: list[bool] = []
-        for batch in self._watched(self.loaders.val.epoch(0)):
+        for batch in self._held_out("captions of held-out images"):
             captions = captioner.caption_batch(
-                batch.images,
-                batch.crops,
-                beam_size=max(self.config.beam_size, 3),
-                length_penalty=self.config.length_penalty,
+                batch.images, batch.crops, beam_size=self._wide_beam, length_penalty=self.config.length_penalty
             )
             for i, (example, beams) in enumerate(zip(batch.examples, captions, strict=True)):
                 text, logprob = beams[0]
@@ -254,26 +249,32 @@ class _Run:
                         "beams": [{"caption": t, "logprob": p} for t, p in beams],
                     }
                 )
-                verdict = ""
                 if self.source.scenes is not None:
-                    verdicts.append(is_true(text, self.source.scenes[int(example.image_id)]))
-                    rows[-1]["true"] = verdicts[-1]
-                    verdict = str(verdicts[-1]).lower()
+                    rows[-1]["true"] = is_true(text, self.source.scenes[int(example.image_id)])
                 if len(samples) < _SAMPLES:
-                    samples.append(self._sample(batch, i, text, logprob, verdict))
-                    if len(samples) <= 8:
-                        self.say(f"  {example.file_name}: {text}{f'  [{verdict}]' if verdict else ''}")
+                    samples.append(self._sample(batch, i, text, logprob, str(rows[-1].get("true", "")).lower()))
         run_folder.write_lines(self.folder / "captions.jsonl", rows)
         self._write_samples(samples)
+        return rows
+
+    @property
+    def _wide_beam(self) -> int:
+        return max(self.config.beam_size, 3)
+
+    def _tell_held_out(self, rows: list[dict[str, Any]]) -> float | None:
+        """Print some captions; for the demo set, return the part that is true."""
+        self.say(f"captions of held-out images, by {checkpoint.find(self.folder)}, beam {self._wide_beam}:")
+        for row in rows[:_SHOWN]:
+            verdict = f"  [{str(row['true']).lower()}]" if "true" in row else ""
+            self.say(f"  {row['file_name']}: {row['caption']}{verdict}")
         self.say(
             f"{len(rows)} captions: {self.folder / 'captions.jsonl'}; a page to look at: {self.folder / 'samples.html'}"
         )
-        if not verdicts:
+        if self.source.scenes is None:
             return None
-        self.say(
-            f"held-out captions that are true: {100 * np.mean(verdicts):.1f} % ({sum(verdicts)} of {len(verdicts)})"
-        )
-        return float(np.mean(verdicts))
+        true = sum(row["true"] for row in rows)
+        self.say(f"held-out captions that are true: {100 * true / len(rows):.1f} % ({true} of {len(rows)})")
+        return true / len(rows)
 
     # what is kept ---------------------------------------------------------------------------------------------------
 
@@ -364,10 +365,11 @@ class _Run:
         self._save("last")
         raise Stopped(self.signal, f"stopped at step {self.trainer.step_number}; continue with --resume {self.folder}")
 
-    def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, unless a signal came."""
+    def _held_out(self, what: str) -> Iterator[Batch]:
+        """The validation batches, unless a signal comes. what: said beside the bar."""
+        batches = self.loaders.val.epoch(0)
         try:
-            for batch in batches:
+            for batch in self.display.watch(what, batches, len(self.loaders.val)):
                 self._stop_if_asked()
                 yield batch
         finally:
