@@ -49,15 +49,21 @@ def build_model(config: TrainConfig, vocabulary: int) -> NIC:
 
 
 def load_weights(model: NIC, saved: checkpoint.Checkpoint) -> None:
-    """Copy a checkpoint's weights into a model. CheckpointError names what does not fit: the vocabulary, or arrays."""
+    """Copy a checkpoint's weights into a model. CheckpointError names what does not fit: the vocabulary, or arrays.
+
+    The classifier of words that `--pretrain-words` trains may be missing on either side: captioning has no use for it.
+    """
     table = saved.model.get("word_embedding.weight")
     if table is not None and len(table) != len(saved.vocab):
         raise checkpoint.CheckpointError(
             f"{saved.folder / 'vocab.json'}: {len(saved.vocab)} words, but the weights beside it are for {len(table)}; "
             "put back the vocab.json that was saved with them"
         )
-    checkpoint.match(saved.model, {n: t.shape for n, t in model.named_parameters().items()}, saved.folder)
-    model.load_arrays(saved.model)
+    own = model.state_arrays()
+    head = {name: array for name, array in own.items() if name.startswith("word_head.")}
+    arrays = {**head, **{n: a for n, a in saved.model.items() if n in own or not n.startswith("word_head.")}}
+    checkpoint.match(arrays, {name: array.shape for name, array in own.items()}, saved.folder)
+    model.load_arrays(arrays)
 
 
 class Captioner:

@@ -326,9 +326,11 @@ class _Run:
 
     def _announce(self) -> None:
         source, loader = self.source, self.loaders.train
+        unknown = self.vocab.coverage(c for e in source.train for c in e.captions)["unk_percent"]
         lines = [
             f"{len(source.train)} images to train on, {len(source.val)} to validate, from {source.folder}; "
-            f"{len(self.vocab)} words; {len(loader)} steps an epoch",
+            f"{len(loader)} steps an epoch",
+            f"{len(self.vocab)} words; {unknown:.1f} % of the training captions' words are not among them",
             f"{self.config.model} on {self.config.cnn}: {self.model.parameter_count():,} parameters; run folder {self.folder}",
         ]
         if source.problems:

@@ -184,6 +184,19 @@ def test_init_from_takes_weights_and_vocabulary_and_starts_at_step_0(data: Path,
     assert losses(second)[0][0] == 1
 
 
+def test_weights_with_and_without_a_word_classifier_serve_each_other(data: Path, tmp_path: Path) -> None:
+    words = pycap.train(tiny(data, tmp_path / "words", epochs=1, pretrain_words=1)).folder
+    plain = pycap.train(tiny(data, tmp_path / "plain", epochs=1, init_from=words, learning_rate=0.0)).folder
+    again = pycap.train(
+        tiny(data, tmp_path / "again", epochs=1, pretrain_words=1, init_from=plain, learning_rate=0.0,
+             pretrain_learning_rate=0.0)
+    ).folder  # fmt: skip
+    first, without, back = (weights(run / "last") for run in (words, plain, again))
+    assert first.keys() - without.keys() == {"word_head.weight", "word_head.bias"} == back.keys() - without.keys()
+    for name, array in without.items():
+        assert np.array_equal(array, first[name]) and np.array_equal(array, back[name]), name
+
+
 def test_corrupt_images_are_listed_and_training_goes_on(data: Path, tmp_path: Path) -> None:
     folder = demo.generate(tmp_path / "hurt", train=10, val=3, size=64)
     victim = sorted((folder / "train2017").iterdir())[4]
