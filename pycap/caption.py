@@ -37,7 +37,7 @@ def caption_files(args: argparse.Namespace) -> int:
     captions: Iterable[Caption] = captioner.caption(
         paths, beam_size=args.beam_size, batch_size=args.batch_size, length_penalty=args.length_penalty
     )
-    failed = 0
+    done = failed = 0
     output = Path(args.output) if args.output else None
     partial = output.with_name(output.name + ".partial") if output else None
     stream = open(partial, "w", encoding="utf-8") if partial else sys.stdout  # noqa: SIM115 - closed below
@@ -52,12 +52,19 @@ def caption_files(args: argparse.Namespace) -> int:
             beams = [{"caption": text, "logprob": logprob} for text, logprob in caption.beams]
             row = {"file_name": str(path), "caption": caption.text, "logprob": caption.logprob, "beams": beams}
             print(json.dumps({"image_id": path.stem, **row}, ensure_ascii=False), file=stream, flush=True)
+            done += 1
+    except BaseException:
+        if partial and done:
+            print(f"stopped: the {done} captions made so far are in {partial}", file=sys.stderr)
+        elif partial:
+            partial.unlink()
+        raise
     finally:
         if partial:
             stream.close()
     if partial and output:
         partial.replace(output)
-        print(f"{len(paths) - failed} captions: {output}")
+        print(f"{done} captions: {output}")
     if failed:
         print(f"{failed} of {len(paths)} images could not be read", file=sys.stderr)
     return 1 if failed else 0

@@ -88,9 +88,8 @@ class Captioner:
 
         images uint8 [N,R,R,3], crops int32 [N,3] (top, left, flip), as the loader gives them.
         """
-        training, vocab = self.model.training, self.vocab
-        self.model.train(False)
-        with no_grad():
+        vocab = self.vocab
+        with no_grad(), self.model.evaluating():
             x = ops.preprocess(images, crops, self.spec.crop, self.spec.mean, self.spec.std)
             hypotheses = beam_search(
                 self.model,
@@ -102,7 +101,6 @@ class Captioner:
                 suppress=(vocab.PAD, vocab.START, vocab.UNK),
                 length_penalty=length_penalty,
             )
-        self.model.train(training)
         return [[(vocab.decode(h.ids), h.logprob) for h in hs] for hs in hypotheses]
 
     def caption(

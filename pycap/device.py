@@ -16,18 +16,6 @@ def array_module(array: Any) -> ModuleType:
     return cupy if cupy is not None and isinstance(array, cupy.ndarray) else np
 
 
-def cuda_available() -> bool:
-    """True where CuPy is installed and sees a GPU."""
-    try:
-        import cupy
-    except ImportError:
-        return False
-    try:
-        return bool(cupy.cuda.runtime.getDeviceCount())
-    except cupy.cuda.runtime.CUDARuntimeError:
-        return False
-
-
 def cpu_count() -> int:
     """CPUs that this process may use: its affinity mask, or what OMP_NUM_THREADS says."""
     asked = os.environ.get("OMP_NUM_THREADS", "")

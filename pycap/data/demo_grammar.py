@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,6 @@ import numpy as np
 from pycap.data.demo_scene import OPPOSITE, SETTINGS, Scene, choose, choose_weighted
 
 Fact = str | int
-Facts = Mapping[str, Fact]
 
 # kind -> value -> the phrases that say it, the usual one first. Of each kind, a phrase says one value only.
 WORDS: dict[str, dict[Fact, tuple[str, ...]]] = {

@@ -47,10 +47,10 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """A table of `count` rows of `size` numbers, N(0, std^2); int32 ids [...] -> [..., size]."""
+    """A table of `count` rows of `size` numbers, N(0, 1); int32 ids [...] -> [..., size]."""
 
-    def __init__(self, count: int, size: int, rng: np.random.Generator, *, std: float = 1.0) -> None:
-        self.weight = normal(rng, (count, size), std)
+    def __init__(self, count: int, size: int, rng: np.random.Generator) -> None:
+        self.weight = normal(rng, (count, size), 1.0)
 
     def __call__(self, ids: Any) -> Tensor:
         return ops.embedding(self.weight, ids)

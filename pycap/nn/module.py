@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,17 @@ class Module:
         """Training mode (dropout acts) or, with False, evaluation mode."""
         for module in self.modules():
             module.training = mode
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within this, evaluation mode; afterwards each module is in the mode that it was in (a frozen CNN has its own)."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.train(False)
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     def freeze(self, frozen: bool = True) -> None:
         """Stop (or resume) learning: frozen parameters get no gradient and no backward runs for them alone."""

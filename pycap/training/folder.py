@@ -15,12 +15,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pycap.config import ConfigError
+
 
 def make_room(folder: Path) -> Path | None:
-    """Move a folder that holds an earlier run aside, to `NAME.1`, `NAME.2`, ...; returns where to, or None."""
+    """Make `folder`, empty. An earlier run there is moved aside, to `NAME.1`, `NAME.2`, ...; returns where to, or None.
+
+    ConfigError where it holds anything else: what is not ours stays where it is.
+    """
+    folder = folder.resolve()
     if not folder.exists() or not any(folder.iterdir()):
         folder.mkdir(parents=True, exist_ok=True)
         return None
+    if not (folder / "log.jsonl").is_file() or folder == Path.cwd() or folder in Path.cwd().parents:
+        raise ConfigError(f"out_dir: {folder} holds other things than an earlier run; give another --out-dir")
     number = 1
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1

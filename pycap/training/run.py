@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -57,7 +57,6 @@ class Position:
     epoch: int = 0
     batch: int = 0
     best: float | None = None
-    done: bool = False
 
 
 def run(config: TrainConfig) -> RunResult:
@@ -87,6 +86,11 @@ class _Run:
             load_weights(self.model, loaded)
         if not resumed:
             self._new_folder(config)
+        elif self.folder.resolve() not in resumed.folder.resolve().parents:
+            raise ConfigError(
+                f"out_dir: {self.folder} is not the run of {resumed.folder}, which resume continues in its own folder; leave "
+                "--out-dir out (in Python: pycap.config.resumed), or start anew from its weights with --init-from"
+            )
         self.position = Position()
         self.loaders = sources.loaders(source, self.vocab, self.spec, config, self.folder)
         self.trainer = Trainer(self.model, config, self.spec, len(self.loaders.train))
@@ -96,7 +100,7 @@ class _Run:
                     f"resume: {resumed.folder} was saved without the optimiser's state; take its weights with --init-from"
                 )
             self.trainer.load_state(resumed.state["trainer"], resumed.optimizer)
-            self.position = replace(Position(**resumed.state["position"]), done=False)
+            self.position = Position(**resumed.state["position"])
         self.log = Log(self.folder / "log.jsonl", self.trainer.step_number if resumed else None)
         if not resumed:
             run_folder.append_lines(self.folder / "skipped.jsonl", source.problems)
@@ -134,7 +138,6 @@ class _Run:
                 if position.batch:  # max_steps ended the run inside an epoch
                     self._validate(position.epoch)
                     self._save("last")
-                position.done = True
                 rows = self._caption_held_out()
             truth = self._tell_held_out(rows)
         finally:
@@ -279,15 +282,9 @@ class _Run:
     # what is kept ---------------------------------------------------------------------------------------------------
 
     def _save(self, name: str) -> None:
-        position = self.position
         state = {
             "trainer": self.trainer.state(),
-            "position": {
-                "epoch": position.epoch,
-                "batch": position.batch,
-                "best": position.best,
-                "done": position.done,
-            },
+            "position": asdict(self.position),
             "scores": self.scores,
             "pycap": __version__,
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,11 @@ class Source:
 class Loaders:
     train: Loader
     val: Loader
-    stores: list[ImageStore] = field(default_factory=list)
+    store: ImageStore | None
 
     def close(self) -> None:
-        for store in self.stores:
-            store.close()
+        if self.store is not None:
+            self.store.close()
 
 
 def find(config: TrainConfig, say: Any) -> tuple[Source, TrainConfig]:
@@ -118,5 +118,5 @@ def loaders(source: Source, vocab: Vocabulary, spec: PreprocessSpec, config: Tra
     return Loaders(
         Loader(source.train, vocab, spec, train=True, flip=config.flip, **common),
         Loader(val, vocab, spec, train=False, flip=False, **common),
-        [store] if store else [],
+        store,
     )

@@ -113,17 +113,13 @@ class Trainer:
 
     def loss(self, batches: Iterable[Batch]) -> float:
         """Mean cross-entropy a token in nats over all captions of `batches`, without dropout (END counts)."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.train(False)
         total, count = 0.0, 0
-        with no_grad():
+        with no_grad(), self.model.evaluating():
             for batch in batches:
                 tokens = int(np.count_nonzero(batch.tokens[1:] != PAD))
                 everything = slice(0, len(batch.images))
                 total += self.model.loss(self._normalised(batch, everything), batch.tokens).item() * tokens
                 count += tokens
-        for module, mode in modes:
-            module.training = mode
         return total / max(count, 1)
 
     def state(self) -> dict[str, Any]:

@@ -107,6 +107,16 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(size: int) -> None:
         assert np.abs(whole[name] - parts[name]).max() <= 2e-6 * max(np.abs(whole[name]).max(), 1e-3), name
 
 
+def test_evaluating_gives_every_module_its_own_mode_back() -> None:
+    model = small_nic(drop=0.5)
+    model.train(True)
+    model.cnn.train(False)  # as while the CNN is frozen
+    with pytest.raises(KeyError), model.evaluating():
+        assert not any(module.training for module in model.modules())
+        raise KeyError
+    assert model.training and model.drop.training and not model.cnn.training and not model.cnn.drop6.training
+
+
 def test_dropout_seeds_differ_between_layers_and_steps() -> None:
     model = small_nic(drop=0.5)
     place_dropout(model, 1, 0, 1, 1)

@@ -176,6 +176,25 @@ def test_an_earlier_run_is_moved_aside_not_overwritten(data: Path, tmp_path: Pat
         pycap.train(tiny(data, tmp_path / "run", init_from=tmp_path / "run" / "last"))
 
 
+def test_a_folder_that_is_no_run_is_left_alone(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    with pytest.raises(ConfigError, match="photos holds other things than an earlier run"):
+        pycap.train(tiny(data, tmp_path / "photos"))
+    run = pycap.train(tiny(data, tmp_path / "run", epochs=1)).folder
+    monkeypatch.chdir(run)
+    with pytest.raises(ConfigError, match="give another --out-dir"):
+        pycap.train(tiny(data, Path(".")))
+    assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"cat" and (run / "last").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "run"]
+
+
+def test_resuming_into_another_folder_is_refused(data: Path, trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="resume continues in its own folder"):
+        pycap.train(tiny(data, tmp_path / "other", resume=trained))
+    assert not (tmp_path / "other").exists()
+
+
 def test_init_from_takes_weights_and_vocabulary_and_starts_at_step_0(data: Path, tmp_path: Path) -> None:
     first = pycap.train(tiny(data, tmp_path / "one", epochs=1)).folder
     second = pycap.train(tiny(data, tmp_path / "two", epochs=1, init_from=first, learning_rate=0.0)).folder
