@@ -95,6 +95,21 @@ def test_a_beam_of_one_is_greedy() -> None:
         assert hypothesis.logprob == pytest.approx(logprob, rel=1e-5)
 
 
+def test_an_end_outside_the_beam_ends_nothing() -> None:
+    """The k best candidates of a step may end; an END that ranks below them may not, however well it would do later."""
+    model = Table()
+    model.logits[:] = 0
+    model.logits[:, 0, START, :] = -50
+    model.logits[:, 0, START, [4, 5]] = (1.0, 0.9)  # two beams: 4 and 5
+    for word in (4, 5):
+        model.logits[:, START, word, :] = -50
+    model.logits[:, START, 4, [END, 6]] = (1.0, 0.6)  # ranks 0 and 1
+    model.logits[:, START, 5, [END, 6, 7]] = (0.5, 0.4, 0.3)  # rank 2: END after 5
+    found = [h.ids for h in search(model, 1, beam_size=2, max_length=3)[0]]
+    assert found[0] == (4,)
+    assert (5,) not in found and found[1][:2] == (4, 6)
+
+
 def test_results_do_not_depend_on_the_batch() -> None:
     together = search(Table(), 4)
     for image in range(4):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,19 @@ def test_the_same_caption_alone_and_in_a_batch(trained: Path, data: Path) -> Non
         (alone,) = captioner.caption(file, beam_size=2)
         assert (alone.file_name, alone.text) == (file.name, expected.text)
         assert alone.logprob == pytest.approx(expected.logprob, rel=1e-4)
+
+
+def test_files_are_captioned_from_the_centre_of_the_resized_image(
+    trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner = pycap.load(trained)
+    captioner.spec = replace(captioner.spec, resize=72)
+    seen = []
+    plain = captioner.caption_batch
+    monkeypatch.setattr(captioner, "caption_batch", lambda *args, **how: seen.append(args) or plain(*args, **how))
+    list(captioner.caption(sorted((data / "val2017").iterdir())[:2]))
+    ((images, crops),) = seen
+    assert images.shape == (2, 72, 72, 3) and crops.tolist() == [[4, 4, 0]] * 2
 
 
 def test_evaluate_writes_results_that_score_scores_alike(

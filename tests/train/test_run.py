@@ -216,6 +216,16 @@ def test_weights_with_and_without_a_word_classifier_serve_each_other(data: Path,
         assert np.array_equal(array, first[name]) and np.array_equal(array, back[name]), name
 
 
+def test_the_schedule_starts_with_the_captions_not_with_the_words(data: Path, tmp_path: Path) -> None:
+    how = {"pretrain_words": 1, "pretrain_learning_rate": 7e-4, "learning_rate": 2e-3, "lr_schedule": "cosine"}
+    run = pycap.train(tiny(data, tmp_path / "run", **how)).folder
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    rates = {kind: [r["lr"] for r in rows if r.get("objective") == kind] for kind in ("words", "captions")}
+    assert rates["words"] == [7e-4] * 3
+    expected = [1e-3 * (1 + np.cos(np.pi * step / 6)) for step in range(6)]
+    assert rates["captions"] == pytest.approx(expected, rel=1e-12)
+
+
 def test_corrupt_images_are_listed_and_training_goes_on(data: Path, tmp_path: Path) -> None:
     folder = demo.generate(tmp_path / "hurt", train=10, val=3, size=64)
     victim = sorted((folder / "train2017").iterdir())[4]
