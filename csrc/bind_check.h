@@ -7,7 +7,10 @@
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+#include <type_traits>
 #include <vector>
+
+#include "pycap/bf16.h"
 
 namespace pycap {
 
@@ -43,9 +46,8 @@ class Args {
   template <class T>
   T* data(py::handle object, const char* name, const Shape& shape, Access access = kIn) const {
     const py::array a = array(object, name);
-    if (!py::dtype::of<T>().is(a.dtype()) && !py::dtype::of<T>().equal(a.dtype()))
-      throw py::type_error(op_ + ": " + name + " must be " +
-                           std::string(py::str(py::dtype::of<T>())) + ", got " +
+    if (!holds<T>(a))
+      throw py::type_error(op_ + ": " + name + " must be " + dtype_name<T>() + ", got " +
                            std::string(py::str(a.dtype())) + "; convert it with astype");
     const Shape got(a.shape(), a.shape() + a.ndim());
     if (got != shape)
@@ -63,6 +65,11 @@ class Args {
   template <class T>
   T* optional(py::handle object, const char* name, const Shape& shape, Access access = kIn) const {
     return object.is_none() ? nullptr : data<T>(object, name, shape, access);
+  }
+
+  // Whether an array's elements are bfloat16 (ml_dtypes), which decides between two kernels.
+  bool is_bf16(py::handle object, const char* name) const {
+    return holds<bf16>(array(object, name));
   }
 
   void* workspace(py::handle object, size_t need) const {
@@ -93,6 +100,25 @@ class Args {
   }
 
  private:
+  template <class T>
+  static bool holds(const py::array& a) {
+    if constexpr (std::is_same_v<T, bf16>) {
+      // ml_dtypes registers its own type number at run time: the name is what identifies it.
+      return a.itemsize() == 2 && a.dtype().kind() == 'V' &&
+             py::cast<std::string>(a.dtype().attr("name")) == "bfloat16";
+    } else {
+      return py::dtype::of<T>().is(a.dtype()) || py::dtype::of<T>().equal(a.dtype());
+    }
+  }
+
+  template <class T>
+  static std::string dtype_name() {
+    if constexpr (std::is_same_v<T, bf16>)
+      return "bfloat16";
+    else
+      return py::str(py::dtype::of<T>());
+  }
+
   py::array array(py::handle object, const char* name) const {
     if (!py::isinstance<py::array>(object))
       throw py::type_error(op_ + ": " + name + " must be a numpy.ndarray, got " +
