@@ -11,6 +11,7 @@ import numpy as np
 
 from pycap import checkpoint, ops
 from pycap.autograd import no_grad
+from pycap.backends import WeightCache, constant_weights
 from pycap.config import TrainConfig
 from pycap.data.images import ImageError, PreprocessSpec, centre_crops, iterate_images
 from pycap.data.vocab import Vocabulary
@@ -67,10 +68,16 @@ def load_weights(model: NIC, saved: checkpoint.Checkpoint) -> None:
 
 
 class Captioner:
-    """A model, its vocabulary and the way its images are prepared; `pycap.load` makes one."""
+    """A model, its vocabulary and the way its images are prepared; `pycap.load` makes one.
+
+    `weights` keeps weights in the form that the kernels like best, from the first caption on: for VGG16 up to 250 MB.
+    An optimiser's step and `Module.load_arrays` empty it; who writes into the model's arrays himself calls
+    `backends.weights_changed()`.
+    """
 
     def __init__(self, model: NIC, vocab: Vocabulary, spec: PreprocessSpec, config: TrainConfig) -> None:
         self.model, self.vocab, self.spec, self.config = model, vocab, spec, config
+        self.weights = WeightCache()
 
     @classmethod
     def load(cls, path: str | Path) -> Captioner:
@@ -89,7 +96,7 @@ class Captioner:
         images uint8 [N,R,R,3], crops int32 [N,3] (top, left, flip), as the loader gives them.
         """
         vocab = self.vocab
-        with no_grad(), self.model.evaluating():
+        with no_grad(), self.model.evaluating(), constant_weights(self.weights):
             x = ops.preprocess(images, crops, self.spec.crop, self.spec.mean, self.spec.std)
             hypotheses = beam_search(
                 self.model,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pycap.autograd import Tensor
-from pycap.backends import kernels
+from pycap.backends import kernels, weights_changed
 
 
 class NonFiniteGradient(FloatingPointError):
@@ -134,6 +134,7 @@ class Optimizer(ABC):
                 self._update(group, _Update(data, grads, slots, step, scale, clip))
         for tensor in self.tensors.values():
             tensor.fresh = False
+        weights_changed()
 
     @abstractmethod
     def _update(self, group: ParamGroup, u: _Update) -> None:

@@ -7,6 +7,8 @@ Rules that every primitive keeps:
 * arrays are C-contiguous; `None` stands for an array that is absent where the text says "or None";
 * a gradient is written as in GEMM, ``buf = beta * buf + grad``; with ``beta == 0`` the old contents are not read
   (they may be NaN); a gradient output of None is not wanted and not computed;
+* a primitive keeps nothing between calls, but for prepared forms of weights in the `weight_cache()` of the moment, where
+  the caller has promised by `constant_weights(cache)` that they do not change;
 * inputs are left unmodified (the one exception is named: ``lstm_backward`` turns ``gates`` into their gradients);
 * images and activations are NHWC, convolution weights ``[K, R, S, C]``, linear weights ``[out, in]``, LSTM gates
   i, f, g, o stacked in ``[4H, in]``, sequences time-major ``[T, N, ...]``; ids and targets are int32.
@@ -89,6 +91,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+
+from pycap.backends.weights import WeightCache, constant_weights, weight_cache, weights_changed
+
+__all__ = [
+    "CHAINS",
+    "PRIMITIVES",
+    "BackendError",
+    "Choice",
+    "WeightCache",
+    "available",
+    "constant_weights",
+    "explain",
+    "kernels",
+    "select",
+    "set_threads",
+    "use",
+    "weight_cache",
+    "weights_changed",
+]
 
 PRIMITIVES = (
     "conv2d_forward",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pycap.autograd import Tensor
+from pycap.backends import weights_changed
 
 
 class Module:
@@ -82,6 +83,7 @@ class Module:
             )
         for name, parameter in parameters.items():
             parameter.data[...] = arrays[name]
+        weights_changed()
 
 
 def uniform(rng: np.random.Generator, shape: tuple[int, ...], bound: float) -> Tensor:

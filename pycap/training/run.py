@@ -214,6 +214,7 @@ class _Run:
                 references[example.image_id] = list(example.captions)
                 if len(samples) < _SAMPLES:
                     samples.append(self._sample(batch, i, *beams[0]))
+        self.captioner.weights.clear()  # training goes on in the memory it had before
         variety = metrics.distinct_ratio(results.values())
         self.scores = {"val_loss": loss, **metrics.score(results, references), "distinct": variety}
         self.log.write(kind="val", step=self.trainer.step_number, epoch=epoch + 1, **self.scores)
