@@ -32,9 +32,13 @@ class Caption:
     error: str = ""
 
 
-def build_model(config: TrainConfig, vocabulary: int) -> NIC:
-    """A new model as `config` describes it, its weights drawn from `config.seed`."""
-    rng = np.random.default_rng(np.random.SeedSequence([config.seed, 0x0DE1]))
+def build_model(config: TrainConfig, vocabulary: int, *, draw: bool = True, word_head: bool | None = None) -> NIC:
+    """A new model as `config` describes it.
+
+    Its weights are drawn from `config.seed` or, with draw False, left open: `load_weights` follows. word_head: whether it
+    has the classifier of words; None: as `config.pretrain_words` says.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([config.seed, 0x0DE1])) if draw else None
     cnn = VGG(
         config.cnn, config.image_size, rng, width=config.cnn_width, fc_size=config.fc_size, drop=config.drop_prob_cnn
     )
@@ -45,13 +49,15 @@ def build_model(config: TrainConfig, vocabulary: int) -> NIC:
         rnn_size=config.rnn_size,
         input_encoding_size=config.input_encoding_size,
         drop_prob_lm=config.drop_prob_lm,
-        word_head=config.pretrain_words > 0,
+        word_head=config.pretrain_words > 0 if word_head is None else word_head,
     )
 
 
-def load_weights(model: NIC, saved: checkpoint.Checkpoint) -> None:
-    """Copy a checkpoint's weights into a model. CheckpointError names what does not fit: the vocabulary, or arrays.
+def load_weights(model: NIC, saved: checkpoint.Checkpoint, *, copy: bool = True) -> None:
+    """Give a model a checkpoint's weights. CheckpointError names what does not fit: the vocabulary, or arrays.
 
+    copy: into the model's own arrays; else the checkpoint's mapped arrays become the model's: nothing is read before it
+    is used, and a first write to a page copies it.
     The classifier of words that `--pretrain-words` trains may be missing on either side: captioning has no use for it.
     """
     table = saved.model.get("word_embedding.weight")
@@ -64,7 +70,7 @@ def load_weights(model: NIC, saved: checkpoint.Checkpoint) -> None:
     head = {name: array for name, array in own.items() if name.startswith("word_head.")}
     arrays = {**head, **{n: a for n, a in saved.model.items() if n in own or not n.startswith("word_head.")}}
     checkpoint.match(arrays, {name: array.shape for name, array in own.items()}, saved.folder)
-    model.load_arrays(arrays)
+    model.load_arrays(arrays, copy=copy)
 
 
 class Captioner:
@@ -83,8 +89,8 @@ class Captioner:
     def load(cls, path: str | Path) -> Captioner:
         """Read a checkpoint folder, or the best (else the last) one of a run. CheckpointError says what is wrong."""
         saved = checkpoint.load(path)
-        model = build_model(saved.config, len(saved.vocab))
-        load_weights(model, saved)
+        model = build_model(saved.config, len(saved.vocab), draw=False, word_head="word_head.weight" in saved.model)
+        load_weights(model, saved, copy=False)
         model.train(False)
         return cls(model, saved.vocab, PreprocessSpec.from_dict(saved.preprocess), saved.config)
 

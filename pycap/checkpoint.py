@@ -19,6 +19,7 @@ from pycap import config as configuration
 from pycap.config import ConfigError, TrainConfig
 from pycap.data import DataError
 from pycap.data.vocab import Vocabulary
+from pycap.tensorfile import TensorFileError, map_arrays
 
 FORMAT = "pycap-checkpoint"
 VERSION = 1
@@ -41,7 +42,9 @@ class CheckpointError(RuntimeError):
 class Checkpoint:
     """What `load` gives.
 
-    folder: where it was read. model: arrays by parameter name. state: as saved. preprocess: how images are prepared.
+    folder: where it was read. model: arrays by parameter name; they lie in a private mapping of the file (see
+    `tensorfile.map_arrays`), and what is written to them stays in memory. state: as saved. preprocess: how images are
+    prepared.
     """
 
     folder: Path
@@ -336,15 +339,11 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _read_arrays(path: Path, save_id: str) -> dict[str, np.ndarray]:
-    """All arrays of a safetensors file (writable copies), which must be of the same save as the rest."""
-    from safetensors import SafetensorError, safe_open
-
+    """All arrays of a safetensors file, mapped copy-on-write; it must be of the same save as the rest."""
     _require(path)
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except (SafetensorError, OSError) as error:
+        arrays, metadata = map_arrays(path)
+    except TensorFileError as error:
         raise CheckpointError(f"{path}: truncated or damaged ({error}); use another checkpoint of the run") from error
     if metadata.get("save_id") != save_id:
         raise CheckpointError(

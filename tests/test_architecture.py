@@ -52,7 +52,7 @@ def row(rooms: str = "", lazy_rooms: str = "", packages: str = "numpy", lazy_pac
 
 CORE = "device memory backends autograd ops"
 MODEL = f"{CORE} nn models optim decode"
-FILES = "data metrics weights config checkpoint distributed"
+FILES = "data metrics weights config tensorfile checkpoint distributed"
 FULL = f"{MODEL} {FILES} captioner training"
 
 TABLE: dict[str, Row] = {
@@ -71,7 +71,8 @@ TABLE: dict[str, Row] = {
     "metrics": row(lazy_packages="nltk pycocoevalcap"),
     "weights": row(packages="numpy h5py safetensors"),
     "config": row(packages="", lazy_packages="jsonargparse yaml"),
-    "checkpoint": row("config data", packages="numpy safetensors", lazy_packages="yaml"),
+    "tensorfile": row(),
+    "checkpoint": row("config data tensorfile", packages="numpy safetensors", lazy_packages="yaml"),
     "distributed": row("device memory", lazy_packages="mpi4py cupy"),
     # A trained model with its vocabulary and image preparation (docs/decisions/0005-captioner-and-training.md).
     "captioner": row(f"{MODEL} {FILES}"),

@@ -39,7 +39,7 @@ class NIC(Module):
         self,
         cnn: VGG,
         vocabulary: int,
-        rng: np.random.Generator,
+        rng: np.random.Generator | None,
         *,
         rnn_size: int = 512,
         input_encoding_size: int = 512,

@@ -31,7 +31,7 @@ class VGG(Module):
         self,
         name: str,
         image_size: int,
-        rng: np.random.Generator,
+        rng: np.random.Generator | None,
         *,
         width: float = 1.0,
         fc_size: int = 4096,

@@ -18,7 +18,7 @@ class Conv2d(Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, rng: np.random.Generator, *, size: int = 3, pool: bool = False
+        self, inputs: int, outputs: int, rng: np.random.Generator | None, *, size: int = 3, pool: bool = False
     ) -> None:
         self.weight = normal(rng, (outputs, size, size, inputs), (2 / (size * size * inputs)) ** 0.5)
         self.bias = zeros((outputs,))
@@ -34,7 +34,7 @@ class Linear(Module):
     Initialisation: He's for ReLU layers, else U(-1/sqrt(I), 1/sqrt(I)); biases 0.
     """
 
-    def __init__(self, inputs: int, outputs: int, rng: np.random.Generator, *, relu: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, rng: np.random.Generator | None, *, relu: bool = False) -> None:
         if relu:
             self.weight = normal(rng, (outputs, inputs), (2 / inputs) ** 0.5)
         else:
@@ -49,7 +49,7 @@ class Linear(Module):
 class Embedding(Module):
     """A table of `count` rows of `size` numbers, N(0, 1); int32 ids [...] -> [..., size]."""
 
-    def __init__(self, count: int, size: int, rng: np.random.Generator) -> None:
+    def __init__(self, count: int, size: int, rng: np.random.Generator | None) -> None:
         self.weight = normal(rng, (count, size), 1.0)
 
     def __call__(self, ids: Any) -> Tensor:
@@ -63,7 +63,7 @@ class LSTM(Module):
     al. 2015).
     """
 
-    def __init__(self, inputs: int, hidden: int, rng: np.random.Generator) -> None:
+    def __init__(self, inputs: int, hidden: int, rng: np.random.Generator | None) -> None:
         self.weight_x = uniform(rng, (4 * hidden, inputs), hidden**-0.5)
         self.weight_h = uniform(rng, (4 * hidden, hidden), hidden**-0.5)
         self.bias = zeros((4 * hidden,))

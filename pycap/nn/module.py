@@ -66,8 +66,11 @@ class Module:
         """Every parameter's array by name, not copied."""
         return {name: t.data for name, t in self.named_parameters().items()}
 
-    def load_arrays(self, arrays: dict[str, Any]) -> None:
-        """Copy arrays into the parameters. Raises ValueError that names every missing, extra or misshapen one."""
+    def load_arrays(self, arrays: dict[str, Any], *, copy: bool = True) -> None:
+        """Copy arrays into the parameters or, with copy False, let the arrays themselves be the parameters' values.
+
+        Raises ValueError that names every missing, extra or misshapen one.
+        """
         parameters = self.named_parameters()
         wrong = [f"{n}: lacks" for n in parameters if n not in arrays] + [
             f"{n}: unknown" for n in arrays if n not in parameters
@@ -82,17 +85,24 @@ class Module:
                 f"the weights do not fit the model: {'; '.join(wrong[:8])}{' ...' if len(wrong) > 8 else ''}"
             )
         for name, parameter in parameters.items():
-            parameter.data[...] = arrays[name]
+            if copy or arrays[name].dtype != parameter.dtype:
+                parameter.data[...] = arrays[name]
+            else:
+                parameter.data = arrays[name]
         weights_changed()
 
 
-def uniform(rng: np.random.Generator, shape: tuple[int, ...], bound: float) -> Tensor:
-    """A parameter drawn from U(-bound, bound), float32."""
+def uniform(rng: np.random.Generator | None, shape: tuple[int, ...], bound: float) -> Tensor:
+    """A parameter drawn from U(-bound, bound), float32; without rng its values are left open, for `load_arrays`."""
+    if rng is None:
+        return Tensor(np.empty(shape, np.float32), True)
     return Tensor(rng.uniform(-bound, bound, shape).astype(np.float32), True)
 
 
-def normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Tensor:
-    """A parameter drawn from N(0, std^2), float32."""
+def normal(rng: np.random.Generator | None, shape: tuple[int, ...], std: float) -> Tensor:
+    """A parameter drawn from N(0, std^2), float32; without rng its values are left open, for `load_arrays`."""
+    if rng is None:
+        return Tensor(np.empty(shape, np.float32), True)
     values = rng.standard_normal(shape, np.float32)
     values *= np.float32(std)
     return Tensor(values, True)
