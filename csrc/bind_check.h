@@ -42,6 +42,12 @@ class Args {
     return Shape(a.shape(), a.shape() + a.ndim());
   }
 
+  // The same for any number of dimensions.
+  Shape shape(py::handle object, const char* name) const {
+    const py::array a = array(object, name);
+    return Shape(a.shape(), a.shape() + a.ndim());
+  }
+
   // The data of a C-contiguous array of exactly this dtype and shape.
   template <class T>
   T* data(py::handle object, const char* name, const Shape& shape, Access access = kIn) const {

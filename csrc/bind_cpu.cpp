@@ -1,15 +1,12 @@
 // pybind11 module pycap._cpu: binds the kernels and nothing else. Arguments are checked, the GIL is
-// released.
+// released. Here stand the layers that multiply matrices; bind_*.cpp bind the other groups.
+#include "bind_cpu.h"
+
 #include <omp.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cmath>
 #include <cstdlib>
-
-#include "bind_check.h"
-#include "pycap/kernels.h"
 
 extern "C" {
 void scipy_openblas_set_num_threads(int threads);
@@ -18,14 +15,11 @@ const char* scipy_openblas_get_corename(void);
 }
 
 namespace pycap {
-namespace {
-
-using Obj = py::handle;
-using py::literals::operator""_a;
-using Nogil = py::gil_scoped_release;
 
 const Kernels* k = nullptr;
 std::atomic<int> thread_count{1};
+
+namespace {
 
 void set_num_threads(int n) {
   if (n < 1 || n > 1024)
@@ -125,26 +119,6 @@ void conv2d_backward_weight(Obj dw, Obj db, Obj dy, Obj x, Obj y, Obj argmax, in
   k->conv2d->backward_weight(pdw, pdb, pdy, px, py, pa, s, beta_w, beta_b, scratch, threads);
 }
 
-void maxpool_forward(Obj y, Obj argmax, Obj x) {
-  const Args a("maxpool_forward");
-  const Shape s = a.shape(x, "x", 4);
-  const float* px = a.data<float>(x, "x", s);
-  float* py = a.data<float>(y, "y", {s[0], s[1] / 2, s[2] / 2, s[3]}, kOut);
-  uint8_t* pa = a.data<uint8_t>(argmax, "argmax", {s[0], s[1] / 2, s[2] / 2, (s[3] + 3) / 4}, kOut);
-  Nogil nogil;
-  k->pool->forward(py, pa, px, s[0], s[1], s[2], s[3], thread_count);
-}
-
-void maxpool_backward(Obj dx, Obj dy, Obj argmax, float beta) {
-  const Args a("maxpool_backward");
-  const Shape s = a.shape(dx, "dx", 4);
-  float* pdx = a.data<float>(dx, "dx", s, kOut);
-  const float* pdy = a.data<float>(dy, "dy", {s[0], s[1] / 2, s[2] / 2, s[3]});
-  const uint8_t* pa = a.data<uint8_t>(argmax, "argmax", {s[0], s[1] / 2, s[2] / 2, (s[3] + 3) / 4});
-  Nogil nogil;
-  k->pool->backward(pdx, pdy, pa, s[0], s[1], s[2], s[3], beta, thread_count);
-}
-
 void linear_forward(Obj y, Obj x, Obj w, Obj b, bool relu) {
   const Args a("linear_forward");
   const int64_t M = a.shape(x, "x", 2)[0];
@@ -187,43 +161,6 @@ void linear_backward_weight(Obj dw, Obj db, Obj dy, Obj x, Obj y, float beta_w, 
   void* scratch = a.workspace(ws, linear_backward_workspace(M, I, O, py));
   Nogil nogil;
   k->linear->backward_weight(pdw, pdb, pdy, px, py, M, I, O, beta_w, beta_b, scratch, thread_count);
-}
-
-void dropout(Obj y, Obj x, double p, uint64_t seed, int64_t total, int64_t offset, float beta) {
-  const Args a("dropout");
-  const Shape s = a.shape(x, "x", 3);
-  if (!(p >= 0.0 && p <= 1.0)) a.bad_value("p must lie in 0..1, got " + std::to_string(p));
-  const float* px = a.data<float>(x, "x", s);
-  float* py = a.data<float>(y, "y", s, kOut);
-  Nogil nogil;
-  k->dropout->apply(py, px, s[0], s[1], s[2], p, seed, total, offset, beta, thread_count);
-}
-
-void embedding_forward(Obj y, Obj table, Obj ids) {
-  const Args a("embedding_forward");
-  const Shape s = a.shape(table, "table", 2);
-  const int64_t M = a.shape(ids, "ids", 1)[0];
-  const float* pt = a.data<float>(table, "table", s);
-  const int32_t* pi = a.data<int32_t>(ids, "ids", {M});
-  float* py = a.data<float>(y, "y", {M, s[1]}, kOut);
-  a.check_ids(pi, M, s[0], "ids");
-  Nogil nogil;
-  k->embedding->forward(py, pt, pi, M, s[1], thread_count);
-}
-
-void embedding_backward(Obj dtable, Obj dy, Obj ids, Obj stale, float beta) {
-  const Args a("embedding_backward");
-  const Shape s = a.shape(dtable, "dtable", 2);
-  const int64_t M = a.shape(ids, "ids", 1)[0];
-  const int64_t n_stale = stale.is_none() ? 0 : a.shape(stale, "stale", 1)[0];
-  float* pt = a.data<float>(dtable, "dtable", s, kOut);
-  const float* pd = a.data<float>(dy, "dy", {M, s[1]});
-  const int32_t* pi = a.data<int32_t>(ids, "ids", {M});
-  const int32_t* ps = a.optional<int32_t>(stale, "stale", {n_stale});
-  a.check_ids(pi, M, s[0], "ids");
-  a.check_ids(ps, n_stale, s[0], "stale");
-  Nogil nogil;
-  k->embedding->backward(pt, pd, pi, ps, M, s[0], s[1], n_stale, beta, thread_count);
 }
 
 size_t lstm_workspace(int64_t T, int64_t N, int64_t I, int64_t H, bool backward) {
@@ -334,108 +271,6 @@ void log_softmax_topk(Obj values, Obj indices, Obj logits, const std::vector<int
                                     thread_count);
 }
 
-void preprocess(Obj y, Obj x, Obj crops, Obj scale, Obj shift) {
-  const Args a("preprocess");
-  const Shape sx = a.shape(x, "x", 4), sy = a.shape(y, "y", 4);
-  const int64_t N = sx[0], H = sx[1], W = sx[2], P = sy[1], Q = sy[2];
-  float* py = a.data<float>(y, "y", {N, P, Q, 3}, kOut);
-  const uint8_t* px = a.data<uint8_t>(x, "x", {N, H, W, 3});
-  const int32_t* pc = a.data<int32_t>(crops, "crops", {N, 3});
-  const float* scales = a.data<float>(scale, "scale", {3});
-  const float* shifts = a.data<float>(shift, "shift", {3});
-  for (int64_t n = 0; n < N; ++n) {
-    const int64_t top = pc[3 * n], left = pc[3 * n + 1];
-    if (top < 0 || left < 0 || top + P > H || left + Q > W)
-      a.bad_value("crops[" + std::to_string(n) + "] at (" + std::to_string(top) + ", " +
-                  std::to_string(left) + ") of " + std::to_string(P) + "x" + std::to_string(Q) +
-                  " leaves the image of " + std::to_string(H) + "x" + std::to_string(W));
-  }
-  Nogil nogil;
-  k->preprocess->apply(py, px, pc, scales, shifts, N, H, W, P, Q, thread_count);
-}
-
-// Lists of equally shaped arrays; an absent state list is None.
-std::vector<OptimTensor> tensors(const Args& a, const py::list& params, const py::list& grads,
-                                 const py::object& s0, const py::object& s1) {
-  const py::list none;
-  const py::list first = s0.is_none() ? none : py::list(s0),
-                 second = s1.is_none() ? none : py::list(s1);
-  if (grads.size() != params.size() || (!s0.is_none() && first.size() != params.size()) ||
-      (!s1.is_none() && second.size() != params.size()))
-    a.bad_value("the lists differ in length: " + std::to_string(params.size()) + " params, " +
-                std::to_string(grads.size()) + " grads");
-  std::vector<OptimTensor> out;
-  out.reserve(params.size());
-  for (size_t i = 0; i < params.size(); ++i) {
-    const py::array p = py::cast<py::array>(params[i]);
-    const Shape shape(p.shape(), p.shape() + p.ndim());
-    const std::string at = "[" + std::to_string(i) + "]";
-    out.push_back(
-        {a.data<float>(params[i], ("params" + at).c_str(), shape, kOut),
-         a.data<float>(grads[i], ("grads" + at).c_str(), shape),
-         s0.is_none() ? nullptr
-                      : a.data<float>(first[i], ("first states" + at).c_str(), shape, kOut),
-         s1.is_none() ? nullptr
-                      : a.data<float>(second[i], ("second states" + at).c_str(), shape, kOut),
-         static_cast<int64_t>(p.size())});
-  }
-  return out;
-}
-
-void sgd_step(const py::list& params, const py::list& grads, const py::list& momenta, double lr,
-              double momentum, double weight_decay, double grad_scale, double clip) {
-  const auto t = tensors(Args("sgd_step"), params, grads, momenta, py::none());
-  const OptimHyper hp{lr, momentum, 0.0, 0.0, weight_decay, grad_scale, clip, 1.0, 1.0};
-  Nogil nogil;
-  k->optim->sgd(t.data(), static_cast<int64_t>(t.size()), hp, thread_count);
-}
-
-void rmsprop_step(const py::list& params, const py::list& grads, const py::list& squares, double lr,
-                  double alpha, double eps, double weight_decay, double grad_scale, double clip) {
-  const auto t = tensors(Args("rmsprop_step"), params, grads, squares, py::none());
-  const OptimHyper hp{lr, alpha, 0.0, eps, weight_decay, grad_scale, clip, 1.0, 1.0};
-  Nogil nogil;
-  k->optim->rmsprop(t.data(), static_cast<int64_t>(t.size()), hp, thread_count);
-}
-
-void adam_step(const py::list& params, const py::list& grads, const py::list& ms,
-               const py::list& vs, double lr, double beta1, double beta2, double eps,
-               double weight_decay, int64_t step, double grad_scale, double clip) {
-  const Args a("adam_step");
-  if (step < 1) a.bad_value("step counts from 1, got " + std::to_string(step));
-  const auto t = tensors(a, params, grads, ms, vs);
-  const double c1 = 1.0 - std::pow(beta1, static_cast<double>(step));
-  const double c2 = 1.0 - std::pow(beta2, static_cast<double>(step));
-  const OptimHyper hp{lr, beta1, beta2, eps, weight_decay, grad_scale, clip, c1, c2};
-  Nogil nogil;
-  k->optim->adam(t.data(), static_cast<int64_t>(t.size()), hp, thread_count);
-}
-
-std::vector<OptimTensor> readable(const Args& a, const py::list& arrays) {
-  std::vector<OptimTensor> out;
-  for (size_t i = 0; i < arrays.size(); ++i) {
-    const py::array x = py::cast<py::array>(arrays[i]);
-    const std::string name = "arrays[" + std::to_string(i) + "]";
-    const float* g = a.data<float>(x, name.c_str(), Shape(x.shape(), x.shape() + x.ndim()));
-    out.push_back({nullptr, g, nullptr, nullptr, static_cast<int64_t>(x.size())});
-  }
-  return out;
-}
-
-size_t sum_squares_workspace(const py::list& arrays) {
-  const auto t = readable(Args("sum_squares"), arrays);
-  return k->optim->sum_squares_workspace(t.data(), static_cast<int64_t>(t.size()));
-}
-
-double sum_squares(const py::list& arrays, Obj ws) {
-  const Args a("sum_squares");
-  const auto t = readable(a, arrays);
-  const auto count = static_cast<int64_t>(t.size());
-  void* scratch = a.workspace(ws, k->optim->sum_squares_workspace(t.data(), count));
-  Nogil nogil;
-  return k->optim->sum_squares(t.data(), count, scratch, thread_count);
-}
-
 py::dict info() {
   py::dict d;
   d["isa"] = k->isa;
@@ -487,15 +322,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("conv2d_pool_forward", conv2d_pool_forward);
   m.def("conv2d_backward_data", conv2d_backward_data);
   m.def("conv2d_backward_weight", conv2d_backward_weight);
-  m.def("maxpool_forward", maxpool_forward, "y"_a, "argmax"_a, "x"_a);
-  m.def("maxpool_backward", maxpool_backward, "dx"_a, "dy"_a, "argmax"_a, "beta"_a);
   m.def("linear_forward", linear_forward, "y"_a, "x"_a, "w"_a, "b"_a, "relu"_a);
   m.def("linear_backward_workspace", linear_backward_workspace);
   m.def("linear_backward_data", linear_backward_data);
   m.def("linear_backward_weight", linear_backward_weight);
-  m.def("dropout", dropout, "y"_a, "x"_a, "p"_a, "seed"_a, "total"_a, "offset"_a, "beta"_a);
-  m.def("embedding_forward", embedding_forward, "y"_a, "table"_a, "ids"_a);
-  m.def("embedding_backward", embedding_backward, "dtable"_a, "dy"_a, "ids"_a, "stale"_a, "beta"_a);
   m.def("lstm_workspace", lstm_workspace);
   m.def("lstm_forward", lstm_forward);
   m.def("lstm_backward", lstm_backward);
@@ -504,15 +334,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("linear_xent_backward", linear_xent_backward, "dh"_a, "dw"_a, "db"_a, "dlogits"_a, "h"_a,
         "w"_a, "scale"_a, "betas"_a);
   m.def("log_softmax_topk", log_softmax_topk, "values"_a, "indices"_a, "logits"_a, "suppress"_a);
-  m.def("preprocess", preprocess, "y"_a, "x"_a, "crops"_a, "scale"_a, "shift"_a);
-  m.def("sgd_step", sgd_step, "params"_a, "grads"_a, "momenta"_a, "lr"_a, "momentum"_a,
-        "weight_decay"_a, "grad_scale"_a, "clip"_a);
-  m.def("rmsprop_step", rmsprop_step, "params"_a, "grads"_a, "squares"_a, "lr"_a, "alpha"_a,
-        "eps"_a, "weight_decay"_a, "grad_scale"_a, "clip"_a);
-  m.def("adam_step", adam_step, "params"_a, "grads"_a, "ms"_a, "vs"_a, "lr"_a, "beta1"_a, "beta2"_a,
-        "eps"_a, "weight_decay"_a, "step"_a, "grad_scale"_a, "clip"_a);
-  m.def("sum_squares_workspace", sum_squares_workspace);
-  m.def("sum_squares", sum_squares);
+
+  bind_elementwise(m);
+  bind_optim(m);
 }
 
 }  // namespace pycap

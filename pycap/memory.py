@@ -58,8 +58,10 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:
         except (KeyError, IndexError):
             raw = np.empty(size, np.uint8)
         array = np.asarray(_Block(raw, tuple(int(n) for n in shape), dtype))
+        if dtype.kind == "V":  # bfloat16: the array interface knows it as two bytes without a meaning
+            array = array.view(dtype)
     if _poison:
-        array.fill(np.nan if dtype.kind == "f" else np.iinfo(dtype).max)
+        array.fill(np.nan if dtype.kind in "fV" else np.iinfo(dtype).max)
     return array
 
 

@@ -27,6 +27,22 @@ def conv2d(x, w, b, stride, padding, relu):
     return y
 
 
+def round_to_bfloat16(x):
+    """Each float32 as the nearest number with 8 significant bits; of two equally near ones that with an even last bit."""
+    y = np.empty(x.shape)
+    for i in np.ndindex(x.shape):
+        value = float(x[i])
+        if not math.isfinite(value) or value == 0:
+            y[i] = value
+            continue
+        exponent = max(math.frexp(value)[1], -125)  # below, numbers are denormal: the step stays the same
+        step = math.ldexp(1.0, exponent - 8)
+        y[i] = math.copysign(round(value / step) * step, value)
+        if abs(y[i]) >= 2.0**128:
+            y[i] = math.copysign(math.inf, value)
+    return y
+
+
 def maxpool(x):
     """(y, argmax): the 2-bit winners packed four channels to a byte, channel k in bits 2*(k%4) of byte k//4."""
     n_images, height, width, channels = x.shape

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pycap import memory
+from pycap.device import bfloat16
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +17,7 @@ def _empty_pool():
 
 
 @pytest.mark.parametrize("shape", [(1024,), (3, 5, 7, 11), (1, 4096), (65537,), (2, 0, 3), (), (17,)])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8, np.int32])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8, np.int32, bfloat16()], ids=str)
 def test_arrays_are_contiguous_writable_and_of_the_asked_kind(shape, dtype):
     a = memory.empty(shape, dtype)
     assert a.shape == shape and a.dtype == dtype and a.flags.c_contiguous and a.flags.writeable
@@ -36,14 +37,15 @@ def test_a_freed_block_is_used_again():
     assert memory.pooled_bytes() == 0
 
 
-def test_a_block_with_a_living_view_is_not_used_again():
-    a = memory.empty((100, 100))
+@pytest.mark.parametrize("dtype", [np.float32, bfloat16()], ids=str)
+def test_a_block_with_a_living_view_is_not_used_again(dtype):
+    a = memory.empty((100, 100), dtype)
     view = a[3:, ::2].T.reshape(-1, 97)[1:]
     base = a[50]
     base.fill(7)
     del a
     assert memory.pooled_bytes() == 0
-    other = [memory.empty((100, 100)) for _ in range(3)]
+    other = [memory.empty((100, 100), dtype) for _ in range(3)]
     for o in other:
         o.fill(-1)
     assert (base == 7).all()
@@ -107,6 +109,7 @@ def test_poisoned_arrays_are_nan_or_the_largest_integer(size):
     with memory.poisoned():
         assert np.isnan(memory.empty((size,))).all()
         assert np.isnan(memory.empty_like(np.zeros((size, 2)))).all()
+        assert np.isnan(memory.empty((size,), bfloat16())).all()
         assert (memory.empty((size,), np.uint8) == 255).all()
         assert (memory.empty((size,), np.int32) == 2**31 - 1).all()
         with memory.poisoned():

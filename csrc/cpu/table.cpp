@@ -14,12 +14,13 @@ extern const EmbeddingKernels embedding_kernels;
 extern const LstmKernels lstm_kernels;
 extern const SoftmaxXentKernels softmax_xent_kernels;
 extern const PreprocessKernels preprocess_kernels;
+extern const CastKernels cast_kernels;
 extern const OptimKernels optim_kernels;
 
 extern const Kernels table;
 const Kernels table = {PYCAP_TEXT(PYCAP_ISA), &conv2d_kernels,       &pool_kernels,
                        &linear_kernels,       &dropout_kernels,      &embedding_kernels,
                        &lstm_kernels,         &softmax_xent_kernels, &preprocess_kernels,
-                       &optim_kernels};
+                       &cast_kernels,         &optim_kernels};
 
 }  // namespace pycap::PYCAP_ISA

@@ -10,8 +10,15 @@ Rules that every primitive keeps:
 * a primitive keeps nothing between calls, but for prepared forms of weights in the `weight_cache()` of the moment, where
   the caller has promised by `constant_weights(cache)` that they do not change;
 * inputs are left unmodified (the one exception is named: ``lstm_backward`` turns ``gates`` into their gradients);
+* floats are float32 (the reference also serves float64), or bfloat16 as the next paragraph says;
 * images and activations are NHWC, convolution weights ``[K, R, S, C]``, linear weights ``[out, in]``, LSTM gates
   i, f, g, o stacked in ``[4H, in]``, sequences time-major ``[T, N, ...]``; ids and targets are int32.
+
+bfloat16 (docs/decisions/0009-bfloat16.md). The primitives of `BFLOAT16` take their activations and the activations'
+gradients all in ml_dtypes.bfloat16. Parameters and their gradients (w, b, dw, db; scale, shift) stay float32: the master
+weights. Products are of w rounded to bfloat16, sums are float32, and each result is rounded once, when it is stored:
+to nearest, ties to even. A bfloat16 gradient with beta is widened, ``beta*old + new``, and rounded once. A fused pooling
+may choose its winner among the sums before or after rounding.
 
 Convolution (ops/conv2d.py). ``P, Q`` are the output's height and width, ``(H + 2*padding - R) // stride + 1``.
 
@@ -71,6 +78,10 @@ Images (ops/preprocess.py).
 
 * ``preprocess(y, x, crops, scale, shift)``: y [N,P,Q,3] = x*scale + shift from x uint8 [N,H,W,3]; crops int32 [N,3] =
   (top, left, flip); scale, shift [3].
+
+Precision (ops/cast.py).
+
+* ``cast(y, x, beta)``: y = beta*y + x, equally shaped, each in float32 or bfloat16; its own backward.
 
 Optimisers (optim.py), multi-tensor: lists of equally shaped arrays; g = clip(grad*grad_scale, +-clip) + weight_decay*param
 (clip 0: none).
@@ -132,10 +143,29 @@ PRIMITIVES = (
     "linear_xent_backward",
     "log_softmax_topk",
     "preprocess",
+    "cast",
     "sgd_step",
     "rmsprop_step",
     "adam_step",
     "sum_squares",
+)
+
+#: The primitives that take activations in bfloat16 too.
+BFLOAT16 = (
+    "conv2d_forward",
+    "conv2d_pool_forward",
+    "conv2d_backward_data",
+    "conv2d_backward_weight",
+    "maxpool_forward",
+    "maxpool_backward",
+    "linear_forward",
+    "linear_backward_data",
+    "linear_backward_weight",
+    "dropout",
+    "embedding_forward",
+    "embedding_backward",
+    "preprocess",
+    "cast",
 )
 
 #: For each device, the backends in the order they are tried.

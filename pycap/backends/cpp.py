@@ -44,6 +44,7 @@ linear_xent_forward = _cpu.linear_xent_forward
 linear_xent_backward = _cpu.linear_xent_backward
 log_softmax_topk = _cpu.log_softmax_topk
 preprocess = _cpu.preprocess
+cast = _cpu.cast
 sgd_step = _cpu.sgd_step
 rmsprop_step = _cpu.rmsprop_step
 adam_step = _cpu.adam_step

@@ -1,14 +1,16 @@
-"""The executable definition of every primitive: plain NumPy, in float32 or float64, for reading and for checking.
+"""The executable definition of every primitive: plain NumPy, in float32, float64 or bfloat16, to read and to check by.
 
 Signatures and meanings stand in `pycap.backends`. The functions also run on CuPy arrays. Nothing here is tuned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from pycap.device import array_module
+from pycap.device import array_module, bfloat16, is_bfloat16
 
 Array = Any
 
@@ -22,6 +24,33 @@ def _write(out: Array, value: Array, beta: float) -> None:
         out += value
     else:
         out[...] = value
+
+
+def _serves_bfloat16(rounds: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Lets a primitive that is written for one dtype take bfloat16 activations: it runs in float32.
+
+    Bfloat16 arrays are widened, the parameter called `rounds` (a factor of products) is rounded to bfloat16, and where
+    the first argument, the output, is bfloat16, it gets the result, rounded once.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        factor = list(inspect.signature(function).parameters).index(rounds) if rounds else None
+
+        @functools.wraps(function)
+        def primitive(*arguments: Any) -> None:
+            if not any(map(is_bfloat16, arguments)):
+                function(*arguments)
+                return
+            wide = [a.astype("float32") if is_bfloat16(a) else a for a in arguments]
+            if factor is not None:
+                wide[factor] = arguments[factor].astype(bfloat16()).astype("float32")
+            function(*wide)
+            if is_bfloat16(arguments[0]):
+                arguments[0][...] = wide[0].astype(arguments[0].dtype)
+
+        return primitive
+
+    return decorate
 
 
 # Convolution and pooling ----------------------------------------------------------------------------------------------
@@ -49,6 +78,7 @@ def _preactivation_gradient(dy: Array, y: Array, argmax: Array, shape: tuple[int
     return full
 
 
+@_serves_bfloat16(rounds="w")
 def conv2d_forward(y: Array, x: Array, w: Array, b: Array, stride: int, padding: int, relu: bool) -> None:
     k, r, s, c = w.shape
     columns = _patches(x, r, s, stride, padding).reshape(-1, r * s * c)
@@ -60,6 +90,7 @@ def conv2d_forward(y: Array, x: Array, w: Array, b: Array, stride: int, padding:
     y[...] = out.reshape(y.shape)
 
 
+@_serves_bfloat16(rounds="w")
 def conv2d_pool_forward(y: Array, argmax: Array, x: Array, w: Array, b: Array, stride: int, padding: int) -> None:
     k, r, s, _ = w.shape
     p, q = ((n + 2 * padding - m) // stride + 1 for n, m in ((x.shape[1], r), (x.shape[2], s)))
@@ -68,6 +99,7 @@ def conv2d_pool_forward(y: Array, argmax: Array, x: Array, w: Array, b: Array, s
     maxpool_forward(y, argmax, full)
 
 
+@_serves_bfloat16(rounds="w")
 def conv2d_backward_data(
     dx: Array, dy: Array, w: Array, y: Array, argmax: Array, stride: int, padding: int, beta: float
 ) -> None:
@@ -83,6 +115,7 @@ def conv2d_backward_data(
     _write(dx, padded[:, padding : padding + h, padding : padding + width], beta)
 
 
+@_serves_bfloat16()
 def conv2d_backward_weight(
     dw: Array,
     db: Array,
@@ -116,6 +149,7 @@ def _unpack(argmax: Array, channels: int) -> Array:
     return two_bits.reshape(*argmax.shape[:3], 4 * argmax.shape[3])[..., :channels]
 
 
+@_serves_bfloat16()
 def maxpool_forward(y: Array, argmax: Array, x: Array) -> None:
     xp = array_module(x)
     windows = _windows(x)
@@ -128,6 +162,7 @@ def maxpool_forward(y: Array, argmax: Array, x: Array) -> None:
     argmax[...] = quads[..., 0] | quads[..., 1] << 2 | quads[..., 2] << 4 | quads[..., 3] << 6
 
 
+@_serves_bfloat16()
 def maxpool_backward(dx: Array, dy: Array, argmax: Array, beta: float) -> None:
     xp = array_module(dy)
     n, p, q, c = dy.shape
@@ -141,6 +176,7 @@ def maxpool_backward(dx: Array, dy: Array, argmax: Array, beta: float) -> None:
 # Linear, dropout, embedding -------------------------------------------------------------------------------------------
 
 
+@_serves_bfloat16(rounds="w")
 def linear_forward(y: Array, x: Array, w: Array, b: Array, relu: bool) -> None:
     out = x @ w.T
     if b is not None:
@@ -150,10 +186,12 @@ def linear_forward(y: Array, x: Array, w: Array, b: Array, relu: bool) -> None:
     y[...] = out
 
 
+@_serves_bfloat16(rounds="w")
 def linear_backward_data(dx: Array, dy: Array, w: Array, y: Array, beta: float) -> None:
     _write(dx, (dy if y is None else dy * (y > 0)) @ w, beta)
 
 
+@_serves_bfloat16()
 def linear_backward_weight(dw: Array, db: Array, dy: Array, x: Array, y: Array, beta_w: float, beta_b: float) -> None:
     dz = dy if y is None else dy * (y > 0)
     _write(dw, dz.T @ x, beta_w)
@@ -169,6 +207,7 @@ def _mix(x: Array) -> Array:
     return x ^ (x >> xp.uint32(16))
 
 
+@_serves_bfloat16()
 def dropout(y: Array, x: Array, p: float, seed: int, total: int, offset: int, beta: float) -> None:
     xp = array_module(x)
     t, n, f = x.shape
@@ -183,6 +222,7 @@ def embedding_forward(y: Array, table: Array, ids: Array) -> None:
     y[...] = table[ids]
 
 
+@_serves_bfloat16()
 def embedding_backward(dtable: Array, dy: Array, ids: Array, stale: Array, beta: float) -> None:
     if beta:
         dtable *= beta
@@ -323,11 +363,17 @@ def log_softmax_topk(values: Array, indices: Array, logits: Array, suppress: Seq
 # Images ---------------------------------------------------------------------------------------------------------------
 
 
+@_serves_bfloat16()
 def preprocess(y: Array, x: Array, crops: Array, scale: Array, shift: Array) -> None:
     height, width = y.shape[1:3]
     for n, (top, left, flip) in enumerate(crops.tolist()):
         window = x[n, top : top + height, left : left + width]
         y[n] = (window[:, ::-1] if flip else window) * scale + shift
+
+
+@_serves_bfloat16()
+def cast(y: Array, x: Array, beta: float) -> None:
+    _write(y, x, beta)
 
 
 # Optimisers -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The differentiable operations: one file an op, each one Function with its own backward and one public function."""
 
 from pycap.ops.arithmetic import add, concatenate, getitem, matmul, mean, mul, reshape, sum
+from pycap.ops.cast import cast
 from pycap.ops.conv2d import conv2d
 from pycap.ops.dropout import dropout
 from pycap.ops.embedding import embedding
@@ -13,6 +14,7 @@ from pycap.ops.topk import log_softmax_topk
 
 __all__ = [
     "add",
+    "cast",
     "concatenate",
     "conv2d",
     "dropout",

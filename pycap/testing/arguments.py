@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 Rng = np.random.Generator
+
+#: In a run in bfloat16 activations (and their gradients) are bfloat16, parameters (and their gradients) float32.
+Role = Literal["activation", "parameter"]
 
 
 @dataclass(frozen=True)
 class Out:
     """An array that is written in full.
 
-    dtype: "float" is the precision of the run. judge(array, exact outputs): replaces the comparison with the reference;
-    returns what is wrong, or "". where (bool, broadcast): only there is it compared, elsewhere anything finite will do.
+    dtype: "float" is the precision of the run. judge(array, dtype of the activations): replaces the comparison with the
+    reference; returns what is wrong, or "". where (bool, broadcast): only there is it compared, elsewhere anything finite
+    will do.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float"
-    judge: Callable[[np.ndarray, dict[str, np.ndarray]], str] | None = None
+    judge: Callable[[np.ndarray, np.dtype], str] | None = None
     where: np.ndarray | None = None
+    role: Role = "activation"
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Grad:
     shape: tuple[int, ...]
     optional: bool = True
     stale: np.ndarray | None = None
+    role: Role = "activation"
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,13 @@ class InOut:
     name: str
     array: np.ndarray
     where: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An input that is a parameter; inputs without a marker are activations."""
+
+    array: np.ndarray
 
 
 @dataclass(frozen=True)

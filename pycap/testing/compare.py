@@ -6,6 +6,10 @@ scale. The error of an array is its largest absolute error, and `scale` its larg
 element shows, and elements that cancel to almost nothing ask for no more than float32 holds. `Case.slack` comes on top
 for algorithms that err more by nature, with its reason where it is defined.
 
+In bfloat16 the activations are rounded for everybody, the exact reference included; the parameters are not. There two
+roundings to nearest already stand as far apart as the rule allows, so a result that is merely truncated would pass it:
+therefore the root mean square of an array's errors is held as well, to `SPREAD` times the reference's.
+
 Every call is watched: outputs are NaN before (with beta 0 nothing may read them), lie unaligned between guard words;
 inputs are compared bit by bit afterwards; a gradient passed as None must not disturb the others.
 """
@@ -16,13 +20,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from pycap import backends, memory, ops
 from pycap.autograd import Tensor
 from pycap.backends import reference
-from pycap.testing.arguments import Beta, Case, Grad, InOut, Out
+from pycap.device import is_bfloat16
+from pycap.testing.arguments import Beta, Case, Grad, InOut, Out, Parameter, Role
 
 TINY = 8 * float(np.finfo(np.float32).eps)
+TINY_BFLOAT16 = 2.0**-8  # half a unit in the last place of a bfloat16
+SPREAD = 1.25
 GUARD = 16  # elements before and after every array that may be written
 _CANARY = 0xA5
 
@@ -43,18 +51,31 @@ def _guarded(initial: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Run:
-    """One call of one implementation in one dtype."""
+    """One call of one implementation, with activations that were rounded to `dtype`: in that dtype or, `exact`, float64."""
 
-    def __init__(self, arguments: list[Any], dtype: type, betas: dict[str, float], absent: str | None) -> None:
-        self.dtype, self.betas, self.absent = np.dtype(dtype), betas, absent
+    def __init__(
+        self, arguments: list[Any], dtype: np.dtype, exact: bool, betas: dict[str, float], absent: str | None
+    ) -> None:
+        self.rounding, self.betas, self.absent = dtype, betas, absent
+        double, single = np.dtype(np.float64), np.dtype(np.float32)
+        self.dtypes: dict[Role, np.dtype] = {
+            "activation": double if exact else dtype,
+            "parameter": double if exact else single,
+        }
         self.rng = np.random.default_rng(7)  # the old contents of gradients: the same for every implementation
         self.outputs: dict[str, np.ndarray] = {}
         self.guards: dict[str, tuple[np.ndarray, int, int]] = {}
         self.inputs: list[tuple[np.ndarray, np.ndarray]] = []
         self.arguments = [self._make(a) for a in arguments]
 
-    def _cast(self, array: np.ndarray) -> np.ndarray:
-        return array.astype(self.dtype) if array.dtype.kind == "f" else array.copy()
+    def _cast(self, array: np.ndarray, role: Role = "activation") -> np.ndarray:
+        if array.dtype.kind != "f":
+            return array.copy()
+        return (array.astype(self.rounding) if role == "activation" else array).astype(self.dtypes[role])
+
+    def _input(self, made: np.ndarray) -> np.ndarray:
+        self.inputs.append((made, made.copy()))
+        return made
 
     def _writable(self, name: str, initial: np.ndarray) -> np.ndarray:
         raw, view = _guarded(initial)
@@ -67,10 +88,10 @@ class _Run:
         if isinstance(argument, list):
             return [self._make(a) for a in argument]
         if isinstance(argument, Out):
-            dtype = self.dtype if argument.dtype == "float" else np.dtype(argument.dtype)
-            return self._writable(argument.name, np.full(argument.shape, np.nan if dtype.kind == "f" else 99, dtype))
+            dtype = self.dtypes[argument.role] if argument.dtype == "float" else np.dtype(argument.dtype)
+            return self._writable(argument.name, np.full(argument.shape, np.nan if dtype.kind in "fV" else 99, dtype))
         if isinstance(argument, Grad):
-            old = self._cast(self.rng.standard_normal(argument.shape).astype(np.float32))
+            old = self._cast(self.rng.standard_normal(argument.shape).astype(np.float32), argument.role)
             if not self.betas[argument.name]:
                 if argument.stale is None:
                     old[...] = np.nan
@@ -83,11 +104,9 @@ class _Run:
         if isinstance(argument, Beta):
             names = argument.names
             return self.betas[names] if isinstance(names, str) else tuple(self.betas[n] for n in names)
-        if isinstance(argument, np.ndarray):
-            made = self._cast(argument)
-            self.inputs.append((made, made.copy()))
-            return made
-        return argument
+        if isinstance(argument, Parameter):
+            return self._input(self._cast(argument.array, "parameter"))
+        return self._input(self._cast(argument)) if isinstance(argument, np.ndarray) else argument
 
     def call(self, function: Callable[..., Any]) -> dict[str, np.ndarray]:
         with memory.poisoned():  # the workspace too
@@ -129,13 +148,11 @@ def _largest(values: np.ndarray) -> float:
     return float(np.max(np.abs(values), initial=0.0))
 
 
-def _judge(
-    marker: Any, name: str, got: np.ndarray, plain: np.ndarray, exact: dict[str, np.ndarray], slack: float
-) -> str:
-    """What is wrong with one output, or ""."""
+def _judge(marker: Any, got: np.ndarray, plain: np.ndarray, truth: np.ndarray, slack: float, dtype: np.dtype) -> str:
+    """What is wrong with one output of a run with activations of `dtype`, or ""."""
     if getattr(marker, "judge", None) is not None:
-        return marker.judge(got, exact)
-    if got.dtype.kind != "f":
+        return marker.judge(got, dtype)
+    if got.dtype.kind not in "fV":
         return "" if np.array_equal(got, plain) else f"{np.sum(got != plain)} of {got.size} integers differ"
     if not np.isfinite(got).all():
         return (
@@ -143,13 +160,20 @@ def _judge(
         )
     where = getattr(marker, "where", None)
     keep = np.ones(got.shape, bool) if where is None else np.broadcast_to(where, got.shape)
-    truth = exact[name]
     errors = np.where(keep, np.abs(got.astype(np.float64) - truth), 0)
-    own = _largest(np.where(keep, plain.astype(np.float64) - truth, 0))
-    scale = _largest(np.where(keep, truth, 0))
-    allowed = 2 * own + (TINY + slack) * scale
+    own_errors = np.where(keep, plain.astype(np.float64) - truth, 0)
+    own, scale = _largest(own_errors), _largest(np.where(keep, truth, 0))
+    narrow = is_bfloat16(got)
+    allowed = 2 * own + ((TINY_BFLOAT16 if narrow else TINY) + slack) * scale
     if _largest(errors) <= allowed:
-        return ""
+        if not narrow or got.size < 64:
+            return ""
+        spread, own_spread = (float(np.sqrt(np.mean(e**2))) for e in (errors, own_errors))
+        return (
+            f"the errors' root mean square is {spread:.3g}, the reference's {own_spread:.3g}: truncated, or rounded twice?"
+            if spread > SPREAD * own_spread + TINY * scale
+            else ""
+        )
     worst = np.unravel_index(int(errors.argmax()), errors.shape) if errors.ndim else ()
     return (
         f"error {_largest(errors):.3g} at {tuple(map(int, worst))} (got {got[worst]:.7g}, exact {truth[worst]:.7g}); "
@@ -157,25 +181,30 @@ def _judge(
     )
 
 
-def compare(case: Case, backend: Any) -> None:
-    """Run `case` on `backend` (a module, or anything with the primitive as an attribute) in float32.
+def compare(case: Case, backend: Any, dtype: DTypeLike = np.float32) -> None:
+    """Run `case` on `backend` (a module, or anything with the primitive as an attribute).
 
-    Raises ComparisonError that names the case, the mode (betas, absent gradients), the output and the worst element.
+    dtype: of the activations, float32 or bfloat16 (parameters are float32 in both). Raises ComparisonError that names the
+    case, the mode (betas, absent gradients), the output and the worst element; ValueError for a primitive without
+    bfloat16.
     """
+    dtype = np.dtype(dtype)
+    if dtype != np.float32 and case.primitive not in backends.BFLOAT16:
+        raise ValueError(f"{case.primitive} takes no {dtype}; pycap.backends.BFLOAT16 lists the primitives that do")
     arguments = case.arguments()
     markers = {m.name: m for m in _markers(arguments)}
     gradients = [m for m in markers.values() if isinstance(m, Grad)]
     for betas, absent in _modes(gradients):
-        mode = f"{case.primitive}[{case.name}] betas {betas} absent {absent}"
+        mode = f"{case.primitive}[{case.name}] {dtype} betas {betas} absent {absent}"
         oracle = getattr(reference, case.primitive)
-        exact = _Run(arguments, np.float64, betas, absent).call(oracle)
-        plain = _Run(arguments, np.float32, betas, absent).call(oracle)
+        exact = _Run(arguments, dtype, True, betas, absent).call(oracle)
+        plain = _Run(arguments, dtype, False, betas, absent).call(oracle)
         try:
-            got = _Run(arguments, np.float32, betas, absent).call(getattr(backend, case.primitive))
+            got = _Run(arguments, dtype, False, betas, absent).call(getattr(backend, case.primitive))
         except ComparisonError as error:
             raise ComparisonError(f"{mode}: {error}") from None
         for name, array in got.items():
-            problem = _judge(markers.get(name), name, array, plain[name], exact, case.slack)
+            problem = _judge(markers.get(name), array, plain[name], exact[name], case.slack, dtype)
             if problem:
                 raise ComparisonError(f"{mode}: {name} {array.shape}: {problem}")
 
@@ -210,6 +239,6 @@ def compare_op(function: Callable[..., Any], *arrays: np.ndarray, backend: str, 
     for name, array in _forward_and_backward(function, arrays, np.float32, backend).items():
         if array.dtype != np.float32 or array.shape != exact[name].shape:
             raise ComparisonError(f"{name}: {array.shape} {array.dtype} instead of {exact[name].shape} float32")
-        problem = _judge(None, name, array, plain[name], exact, slack)
+        problem = _judge(None, array, plain[name], exact[name], slack, array.dtype)
         if problem:
             raise ComparisonError(f"{backend}: {name} {array.shape}: {problem}")

@@ -10,6 +10,7 @@ import pytest
 from pycap import ops
 from pycap.autograd import Function, Tensor
 from pycap.backends import reference
+from pycap.device import bfloat16, is_bfloat16
 from pycap.testing import CASES, ComparisonError, GradientError, compare, compare_op, gradcheck
 
 
@@ -208,6 +209,81 @@ def test_compare_finds_unsorted_ties():
 
     with pytest.raises(ComparisonError, match="integers differ"):
         run_all("log_softmax_topk", fault)
+
+
+# compare in bfloat16 ---------------------------------------------------------------------------------------------------
+
+
+def _run_in_bfloat16(primitive, fault):
+    for case in CASES[primitive]:
+        compare(case, with_fault(primitive, fault), bfloat16())
+
+
+def _truncates(true, y, *rest):
+    wide = np.zeros(y.shape, np.float32)
+    true(wide, *(a.astype(np.float32) if is_bfloat16(a) else a for a in rest))
+    y[...] = (wide.view(np.uint32) & 0xFFFF0000).view(np.float32).astype(y.dtype)
+
+
+def _adds_in_bfloat16(true, y, x, w, b, relu):
+    """Sums of the two halves of a row are rounded before they meet."""
+    half = x.shape[1] // 2
+    first, second = np.zeros_like(y), np.zeros_like(y)
+    true(first, np.ascontiguousarray(x[:, :half]), np.ascontiguousarray(w[:, :half]), None, False)
+    true(second, np.ascontiguousarray(x[:, half:]), np.ascontiguousarray(w[:, half:]), b, False)
+    y[...] = first + second
+    if relu:
+        np.maximum(y, y.dtype.type(0), out=y)
+
+
+@pytest.mark.parametrize("fault", [_truncates, _adds_in_bfloat16])
+def test_compare_finds_what_rounds_badly(fault):
+    with pytest.raises(ComparisonError, match=r"linear_forward.*bfloat16.*(allowed|root mean square)"):
+        _run_in_bfloat16("linear_forward", fault)
+
+
+def test_compare_finds_a_gradient_that_is_rounded_twice():
+    def fault(true, dx, *rest):
+        *inputs, beta = rest
+        new = np.zeros_like(dx)
+        true(new, *inputs, 0.0)
+        dx[...] = new if not beta else (dx.astype(np.float32) * beta + new.astype(np.float32)).astype(dx.dtype)
+
+    with pytest.raises(ComparisonError, match="rounded twice"):
+        _run_in_bfloat16("linear_backward_data", fault)
+
+
+def test_compare_finds_a_parameters_gradient_that_was_rounded_to_bfloat16():
+    def fault(true, dw, db, *rest):
+        true(dw, db, *rest)
+        dw[...] = dw.astype(bfloat16()).astype(np.float32)
+
+    with pytest.raises(ComparisonError, match="dw .*allowed"):
+        _run_in_bfloat16("linear_backward_weight", fault)
+
+
+def test_compare_finds_a_wrong_winner_in_bfloat16():
+    def fault(true, y, argmax, *rest):
+        true(y, argmax, *rest)
+        argmax[..., :1] ^= 1
+
+    with pytest.raises(ComparisonError, match="below its window's maximum"):
+        _run_in_bfloat16("conv2d_pool_forward", fault)
+
+
+def test_compare_in_bfloat16_lets_a_winner_be_chosen_after_rounding():
+    def rounds_first(true, y, argmax, x, w, b, stride, padding):
+        p, q = ((n + 2 * padding - m) // stride + 1 for n, m in zip(x.shape[1:3], w.shape[1:3], strict=True))
+        full = np.zeros((len(x), p, q, len(w)), x.dtype)
+        reference.conv2d_forward(full, x, w, b, stride, padding, True)
+        reference.maxpool_forward(y, argmax, full)
+
+    _run_in_bfloat16("conv2d_pool_forward", rounds_first)
+
+
+def test_compare_refuses_primitives_without_bfloat16():
+    with pytest.raises(ValueError, match="lstm_forward takes no bfloat16"):
+        compare(CASES["lstm_forward"][0], reference, bfloat16())
 
 
 def test_compare_op_finds_a_fault_in_backward(monkeypatch):

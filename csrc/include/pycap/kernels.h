@@ -1,5 +1,6 @@
 // The table of kernels that one instruction set exports, and the choice among the tables.
 #pragma once
+#include "pycap/cast.h"
 #include "pycap/conv2d.h"
 #include "pycap/dropout.h"
 #include "pycap/embedding.h"
@@ -22,6 +23,7 @@ struct Kernels {
   const LstmKernels* lstm;
   const SoftmaxXentKernels* softmax_xent;
   const PreprocessKernels* preprocess;
+  const CastKernels* cast;
   const OptimKernels* optim;
 };
 
