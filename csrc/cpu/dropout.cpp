@@ -1,12 +1,13 @@
 // Dropout by a hash of each element's counter.
 #include "pycap/dropout.h"
 
-#include "common.h"
+#include "storage.h"
 
 namespace pycap::PYCAP_ISA {
 namespace {
 
-inline uint32_t mix(uint32_t x) {
+template <class Word>  // uint32_t, or a vector of them
+inline Word mix(Word x) {
   x ^= x >> 16;
   x *= 0x7feb352du;
   x ^= x >> 15;
@@ -15,38 +16,45 @@ inline uint32_t mix(uint32_t x) {
   return x;
 }
 
-void apply(float* y, const float* x, int64_t T, int64_t n, int64_t F, double p, uint64_t seed,
+template <class Num>
+void apply(Num* y, const Num* x, int64_t T, int64_t n, int64_t F, double p, uint64_t seed,
            int64_t total, int64_t offset, float beta, int threads) {
   const uint32_t lo = (uint32_t)seed, hi = (uint32_t)(seed >> 32);
   const double limit = p * 4294967296.0;
   const bool all = limit >= 4294967296.0;
   const uint32_t threshold = all ? 0u : (uint32_t)limit;
   const float scale = all ? 0.0f : (float)(1.0 / (1.0 - p));
+  VecU lanes;
+  for (int64_t l = 0; l < VL; ++l) lanes[l] = (uint32_t)l;
 #pragma omp parallel for num_threads(threads) schedule(static) if (T * n * F > 8192)
   for (int64_t row = 0; row < T * n; ++row) {
     const int64_t t = row / n, i = row % n;
     const uint32_t base = (uint32_t)((uint64_t)(t * total + offset + i) * (uint64_t)F);
-    const float* in = x + row * F;
-    float* out = y + row * F;
+    const Num* in = x + row * F;
+    Num* out = y + row * F;
     if (all) {
       scale_beta(out, F, beta);
-    } else if (beta == 0.0f) {
-      PYCAP_SIMD for (int64_t f = 0; f < F; ++f) {
-        const bool drop = mix(mix(base + (uint32_t)f + lo) ^ hi) < threshold;
-        out[f] = drop ? 0.0f : in[f] * scale;
-      }
-    } else {
-      PYCAP_SIMD for (int64_t f = 0; f < F; ++f) {
-        const bool drop = mix(mix(base + (uint32_t)f + lo) ^ hi) < threshold;
-        out[f] = beta * out[f] + (drop ? 0.0f : in[f] * scale);
-      }
+      continue;
+    }
+    int64_t f = 0;
+    for (; f + VL <= F; f += VL) {
+      const VecU hash = mix(mix(lanes + (base + (uint32_t)f + lo)) ^ hi);
+      const Vec kept = select(hash < threshold, Vec{}, load(in + f) * scale);
+      store(out + f, beta == 0.0f ? kept : beta * load(out + f) + kept);
+    }
+    for (; f < F; ++f) {
+      const bool drop = mix(mix(base + (uint32_t)f + lo) ^ hi) < threshold;
+      const float kept = drop ? 0.0f : widen(in[f]) * scale;
+      out[f] = stored<Num>(beta == 0.0f ? kept : beta * widen(out[f]) + kept);
     }
   }
 }
 
 }  // namespace
 
-extern const DropoutKernels dropout_kernels;
-const DropoutKernels dropout_kernels = {apply};
+extern const DropoutKernels<float> dropout_kernels;
+extern const DropoutKernels<bf16> dropout_kernels_bf16;
+const DropoutKernels<float> dropout_kernels = {apply<float>};
+const DropoutKernels<bf16> dropout_kernels_bf16 = {apply<bf16>};
 
 }  // namespace pycap::PYCAP_ISA

@@ -1,6 +1,6 @@
 """The CPU backend in C++: gives each primitive of `pycap.backends` its kernel in `pycap._cpu`, with scratch memory.
 
-float32 only. Signatures and meanings stand in `pycap.backends`; a wrong dtype, shape or layout raises and names the
+Signatures and meanings stand in `pycap.backends`; a wrong dtype, shape or layout raises and names the
 argument.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pycap.device import is_bfloat16
 from pycap.memory import workspace
 
 Array = np.ndarray
@@ -39,7 +40,6 @@ maxpool_backward = _cpu.maxpool_backward
 linear_forward = _cpu.linear_forward
 dropout = _cpu.dropout
 embedding_forward = _cpu.embedding_forward
-embedding_backward = _cpu.embedding_backward
 linear_xent_forward = _cpu.linear_xent_forward
 linear_xent_backward = _cpu.linear_xent_backward
 log_softmax_topk = _cpu.log_softmax_topk
@@ -94,6 +94,11 @@ def linear_backward_weight(
 ) -> None:
     ws = workspace(_cpu.linear_backward_workspace(x.shape[0], x.shape[1], dy.shape[1], y is not None))
     _cpu.linear_backward_weight(dw, db, dy, x, y, beta_w, beta_b, ws)
+
+
+def embedding_backward(dtable: Array, dy: Array, ids: Array, stale: Array | None, beta: float) -> None:
+    ws = workspace(_cpu.embedding_backward_workspace(ids.size, dtable.shape[0], is_bfloat16(dy)))
+    _cpu.embedding_backward(dtable, dy, ids, stale, beta, ws)
 
 
 def lstm_forward(

@@ -285,7 +285,7 @@ def _embedding_backward(dims: tuple[int, int, int], stale: bool, rng: Rng) -> li
 
 EMBEDDINGS = {
     "batch0": (0, 5, 8), "one": (1, 1, 1), "primes": (23, 11, 13), "many_repeats": (97, 3, 31), "wide": (5, 101, 64),
-    "e33": (33, 17, 33),
+    "e33": (33, 17, 33), "long_rows": (61, 5, 531),
 }  # fmt: skip
 
 
@@ -319,6 +319,7 @@ def _preprocess_cases() -> Iterator[Case]:
     for name, size in {
         "batch0": (0, 8, 8, 4, 4), "one": (1, 1, 1, 1, 1), "whole": (2, 7, 5, 7, 5), "window": (5, 17, 31, 13, 16),
         "wide": (3, 9, 65, 3, 33),
+        "many_rows": (3, 47, 61, 41, 37),
     }.items():  # fmt: skip
         yield Case("preprocess", name, partial(_preprocess, size))
     for name, shape in {

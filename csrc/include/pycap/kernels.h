@@ -13,16 +13,23 @@
 
 namespace pycap {
 
+// Kernels that serve activations in both storage types, Num being float or bf16.
+template <class Num>
+struct ActivationKernels {
+  const PoolKernels<Num>* pool;
+  const DropoutKernels<Num>* dropout;
+  const EmbeddingKernels<Num>* embedding;
+  const PreprocessKernels<Num>* preprocess;
+};
+
 struct Kernels {
   const char* isa;
   const Conv2dKernels* conv2d;
-  const PoolKernels* pool;
   const LinearKernels* linear;
-  const DropoutKernels* dropout;
-  const EmbeddingKernels* embedding;
   const LstmKernels* lstm;
   const SoftmaxXentKernels* softmax_xent;
-  const PreprocessKernels* preprocess;
+  ActivationKernels<float> in_float;
+  ActivationKernels<bf16> in_bf16;
   const CastKernels* cast;
   const OptimKernels* optim;
 };
