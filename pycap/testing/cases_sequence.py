@@ -17,6 +17,7 @@ from pycap.testing.arguments import Beta, Case, Grad, InOut, Out, Rng, normal
 LSTMS = {
     "batch0": (3, 0, 5, 4), "one": (1, 1, 1, 1), "primes": (5, 3, 7, 11), "h17": (4, 2, 16, 17), "h31": (3, 5, 33, 31),
     "h64": (7, 4, 64, 64), "n17": (3, 17, 13, 16),
+    "n40": (4, 40, 16, 32), "n37": (3, 37, 9, 31),
 }  # fmt: skip
 _GRADIENTS = ("dx", "dw_x", "dw_h", "db", "dh0", "dc0")
 

@@ -51,6 +51,22 @@ def test_loss_is_the_mean_over_words_of_the_stepwise_log_probabilities() -> None
     assert model.loss(images, tokens).item() == pytest.approx(total / count, rel=2e-6)
 
 
+def test_padding_takes_no_part_in_the_recurrence() -> None:
+    """What only padded steps read may be anything, and more padding changes no gradient."""
+    images, tokens = batch()
+    gradients = []
+    for extra in (0, 3):
+        model = small_nic()
+        model.word_embedding.weight.data[[0, 2]] = np.nan  # padding, and END, after which nothing is predicted
+        loss = model.loss(images, np.concatenate([tokens, np.zeros((extra, tokens.shape[1]), np.int32)]))
+        loss.backward()
+        assert np.isfinite(loss.item())
+        gradients.append({name: p.grad for name, p in model.named_parameters().items()})
+    for name, gradient in gradients[0].items():
+        assert np.isfinite(gradient).all(), name
+        np.testing.assert_allclose(gradients[1][name], gradient, rtol=1e-5, atol=1e-7)
+
+
 def test_every_parameter_of_both_halves_gets_a_gradient() -> None:
     model = small_nic()
     model.loss(*batch()).backward()
