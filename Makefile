@@ -16,6 +16,8 @@ comma := ,
 # Backends whose absence fails the tests instead of skipping them (docs/env.md).
 PYCAP_REQUIRE ?= reference,cpp$(if $(PEERS),$(comma)peers)
 PYTEST_ARGS ?=
+# More options of benchmarks.run, as in make bench BENCH_ARGS="--op lstm".
+BENCH_ARGS ?=
 
 # What pyproject.toml asks for, build and development tools included: one install, and no second, isolated one to build.
 REQUIREMENTS := import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); q = p["project"]; \
@@ -50,8 +52,8 @@ format: dev ## what lint asks for, done
 	$(VENV)/bin/ruff format .
 	$(if $(CSRC_CPP),$(VENV)/bin/clang-format -i $(CSRC_CPP))
 
-bench: dev $(VENV)/.peers ## one joint training epoch beside the same model in PyTorch
-	$(PY) -m benchmarks.peers.torch_joint
+bench: dev $(VENV)/.peers $(VENV)/.bench ## README's table of speed, beside PyTorch, ONNX Runtime, OpenVINO and ncnn, in five minutes
+	$(PY) -m benchmarks.run --headline --short $(BENCH_ARGS)
 
 gpu: ## says what this version does on a GPU
 	@echo "pycap 0.1 has no GPU kernels yet: its backends are 'cpp' (OpenMP and SIMD) and 'reference' (NumPy), both on the CPU." >&2
@@ -95,4 +97,13 @@ $(VENV)/.peers: $(VENV)/.built
 	@echo "installing $(TORCH) (CPU) for the comparisons"
 	@$(PIP) install --quiet --no-index --no-deps "$(TORCH)" 2>/dev/null || $(PIP) install --quiet $(TORCH_INDEX_ARGS) "$(TORCH)"
 	@$(PIP) install --quiet "$(TORCH)"
+	@touch $@
+
+# One by one: a peer that this machine has no wheel for is a row that says so.
+$(VENV)/.bench: $(VENV)/.built pyproject.toml
+	@$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")' | \
+		while read -r peer; do \
+			echo "installing $$peer for make bench"; \
+			$(PIP) install --quiet "$$peer" </dev/null || echo "$$peer: not for this machine; its rows will say so"; \
+		done
 	@touch $@

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
-import sys
 import tempfile
 import time
 import traceback
@@ -14,6 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from pycap import memory
 from pycap.config import TrainConfig
 from pycap.data.loader import Batch, Loader
@@ -118,29 +116,6 @@ class TorchSide:
         return trainer.step(batch)
 
 
-def _peak_mib() -> float:
-    """The most memory that this process held since `_forget_peak`, in MiB (0 where the system does not say)."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = status.read_text(encoding="utf-8").splitlines()
-        return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM")), 0.0)
-    if sys.platform == "win32":
-        return 0.0
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def _forget_peak() -> None:
-    """Let go of what the warm-up held, and on Linux begin the count of the peak again (proc_pid_clear_refs(5))."""
-    gc.collect()
-    memory.trim()
-    counter = Path("/proc/self/clear_refs")
-    if os.access(counter, os.W_OK):
-        counter.write_text("5")
-
-
 class _Worker:
     """Serves one side: prepares it, then trains segments and evaluates as the parent asks."""
 
@@ -162,7 +137,8 @@ class _Worker:
             for i in range(options.warmup):
                 self.side.step(trainer, batches[i % len(batches)])
             del trainer
-        _forget_peak()
+        memory.trim()
+        machine.forget_peak()
         self.trainer = make()
         self.info = {**self.side.describe(), "images": len(source.train), "steps": steps, "words": len(vocab)}
 
@@ -179,7 +155,7 @@ class _Worker:
             total = time.perf_counter() - begin
         finally:
             batches.close()  # type: ignore[attr-defined]
-        return {"seconds": seconds, "total": total, "losses": losses, "peak_mib": _peak_mib()}
+        return {"seconds": seconds, "total": total, "losses": losses, "peak_mib": machine.peak_mib()}
 
     def dev_loss(self) -> float:
         loss = self.trainer.loss(self.loaders.val.epoch(0))

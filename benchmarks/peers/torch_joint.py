@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import multiprocessing
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import machine
 from benchmarks.peers.joint_sides import Options, serve
+from benchmarks.worker import Remote, SideError
 from pycap import __version__
 from pycap.config import TrainConfig, parse_args
 from pycap.data import DataError
@@ -48,50 +48,16 @@ class Side:
     peak_mib: float = 0.0
 
 
-class _Remote:
-    """The parent's end of one side."""
-
-    def __init__(self, name: str, config: TrainConfig, options: Options) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.name = name
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, name, config, options), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def receive(self) -> Any:
-        try:
-            status, value = self.connection.recv()
-        except EOFError:
-            self.process.join()
-            raise SystemExit(
-                f"{self.name}: its process ended with status {self.process.exitcode} (killed for memory? "
-                "use a smaller --batch-size or --micro-batch)"
-            ) from None
-        if status == "error":
-            raise SystemExit(f"{self.name}: {value}")
-        return value
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        self.connection.send((method, arguments))
-        return self.receive()
-
-    def close(self) -> None:
-        if self.process.is_alive():
-            self.connection.send(None)
-            self.process.join()
-
-
 # The comparison -------------------------------------------------------------------------------------------------------
 
 
 def measure(config: TrainConfig, options: Options, epochs: int | None) -> dict[str, Side]:
     """Run both sides in turns, either one first by turns: epochs, or `options.segments` times `options.steps` steps."""
-    remotes: dict[str, _Remote] = {}
+    remotes: dict[str, Remote] = {}
     sides: dict[str, Side] = {}
     try:
         for name in SIDES:  # one after the other: each warms up and chooses on a quiet machine
-            remotes[name] = _Remote(name, config, options)
+            remotes[name] = Remote(name, serve, name, config, options)
             sides[name] = Side(remotes[name].receive(), [], [], [], [])
             info = sides[name].info
             print(f"{name:6} {info['backend']}{'; ' + info['variant'] if info['variant'] else ''}", flush=True)
@@ -144,8 +110,8 @@ def row(sides: dict[str, Side], config: TrainConfig) -> dict[str, Any]:
         "gbps": None,
         "ceiling_pct": None,
         "err": None,
-        "commit": _commit(),
-        "hardware": f"{_cpu_name()}, {config.threads} threads",
+        "commit": machine.commit(),
+        "hardware": f"{machine.cpu_name()}, {config.threads} threads",
         "versions": {"pycap": __version__, "python": platform.python_version(), "numpy": np.__version__},
         "peer_q20_s": float(peer_low),
         "peer_q80_s": float(peer_high),
@@ -180,25 +146,6 @@ def report(result: dict[str, Any]) -> None:
     print(f"ratio torch / pycap: {result['ratio']:.3f} a step, {peer_whole / whole:.3f} a turn")
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     print(f"{versions}, {result['peer']} ({result['peer_variant']}); commit {result['commit'] or 'unknown'}")
-
-
-def _commit() -> str:
-    """The checkout's commit, marked where files differ from it; empty outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip()
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _parse(argv: Sequence[str]) -> tuple[Options, int | None, TrainConfig]:
@@ -246,7 +193,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     config = replace(config, data=source.folder)
     os.environ["OMP_NUM_THREADS"] = str(config.threads)  # for the children, before their libraries load
-    result = row(measure(config, options, epochs), config)
+    try:
+        result = row(measure(config, options, epochs), config)
+    except SideError as error:
+        print(f"{error}\na smaller --batch-size or --micro-batch needs less memory", file=sys.stderr)
+        return 1
     report(result)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,16 @@
-"""The peer: pycap's joint captioner (VGG and NIC) and its training step, written as one would in PyTorch."""
+"""The peer's training: PyTorch's captioner with pycap's weights, and its training step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
+from benchmarks.peers.torch_model import NIC, VGG
 from pycap import optim
 from pycap.config import TrainConfig
 from pycap.data.images import PreprocessSpec
@@ -48,77 +48,6 @@ def vgg_layers(name: str, width: float = 1.0) -> list[int]:
         layers += [c if width == 1 else max(8, round(c * width / 8) * 8) for c in block]
         layers.append(0)
     return layers
-
-
-class VGG(nn.Module):
-    """Images [N,3,S,S] -> fc7 [N,fc_size]. layers: as `vgg_layers` gives them."""
-
-    def __init__(self, layers: Sequence[int], image_size: int, fc_size: int, drop: float) -> None:
-        super().__init__()
-        features: list[nn.Module] = []
-        inputs, side = 3, image_size
-        for outputs in layers:
-            if outputs:
-                features += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(inplace=True)]
-                inputs = outputs
-            else:
-                features.append(nn.MaxPool2d(2))
-                side //= 2
-        self.features = nn.Sequential(*features)
-        self.channels, self.side = inputs, side
-        self.classifier = nn.Sequential(
-            nn.Linear(inputs * side * side, fc_size),
-            nn.ReLU(inplace=True),
-            nn.Dropout(drop),
-            nn.Linear(fc_size, fc_size),
-            nn.ReLU(inplace=True),
-            nn.Dropout(drop),
-        )
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.features(images).flatten(1))
-
-
-class NIC(nn.Module):
-    """pycap.models.nic.NIC: the image's vector is the LSTM's first input, then START and the words; END is predicted.
-
-    nn.LSTM adds two biases where pycap has one; the second is zero and does not learn.
-    """
-
-    def __init__(
-        self,
-        cnn: VGG,
-        vocabulary: int,
-        *,
-        fc_size: int,
-        rnn_size: int,
-        input_encoding_size: int,
-        drop_prob_lm: float,
-        compact: bool = True,
-    ) -> None:
-        super().__init__()
-        self.cnn = cnn
-        self.image_embedding = nn.Linear(fc_size, input_encoding_size)
-        self.word_embedding = nn.Embedding(vocabulary, input_encoding_size)
-        self.lstm = nn.LSTM(input_encoding_size, rnn_size)
-        nn.init.zeros_(self.lstm.bias_hh_l0)
-        self.lstm.bias_hh_l0.requires_grad_(False)
-        self.drop = nn.Dropout(drop_prob_lm)
-        self.projection = nn.Linear(rnn_size, vocabulary)
-        self.compact = compact
-
-    def forward(self, images: torch.Tensor, tokens: torch.Tensor, normalizer: float | None = None) -> torch.Tensor:
-        """Mean cross-entropy a token (sum / normalizer, where given): images [B,3,S,S], tokens int64 [T,N], PAD ignored."""
-        first = self.image_embedding(self.cnn(images)).repeat_interleave(tokens.shape[1] // images.shape[0], dim=0)
-        h, _ = self.lstm(torch.cat([first[None], self.word_embedding(tokens[:-1])]))
-        outputs, targets = h[1:], tokens[1:]
-        if self.compact:
-            kept = targets != PAD
-            outputs, targets = outputs[kept], targets[kept]
-        logits = self.projection(self.drop(outputs)).flatten(0, -2)
-        if normalizer is None:
-            return functional.cross_entropy(logits, targets.flatten(), ignore_index=PAD)
-        return functional.cross_entropy(logits, targets.flatten(), ignore_index=PAD, reduction="sum") / normalizer
 
 
 def build(config: TrainConfig, vocabulary: int, compact: bool = True) -> NIC:
@@ -200,6 +129,7 @@ class PeerTrainer:
     ) -> None:
         self.model, self.config, self.spec, self.variant = model, config, spec, variant
         self.step_number = 0
+        self._autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16")
         if variant.channels_last:
             model.cnn.to(memory_format=torch.channels_last)
         model.compact = variant.compact
@@ -248,7 +178,8 @@ class PeerTrainer:
         loss = 0.0
         for first in range(0, len(images), size):
             columns = slice(first * per_image, (first + size) * per_image)
-            part = self.model(images[first : first + size], tokens[:, columns], count)
+            with self._autocast:
+                part = self.model(images[first : first + size], tokens[:, columns], count)
             part.backward()
             loss += part.item()
         for optimizer, parameters, rate, clip in self.groups:

@@ -1,0 +1,184 @@
+"""A side's process, and the parent's end of it: one side works while the others wait for their pipe."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine, sides
+from benchmarks.cases import Case
+from benchmarks.sides import Unavailable, Work
+
+
+class SideError(RuntimeError):
+    """A side failed; the text holds its traceback, or how its process ended."""
+
+
+class Remote:
+    """The parent's end of a process that serves one side.
+
+    target(connection, *arguments): the child's loop; it answers (method, arguments) with ("ok", value), ("unavailable",
+    reason) or ("error", traceback), beginning with one answer to its start, until it receives None.
+    """
+
+    def __init__(self, name: str, target: Callable[..., None], *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would share the parent's OpenMP state
+        self.name = name
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def receive(self) -> Any:
+        """The next answer. Raises Unavailable or SideError."""
+        try:
+            status, value = self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            raise SideError(
+                f"{self.name}: its process ended with status {self._process.exitcode} (killed for memory?)"
+            ) from None
+        if status == "unavailable":
+            raise Unavailable(value)
+        if status == "error":
+            raise SideError(f"{self.name}: {value}")
+        return value
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Have the child do `method` and wait for its answer."""
+        try:
+            self._connection.send((method, arguments))
+        except (BrokenPipeError, ConnectionResetError):
+            self._process.join()
+            raise SideError(f"{self.name}: its process ended with status {self._process.exitcode}") from None
+        return self.receive()
+
+    def close(self) -> None:
+        """End the child: kindly, then after two seconds by force (it may be in the middle of a long call)."""
+        if self._process.is_alive():
+            try:
+                self._connection.send(None)
+            except BrokenPipeError:
+                self._process.join(0)
+            self._process.join(2)
+            if self._process.is_alive():
+                self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+
+def serve(connection: Connection, name: str, threads: int) -> None:
+    """The child's loop for a side of `sides.SIDES`. Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker = None
+    while True:
+        try:
+            if worker is None:
+                worker = Worker(sides.load(name, threads))
+                connection.send(("ok", worker.side.describe()))
+            message = connection.recv()
+            if message is None:
+                return
+            method, arguments = message
+            connection.send(("ok", getattr(worker, method)(*arguments)))
+        except EOFError:
+            return  # the parent is gone
+        except Unavailable as reason:
+            connection.send(("unavailable", str(reason)))
+        except MemoryError:
+            connection.send(("unavailable", f"{name} ran out of memory"))
+        except Exception:
+            connection.send(("error", traceback.format_exc()))
+        if worker is None:
+            return
+
+
+class Worker:
+    """Holds a side and the case that it has made ready."""
+
+    def __init__(self, side: sides.Side) -> None:
+        self.side = side
+        self.work: Work | None = None
+        self.result: Any = None
+
+    def prepare(self, case: Case) -> tuple[str, float]:
+        """Make a case ready in the fastest of the side's ways; returns that way's name and the seconds of one call."""
+        self.release()
+        ways = self.side.prepare(case)
+        times: dict[str, float] = {}
+        for way, make in ways.items():
+            self.release()
+            self.work = make()
+            times[way] = self._quickest()
+        best = min(times, key=lambda way: times[way])
+        if best != list(ways)[-1]:
+            self.release()
+            self.work = ways[best]()
+            self._call()
+        machine.rest()
+        return best, times[best]
+
+    def _quickest(self) -> float:
+        """The least time of a few calls after a first one: at least one of 1 s, two of 0.5 s, or at most twenty."""
+        self._call()
+        times: list[float] = []
+        while not times or (len(times) < 2 and times[0] < 1) or (sum(times) < 0.2 and len(times) < 20):
+            times.append(self._call())
+        return min(times)
+
+    def _call(self) -> float:
+        assert self.work is not None, "prepare comes first"
+        self.result = None  # its memory is free for the next one, as in a loop of steps
+        begin = time.perf_counter()
+        self.result = self.work.run()
+        seconds = time.perf_counter() - begin
+        return seconds if self.work.seconds is None else self.work.seconds(self.result)
+
+    def turn(self, calls: int) -> list[float]:
+        """Seconds of each of `calls` calls; short ones come after one that is not counted, which refills the caches."""
+        if calls > 1:
+            self._call()
+        seconds = [self._call() for _ in range(calls)]
+        machine.rest()
+        return seconds
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        """Samples of what the case's last call came to."""
+        assert self.work is not None, "prepare comes first"
+        found = {name: sides.sample(array) for name, array in self.work.outputs(self.result).items()}
+        machine.rest()
+        return found
+
+    def forget_peak(self) -> None:
+        """Begin to measure peak memory here."""
+        self.result = None
+        machine.forget_peak()
+
+    def peak_mib(self) -> float:
+        return machine.peak_mib()
+
+    def release(self) -> None:
+        """Let go of the case."""
+        self.result = None
+        if self.work is not None:
+            self.work.close()
+            self.work = None
+        machine.forget_peak()
+
+    def ceilings(self) -> dict[str, float]:
+        """Seconds that this side's gemm and copy take at best."""
+        self.release()
+        found = {}
+        for name, run in self.side.ceilings().items():
+            self.work = Work(run, lambda _: {})
+            found[name] = self._quickest()
+        self.release()
+        machine.rest()
+        return found
