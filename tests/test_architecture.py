@@ -90,23 +90,8 @@ TABLE |= {
 }
 
 FRAMEWORKS = frozenset(
-    [
-        "torch",
-        "torchvision",
-        "tensorflow",
-        "jax",
-        "jaxlib",
-        "flax",
-        "keras",
-        "mxnet",
-        "tinygrad",
-        "chainer",
-        "paddle",
-        "onnx",
-        "onnxruntime",
-        "openvino",
-        "ncnn",
-    ]
+    ("torch", "torchvision", "tensorflow", "jax", "jaxlib", "flax", "keras", "mxnet", "tinygrad", "chainer", "paddle")
+    + ("onnx", "onnxruntime", "openvino", "ncnn")
 )
 
 # An op's rooms that have no file, and why.
