@@ -8,6 +8,9 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "bind_bf16.h"
+#include "bind_shapes.h"
+
 extern "C" {
 void scipy_openblas_set_num_threads(int threads);
 const char* scipy_openblas_get_config(void);
@@ -26,36 +29,6 @@ void set_num_threads(int n) {
     throw py::value_error("set_num_threads: n must lie in 1..1024, got " + std::to_string(n));
   thread_count = std::min(n, omp_get_thread_limit());
 }
-
-ConvShape conv_shape(const Args& a, const Shape& x, const Shape& w, int64_t stride,
-                     int64_t padding) {
-  if (x.size() != 4) a.bad_value("x must have 4 dimensions, got shape " + text(x));
-  if (w.size() != 4) a.bad_value("w must have 4 dimensions, got shape " + text(w));
-  if (x[3] != w[3])
-    a.bad_value("x " + text(x) + " and w " + text(w) + " disagree about the channels (last axes)");
-  if (stride < 1) a.bad_value("stride must be at least 1, got " + std::to_string(stride));
-  if (padding < 0) a.bad_value("padding must be at least 0, got " + std::to_string(padding));
-  const int64_t height = x[1] + 2 * padding - w[1], width = x[2] + 2 * padding - w[2];
-  if (height < 0 || width < 0)
-    a.bad_value("w " + text(w) + " is larger than the padded image of x " + text(x));
-  return {x[0],
-          x[1],
-          x[2],
-          x[3],
-          w[0],
-          w[1],
-          w[2],
-          stride,
-          padding,
-          height / stride + 1,
-          width / stride + 1};
-}
-
-Shape output_shape(const ConvShape& s, bool pooled) {
-  return pooled ? Shape{s.N, s.P / 2, s.Q / 2, s.K} : Shape{s.N, s.P, s.Q, s.K};
-}
-
-Shape argmax_shape(const ConvShape& s) { return {s.N, s.P / 2, s.Q / 2, (s.K + 3) / 4}; }
 
 void conv2d_forward(Obj y, Obj x, Obj w, Obj b, int64_t stride, int64_t padding, bool relu,
                     Obj ws) {
@@ -275,6 +248,7 @@ py::dict info() {
   py::dict d;
   d["isa"] = k->isa;
   d["threads"] = thread_count.load();
+  d["bf16"] = bf16_engine();
   d["openmp"] = _OPENMP;
   d["openblas"] = std::string(scipy_openblas_get_config());
   d["openblas_core"] = std::string(scipy_openblas_get_corename());
@@ -297,6 +271,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("get_num_threads", [] { return thread_count.load(); });
   m.def("isa", [] { return std::string(k->isa); });
   m.def("info", info);
+
+  bind_bf16(m, k->isa, thread_count);
 
   m.def("conv2d_forward_workspace",
         [](const Shape& x, const Shape& w, int64_t stride, int64_t padding, bool pool) {
