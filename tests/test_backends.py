@@ -44,20 +44,6 @@ def test_cases_are_the_same_on_every_call():
                 assert a.tobytes() == b.tobytes()
 
 
-#: Primitives of backends.BFLOAT16 that a backend does not serve in bfloat16 yet, by backend. One that does serve them must
-#: not stand here: test_what_lacks_bfloat16_says_so holds that.
-LACKS_BFLOAT16 = {
-    "reference": set(),
-    "cpp": {
-        "conv2d_forward", "conv2d_pool_forward", "conv2d_backward_data", "conv2d_backward_weight", "linear_forward",
-        "linear_backward_data", "linear_backward_weight",
-    },
-}  # fmt: skip
-
-
-IN_BFLOAT16 = {name: [p for p in backends.BFLOAT16 if p not in lacks] for name, lacks in LACKS_BFLOAT16.items()}
-
-
 def _all_hold(primitive, module, dtype):
     if not hasattr(module, primitive):
         pytest.fail(f"{module.__name__} lacks {primitive}")
@@ -77,18 +63,7 @@ def test_rule_of_two(module, primitive):
 
 @pytest.mark.parametrize("primitive", backends.BFLOAT16)
 def test_rule_of_two_in_bfloat16(module, primitive):
-    if primitive not in IN_BFLOAT16[module.__name__.rsplit(".", 1)[1]]:
-        pytest.skip(f"{module.__name__}: no {primitive} in bfloat16 yet")
     _all_hold(primitive, module, bfloat16())
-
-
-@pytest.mark.parametrize("primitive", backends.BFLOAT16)
-def test_what_lacks_bfloat16_says_so(module, primitive):
-    """A primitive without bfloat16 raises, and names the dtype that it wants: it never takes bits for numbers."""
-    if primitive in IN_BFLOAT16[module.__name__.rsplit(".", 1)[1]]:
-        pytest.skip("served in bfloat16: test_rule_of_two_in_bfloat16 covers it")
-    with pytest.raises(TypeError, match="must be float32, got bfloat16"):
-        compare(CASES[primitive][-1], module, bfloat16())
 
 
 # What a primitive does with arrays that break the contract ------------------------------------------------------------
@@ -297,8 +272,8 @@ THREADED = [
     *((f"conv2d_{p}", f"{name}{suffix}")
       for name in ("c48_k16_tile_plus_1", "c16_k32_many_tiles", "c3_k64_many_pixels", "batch0")
       for p, suffix in (("forward", "-bias-relu"), ("backward_data", "-relu"), ("backward_weight", "-pool"))),
-    ("embedding_backward", "long_rows"), ("cast", "long-narrow"), ("preprocess", "many_rows"), ("linear_xent_backward", "tall"), ("sgd_step", "all"),
-    ("rmsprop_step", "all"), ("adam_step", "all-step2"), ("sum_squares", "long"),
+    ("embedding_backward", "long_rows"), ("cast", "long-narrow"), ("preprocess", "many_rows"),
+    ("linear_xent_backward", "tall"), ("sgd_step", "all"), ("rmsprop_step", "all"), ("adam_step", "all-step2"), ("sum_squares", "long"),
 ]  # fmt: skip
 
 
@@ -309,7 +284,7 @@ def test_rule_of_two_at_other_thread_counts(cpp, threads):
     assert cpp.get_num_threads() == threads
     for primitive, name in THREADED:
         compare(_case(primitive, name), cpp)
-        if primitive in IN_BFLOAT16["cpp"]:
+        if primitive in backends.BFLOAT16:
             compare(_case(primitive, name), cpp, bfloat16())
 
 
@@ -329,12 +304,13 @@ def test_results_repeat_bit_for_bit(cpp, threads):
 _ISA_SCRIPT = """
 import sys
 import numpy as np
-from pycap.backends import cpp
+from pycap.backends import BFLOAT16, cpp
 from pycap.device import bfloat16
 from pycap.testing import CASES, compare
-assert cpp.isa() == sys.argv[1], cpp.isa()
+assert cpp.isa() == sys.argv[1] and cpp.info()["bf16"] == sys.argv[2], cpp.info()
 for primitive, cases in CASES.items():
-    for dtype in (np.float32, bfloat16()) if primitive in sys.argv[2:] else (np.float32,):
+    wide = [np.float32] if sys.argv[2] == "emulated" else []  # the others share v4's float32 kernels
+    for dtype in (*wide, bfloat16()) if primitive in BFLOAT16 else wide:
         for case in cases[:: max(1, len(cases) // 8)]:
             compare(case, cpp, dtype)
 print("all held")
@@ -342,17 +318,25 @@ print("all held")
 
 
 @pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="instruction sets are x86's")
-@pytest.mark.parametrize("isa", ["v1", "v3", "v4"])
-def test_rule_of_two_on_every_instruction_set(isa):
-    """One wheel serves CPUs with AVX-512, AVX2 or neither: each of its kernels' three builds is checked."""
+@pytest.mark.parametrize(
+    ("isa", "bf16"),
+    [("v1", "emulated"), ("v3", "emulated"), ("v4", "emulated"), ("v4", "avx512-bf16"), ("v4", "amx")],
+)
+def test_rule_of_two_on_every_instruction_set(isa, bf16):
+    """One wheel serves CPUs with AMX, AVX-512, AVX2 or none of them: each of its kernels' builds is checked."""
     if backends.available("cpp"):
         pytest.skip(f"backend cpp: {backends.available('cpp')}")
-    environment = os.environ | {"PYCAP_ISA": isa, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {
+        "PYCAP_ISA": isa,
+        "PYCAP_BF16": bf16,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     run = subprocess.run(
-        [sys.executable, "-c", _ISA_SCRIPT, isa, *IN_BFLOAT16["cpp"]],
+        [sys.executable, "-c", _ISA_SCRIPT, isa, bf16],
         env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    if "this CPU lacks its instructions" in run.stderr:
+    if "lacks its instructions" in run.stderr:
         pytest.skip(f"this CPU: {run.stderr.strip().splitlines()[-1]}")
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "all held"

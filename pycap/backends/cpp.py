@@ -34,10 +34,10 @@ def _preload_openblas() -> None:
 _preload_openblas()
 
 from pycap import _cpu  # noqa: E402  (needs the library loaded above)
+from pycap.backends import cpp_bf16  # noqa: E402
 
 maxpool_forward = _cpu.maxpool_forward
 maxpool_backward = _cpu.maxpool_backward
-linear_forward = _cpu.linear_forward
 dropout = _cpu.dropout
 embedding_forward = _cpu.embedding_forward
 linear_xent_forward = _cpu.linear_xent_forward
@@ -56,6 +56,9 @@ info = _cpu.info
 
 
 def conv2d_forward(y: Array, x: Array, w: Array, b: Array | None, stride: int, padding: int, relu: bool) -> None:
+    if is_bfloat16(x):
+        cpp_bf16.conv2d_forward(y, None, x, w, b, stride, padding, relu, conv2d_forward)
+        return
     ws = workspace(_cpu.conv2d_forward_workspace(x.shape, w.shape, stride, padding, False))
     _cpu.conv2d_forward(y, x, w, b, stride, padding, relu, ws)
 
@@ -63,6 +66,9 @@ def conv2d_forward(y: Array, x: Array, w: Array, b: Array | None, stride: int, p
 def conv2d_pool_forward(
     y: Array, argmax: Array, x: Array, w: Array, b: Array | None, stride: int, padding: int
 ) -> None:
+    if is_bfloat16(x):
+        cpp_bf16.conv2d_forward(y, argmax, x, w, b, stride, padding, True, conv2d_pool_forward)
+        return
     ws = workspace(_cpu.conv2d_forward_workspace(x.shape, w.shape, stride, padding, True))
     _cpu.conv2d_pool_forward(y, argmax, x, w, b, stride, padding, ws)
 
@@ -70,6 +76,9 @@ def conv2d_pool_forward(
 def conv2d_backward_data(
     dx: Array, dy: Array, w: Array, y: Array | None, argmax: Array | None, stride: int, padding: int, beta: float
 ) -> None:
+    if is_bfloat16(dy):
+        cpp_bf16.conv2d_backward_data(dx, dy, w, y, argmax, stride, padding, beta, conv2d_backward_data)
+        return
     masked = y is not None or argmax is not None
     ws = workspace(_cpu.conv2d_backward_data_workspace(dx.shape, w.shape, stride, padding, masked))
     _cpu.conv2d_backward_data(dx, dy, w, y, argmax, stride, padding, beta, ws)
@@ -79,12 +88,23 @@ def conv2d_backward_weight(
     dw: Array, db: Array | None, dy: Array, x: Array, y: Array | None, argmax: Array | None, stride: int, padding: int,
     beta_w: float, beta_b: float,
 ) -> None:  # fmt: skip
+    if is_bfloat16(dy):
+        how = (stride, padding, beta_w, beta_b)
+        cpp_bf16.conv2d_backward_weight(dw, db, dy, x, y, argmax, *how, conv2d_backward_weight)
+        return
     masked = y is not None or argmax is not None
     ws = workspace(_cpu.conv2d_backward_weight_workspace(x.shape, dw.shape, stride, padding, masked))
     _cpu.conv2d_backward_weight(dw, db, dy, x, y, argmax, stride, padding, beta_w, beta_b, ws)
 
 
+def linear_forward(y: Array, x: Array, w: Array, b: Array | None, relu: bool) -> None:
+    (cpp_bf16 if is_bfloat16(x) else _cpu).linear_forward(y, x, w, b, relu)
+
+
 def linear_backward_data(dx: Array, dy: Array, w: Array, y: Array | None, beta: float) -> None:
+    if is_bfloat16(dy):
+        cpp_bf16.linear_backward_data(dx, dy, w, y, beta)
+        return
     ws = workspace(_cpu.linear_backward_workspace(dy.shape[0], w.shape[1], w.shape[0], y is not None))
     _cpu.linear_backward_data(dx, dy, w, y, beta, ws)
 
@@ -92,6 +112,9 @@ def linear_backward_data(dx: Array, dy: Array, w: Array, y: Array | None, beta: 
 def linear_backward_weight(
     dw: Array | None, db: Array | None, dy: Array, x: Array, y: Array | None, beta_w: float, beta_b: float
 ) -> None:
+    if is_bfloat16(dy):
+        cpp_bf16.linear_backward_weight(dw, db, dy, x, y, beta_w, beta_b)
+        return
     ws = workspace(_cpu.linear_backward_workspace(x.shape[0], x.shape[1], dy.shape[1], y is not None))
     _cpu.linear_backward_weight(dw, db, dy, x, y, beta_w, beta_b, ws)
 
