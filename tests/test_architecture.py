@@ -60,7 +60,8 @@ TABLE: dict[str, Row] = {
     "device": row(lazy_packages="cupy ml_dtypes"),
     "memory": row("device", lazy_packages="cupy"),
     "backends": row("device memory", "kernels _cpu _cuda backends.cpp", lazy_packages="cupy scipy_openblas32"),
-    "backends.cpp": row("device memory backends backends.cpp_bf16 _cpu"),  # imported lazily: without _cpu it is not there
+    # Imported lazily: without _cpu it is not there.
+    "backends.cpp": row("device memory backends backends.cpp_bf16 _cpu"),
     "backends.cpp_bf16": row("device memory backends _cpu"),
     "autograd": row("memory"),
     "ops": row("device memory autograd backends"),
