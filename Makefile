@@ -53,7 +53,7 @@ format: dev ## what lint asks for, done
 	$(if $(CSRC_CPP),$(VENV)/bin/clang-format -i $(CSRC_CPP))
 
 bench: dev $(VENV)/.peers $(VENV)/.bench ## README's table of speed, beside PyTorch, ONNX Runtime, OpenVINO and ncnn, in five minutes
-	$(PY) -m benchmarks.run --headline --short $(BENCH_ARGS)
+	$(PY) -m benchmarks.run --headline --short --plot $(BENCH_ARGS)
 
 gpu: ## says what this version does on a GPU
 	@echo "pycap 0.1 has no GPU kernels yet: its backends are 'cpp' (OpenMP and SIMD) and 'reference' (NumPy), both on the CPU." >&2

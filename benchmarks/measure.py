@@ -159,7 +159,7 @@ def rows_of(
     names = list(outcomes)
     ours = outcomes[names[0]]
     base: Row = {"op": case.op, "case": case.name, "mode": case.mode, "dtype": case.dtype, "backend": ours.backend}
-    base |= {"flops": case.flops, "bytes": case.nbytes, "label": case.label, "note": "", **about}
+    base |= {"flops": case.flops, "bytes": case.nbytes, "ceilings": dict(ceilings), "label": case.label, **about}
     if ours.samples.seconds:
         s = ours.samples
         base |= {"median_s": s.median, "q20_s": s.quantile(0.2), "q80_s": s.quantile(0.8), "calls": len(s.seconds)}

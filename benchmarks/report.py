@@ -171,8 +171,12 @@ def show(rows: Sequence[Row], file: Path, *, headline_only: bool, plot: bool, re
         except ImportError as error:
             console.print(f"--plot needs matplotlib ({error}): pip install matplotlib")
             return 1
-        draw(rows, picture)
-        console.print(f"picture: {picture}")
+        try:
+            draw(rows, picture)
+        except ValueError as error:
+            console.print(f"no picture: {error}")
+        else:
+            console.print(f"picture: {picture}")
     if readme:
         update_readme(rows, picture)
         console.print("README.md: table written")

@@ -13,7 +13,8 @@ Row = dict[str, Any]
 #: Of every row, in this order; a key that has no value is null. Times in seconds. ratio: peer_median_s / median_s.
 #: gflops: of the plain algorithm; gbps: GB/s of compulsory traffic; ceiling_pct: the least time that the measured
 #: ceilings allow the plain algorithm, per cent of median_s (an algorithm with fewer multiplications may pass 100). err:
-#: relative L2 distance from the peer's result. note: why something is missing.
+#: relative L2 distance from the peer's result. ceilings: FLOP/s of a gemm by dtype, and bytes/s of a copy (as copy), that
+#: the run measured. note: why something is missing.
 KEYS = (
     "op",
     "case",
@@ -42,6 +43,7 @@ KEYS = (
     "peer_peak_mib",
     "flops",
     "bytes",
+    "ceilings",
     "label",
     "note",
 )
