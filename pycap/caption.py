@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from pycap.captioner import Caption, Captioner
 
 
-def load(path: str | Path) -> Captioner:
+def load(path: str | Path, precision: str | None = None) -> Captioner:
     """A trained model, ready to caption: ``load("runs/coco/best").caption(["a.jpg"], beam_size=3)``.
 
-    path: a checkpoint, or a run's folder (its best checkpoint, else the last). Raises CheckpointError.
+    path: a checkpoint, or a run's folder (its best checkpoint, else the last). precision: of the CNN's activations, "fp32"
+    or "bf16"; None: what it was trained in. Raises CheckpointError, and ValueError for another precision.
     """
     from pycap.captioner import Captioner
 
-    return Captioner.load(path)
+    return Captioner.load(path, precision)
 
 
 def caption_files(args: argparse.Namespace) -> int:
@@ -33,7 +34,7 @@ def caption_files(args: argparse.Namespace) -> int:
 
     set_threads(args.threads or cpu_count())
     paths = find_images(args.images)
-    captioner = load(args.checkpoint)
+    captioner = load(args.checkpoint, args.precision)
     captions: Iterable[Caption] = captioner.caption(
         paths, beam_size=args.beam_size, batch_size=args.batch_size, length_penalty=args.length_penalty
     )

@@ -16,6 +16,7 @@ from pycap.config import TrainConfig
 from pycap.data.images import ImageError, PreprocessSpec, centre_crops, iterate_images
 from pycap.data.vocab import Vocabulary
 from pycap.decode import beam_search
+from pycap.device import activation_dtype
 from pycap.models.nic import NIC
 from pycap.models.vgg import VGG
 
@@ -81,18 +82,26 @@ class Captioner:
     `backends.weights_changed()`.
     """
 
-    def __init__(self, model: NIC, vocab: Vocabulary, spec: PreprocessSpec, config: TrainConfig) -> None:
+    def __init__(
+        self, model: NIC, vocab: Vocabulary, spec: PreprocessSpec, config: TrainConfig, precision: str | None = None
+    ) -> None:
+        """precision: "fp32", "bf16", or None for the one that the model was trained in. ValueError for others."""
         self.model, self.vocab, self.spec, self.config = model, vocab, spec, config
+        self.precision = precision or config.precision
+        self._dtype = activation_dtype(self.precision)
         self.weights = WeightCache()
 
     @classmethod
-    def load(cls, path: str | Path) -> Captioner:
-        """Read a checkpoint folder, or the best (else the last) one of a run. CheckpointError says what is wrong."""
+    def load(cls, path: str | Path, precision: str | None = None) -> Captioner:
+        """Read a checkpoint folder, or the best (else the last) one of a run. CheckpointError says what is wrong.
+
+        precision: as for the constructor; weights are saved in float32 whatever they were trained in.
+        """
         saved = checkpoint.load(path)
         model = build_model(saved.config, len(saved.vocab), draw=False, word_head="word_head.weight" in saved.model)
         load_weights(model, saved, copy=False)
         model.train(False)
-        return cls(model, saved.vocab, PreprocessSpec.from_dict(saved.preprocess), saved.config)
+        return cls(model, saved.vocab, PreprocessSpec.from_dict(saved.preprocess), saved.config, precision)
 
     def caption_batch(
         self, images: Any, crops: Any, *, beam_size: int = 3, max_length: int | None = None, length_penalty: float = 0.0
@@ -103,7 +112,7 @@ class Captioner:
         """
         vocab = self.vocab
         with no_grad(), self.model.evaluating(), constant_weights(self.weights):
-            x = ops.preprocess(images, crops, self.spec.crop, self.spec.mean, self.spec.std)
+            x = ops.preprocess(images, crops, self.spec.crop, self.spec.mean, self.spec.std, self._dtype)
             hypotheses = beam_search(
                 self.model,
                 x,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 def _parser() -> argparse.ArgumentParser:
     from pycap import __version__
+    from pycap.config import PRECISIONS
 
     parser = argparse.ArgumentParser(prog="pycap", description="Train image captioners, and caption images with them.")
     parser.add_argument("--version", action="version", version=f"pycap {__version__}")
@@ -41,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--beam-size", "--beam_size", type=_positive, default=3, metavar="N")
         command.add_argument(
             "--batch-size", "--batch_size", type=_positive, default=16, metavar="N", help="images at once"
+        )
+        command.add_argument(
+            "--precision", choices=PRECISIONS, help="activations of the CNN (default: as the model was trained)"
         )
         command.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
     return parser

@@ -13,6 +13,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+PRECISIONS = ("fp32", "bf16")  # as in pycap.device, which this file does not need otherwise
 CNNS = ("vgg16", "vgg11", "vgg13", "vgg19", "vgg_micro", "vgg_small6")
 _EXTRA_KEYS = ("preprocess",)  # what a checkpoint's config.yaml holds besides options
 _GROUPS = {  # first option of each group in --help
@@ -106,7 +107,9 @@ class TrainConfig:
 
     device: str = _opt("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     backend: str = _opt("auto", "whose kernels", choices=("auto", "reference", "cpp"))
-    precision: str = _opt("fp32", "arithmetic of the matrix products", choices=("fp32",))
+    precision: str = _opt(
+        "fp32", "activations of the CNN; weights, language model and losses are fp32 in any case", choices=PRECISIONS
+    )
     threads: int = _opt(0, "CPU threads (0: all)", low=0)
 
     def __post_init__(self) -> None:

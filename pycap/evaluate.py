@@ -29,7 +29,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     from pycap.device import cpu_count
 
     set_threads(args.threads or cpu_count())
-    captioner = Captioner.load(args.checkpoint)
+    captioner = Captioner.load(args.checkpoint, args.precision)
     examples, problems = load_split(args.stage or captioner.config.stage, Path(args.data), args.split)
     examples = examples[: args.images] if args.images else examples
     captions = captioner.caption([e.path for e in examples], beam_size=args.beam_size, batch_size=args.batch_size)

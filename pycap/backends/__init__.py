@@ -275,6 +275,15 @@ def explain() -> list[Choice]:
     return list(_choices)
 
 
+def bfloat16_unit() -> str:
+    """What multiplies bfloat16 matrices: "amx" or "avx512-bf16" (instructions of the CPU), or "emulated": float32, with
+    nothing gained in speed."""
+    if not _choices:
+        select()
+    serving = {choice.primitive: choice.backend for choice in _choices}.get("conv2d_forward")
+    return _load("cpp").info().get("bf16", "emulated") if serving == "cpp" else "emulated"
+
+
 def set_threads(count: int) -> None:
     """How many threads the kernels use from now on (the reference has no say over NumPy's)."""
     if not available("cpp"):

@@ -32,7 +32,8 @@ class NIC(Module):
 
     h0 = c0 = 0. Input and output embeddings are separate. Dropout acts on the LSTM's outputs (and, inside the CNN, on fc6
     and fc7). Tokens are int32, time-major: START, words, END, padding (0). word_head: with a classifier of words on fc7,
-    which `word_loss` trains.
+    which `word_loss` trains. Images in bfloat16 go through the CNN and the image embedding in bfloat16; what the CNN hands
+    over is cast then: the language model, and so every loss, is float32.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class NIC(Module):
         i*N/B .. (i+1)*N/B, and share its one pass through the CNN. normalizer: see `ops.linear_cross_entropy`.
         """
         steps, n = tokens.shape
-        embedded = self.image_embedding(self.cnn(images))
+        embedded = self._embedded(images)
         first = ops.embedding(embedded, np.repeat(np.arange(images.shape[0], dtype=np.int32), n // images.shape[0]))
         words = self.word_embedding(tokens[:-1])
         runs = (np.asarray(tokens) != 0).astype(
@@ -86,13 +87,17 @@ class NIC(Module):
         words = np.ascontiguousarray(tokens[1:].T)  # [N,T-1]: the words of one caption stand together
         image_of_word = np.arange(words.size, dtype=np.int32) // (per_image * words.shape[1])
         said = words.reshape(-1) > END
-        vectors = ops.embedding(self.cnn(images), image_of_word[said])
         head, targets = self.word_head, words.reshape(-1)[said]
+        vectors = ops.embedding(ops.cast(self.cnn(images), head.weight.dtype), image_of_word[said])
         return ops.linear_cross_entropy(vectors, head.weight, head.bias, targets, normalizer=normalizer)
+
+    def _embedded(self, images: Tensor) -> Tensor:
+        """The LSTM's first input, in the language model's precision."""
+        return ops.cast(self.image_embedding(self.cnn(images)), self.lstm.weight_x.dtype)
 
     def begin(self, images: Tensor) -> State:
         """The state after the LSTM has seen the images [N,S,S,3]."""
-        x = self.image_embedding(self.cnn(images))
+        x = self._embedded(images)
         zero = Tensor(np.zeros((x.shape[0], self.lstm.hidden), np.float32))
         return State(*self.lstm.step(x, zero, zero))
 

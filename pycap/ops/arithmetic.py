@@ -7,6 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from pycap.autograd import Function, Tensor
+from pycap.device import is_bfloat16
+
+
+def _total(x: Any, axis: Any, keepdims: bool = False) -> Any:
+    """x summed over axes; bfloat16 in float32, rounded once: with 8 significant bits, counting ones would end at 256."""
+    return (
+        x.sum(axis, "float32", keepdims=keepdims).astype(x.dtype) if is_bfloat16(x) else x.sum(axis, keepdims=keepdims)
+    )
 
 
 def _unbroadcast(gradient: Any, shape: tuple[int, ...]) -> Any:
@@ -15,7 +23,7 @@ def _unbroadcast(gradient: Any, shape: tuple[int, ...]) -> Any:
     axes = tuple(range(extra)) + tuple(
         extra + i for i, n in enumerate(shape) if n == 1 and gradient.shape[extra + i] != 1
     )
-    return gradient.sum(axes).reshape(shape) if axes else gradient
+    return _total(gradient, axes).reshape(shape) if axes else gradient
 
 
 class Add(Function):
@@ -99,7 +107,10 @@ class GetItem(Function):
 
 class Sum(Function):
     def forward(self, x: Any, *, axis: int | tuple[int, ...] | None, keepdims: bool, average: bool) -> Any:
-        y = x.mean(axis, keepdims=True) if average else x.sum(axis, keepdims=True)
+        if average:
+            y = x.mean(axis, "float32" if is_bfloat16(x) else None, keepdims=True).astype(x.dtype)
+        else:
+            y = _total(x, axis, keepdims=True)
         self.shape, self.kept, self.share = x.shape, y.shape, (y.size / builtins.max(x.size, 1) if average else 1)
         return y if keepdims else y.reshape(x.sum(axis).shape) if axis is not None else y.reshape(())
 

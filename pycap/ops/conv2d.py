@@ -64,9 +64,10 @@ def conv2d(
 ) -> Tensor:
     """Cross-correlate images with filters.
 
-    x [N,H,W,C], w [K,R,S,C], b [K] or None, all of one float dtype; returns [N,P,Q,K] with
-    P = (H + 2*padding - R) // stride + 1, and likewise Q. relu: clamp at zero. pool (with relu): then a 2x2/2 max-pool,
-    returning [N,P//2,Q//2,K]; the full map is never stored, only the winner of each window in two bits.
+    x [N,H,W,C], w [K,R,S,C], b [K] or None, all of one float dtype, or x bfloat16 and w and b float32, which are rounded
+    to bfloat16 in products; returns [N,P,Q,K] of x's dtype with P = (H + 2*padding - R) // stride + 1, and likewise Q.
+    relu: clamp at zero. pool (with relu): then a 2x2/2 max-pool, returning [N,P//2,Q//2,K]; the full map is
+    never stored, only the winner of each window in two bits.
     Raises ValueError where the shapes do not fit. Source: Simonyan & Zisserman 2014, section 2.1.
     """
     return Conv2d.apply(x, w, b, stride=stride, padding=padding, relu=relu, pool=pool)

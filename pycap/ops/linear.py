@@ -34,5 +34,8 @@ class Linear(Function):
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """x w^T + b, clamped at zero where relu: x [M,I], w [O,I], b [O] or None -> [M,O]. ValueError for other shapes."""
+    """x w^T + b, clamped at zero where relu: x [M,I], w [O,I], b [O] or None -> [M,O] of x's dtype.
+
+    All of one float dtype, or x bfloat16 and w and b float32; w is rounded to bfloat16 then. ValueError for other shapes.
+    """
     return Linear.apply(x, w, b, relu=relu)

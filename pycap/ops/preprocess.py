@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from pycap import memory
 from pycap.autograd import Tensor
 from pycap.backends import kernels
 
 
-def preprocess(images: Any, crops: Any, size: int, mean: Any, std: Any) -> Tensor:
+def preprocess(images: Any, crops: Any, size: int, mean: Any, std: Any, dtype: DTypeLike = np.float32) -> Tensor:
     """(pixel - mean) / std of a window of each image.
 
     images uint8 [N,H,W,3]; crops int32 [N,3]: top, left (pixels) and whether to mirror left and right; size: the side
-    of the window in pixels; mean, std [3] in units of 0..255. Returns float32 [N,size,size,3]. Raises ValueError for a
-    window that sticks out.
+    of the window in pixels; mean, std [3] in units of 0..255. Returns [N,size,size,3] of `dtype`, float32 or bfloat16, and
+    with it decides what the layers that follow compute in. Raises ValueError for a window that sticks out.
     """
     n, h, w, channels = images.shape
     if channels != 3 or images.dtype != np.uint8 or crops.shape != (n, 3):
@@ -27,6 +28,6 @@ def preprocess(images: Any, crops: Any, size: int, mean: Any, std: Any) -> Tenso
         raise ValueError(f"preprocess: a {size}x{size} window sticks out of a {h}x{w} image")
     scale = (1.0 / np.asarray(std, np.float64)).astype(np.float32)
     shift = (-np.asarray(mean, np.float64) / np.asarray(std, np.float64)).astype(np.float32)
-    y = memory.empty((n, size, size, 3), np.float32)
+    y = memory.empty((n, size, size, 3), dtype)
     kernels.preprocess(y, images, crops.astype(np.int32, copy=False), scale, shift)
     return Tensor(y)

@@ -329,8 +329,14 @@ class _Run:
             f"{len(source.train)} images to train on, {len(source.val)} to validate, from {source.folder}; "
             f"{len(loader)} steps an epoch",
             f"{len(self.vocab)} words; {unknown:.1f} % of the training captions' words are not among them",
-            f"{self.config.model} on {self.config.cnn}: {self.model.parameter_count():,} parameters; run folder {self.folder}",
+            f"{self.config.model} on {self.config.cnn} in {self.config.precision}: "
+            f"{self.model.parameter_count():,} parameters; run folder {self.folder}",
         ]
+        if self.config.precision == "bf16" and backends.bfloat16_unit() == "emulated":
+            lines.append(
+                "bf16 is emulated here (this backend or CPU has no instructions for it): it saves memory, but no time; "
+                "--precision fp32 is at least as fast"
+            )
         if source.problems:
             lines.append(
                 f"{len(source.problems)} entries of the data set cannot be used: {self.folder / 'skipped.jsonl'}"

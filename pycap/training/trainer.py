@@ -15,6 +15,7 @@ from pycap.config import TrainConfig
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
 from pycap.data.vocab import END, PAD
+from pycap.device import activation_dtype
 from pycap.models.nic import NIC
 from pycap.nn.layers import place_dropout
 
@@ -39,6 +40,7 @@ class Trainer:
 
     def __init__(self, model: NIC, config: TrainConfig, spec: PreprocessSpec, steps_per_epoch: int) -> None:
         self.model, self.config, self.spec = model, config, spec
+        self._dtype = activation_dtype(config.precision)
         self.step_number = 0
         self.words_only = False
         self._word_steps = config.pretrain_words * steps_per_epoch
@@ -132,7 +134,8 @@ class Trainer:
         self.optimizer.load_state_arrays(optimizer_arrays)
 
     def _normalised(self, batch: Batch, part: slice) -> Any:
-        return ops.preprocess(batch.images[part], batch.crops[part], self.spec.crop, self.spec.mean, self.spec.std)
+        spec = self.spec
+        return ops.preprocess(batch.images[part], batch.crops[part], spec.crop, spec.mean, spec.std, self._dtype)
 
     def _forget_gradients(self) -> None:
         for parameter in self.model.named_parameters().values():
