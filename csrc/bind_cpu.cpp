@@ -30,33 +30,50 @@ void set_num_threads(int n) {
   thread_count = std::min(n, omp_get_thread_limit());
 }
 
-void conv2d_forward(Obj y, Obj x, Obj w, Obj b, int64_t stride, int64_t padding, bool relu,
-                    Obj ws) {
+void conv2d_prepare_filters(Obj form, Obj w, const Shape& x, int64_t stride, int64_t padding) {
+  const Args a("conv2d_prepare_filters");
+  const ConvShape s = conv_shape(a, x, a.shape(w, "w", 4), stride, padding);
+  const auto floats = static_cast<int64_t>(k->conv2d->filter_floats(s));
+  if (floats == 0) a.bad_value("w " + text({s.K, s.R, s.S, s.C}) + " has no other form");
+  const float* pw = a.data<float>(w, "w", {s.K, s.R, s.S, s.C});
+  float* pf = a.data<float>(form, "form", {floats}, kOut);
+  Nogil nogil;
+  k->conv2d->prepare_filters(pf, pw, s, thread_count);
+}
+
+const float* filters(const Args& a, Obj form, const ConvShape& s) {
+  return a.optional<float>(form, "form", {static_cast<int64_t>(k->conv2d->filter_floats(s))});
+}
+
+void conv2d_forward(Obj y, Obj x, Obj w, Obj form, Obj b, int64_t stride, int64_t padding,
+                    bool relu, Obj ws) {
   const Args a("conv2d_forward");
   const ConvShape s = conv_shape(a, a.shape(x, "x", 4), a.shape(w, "w", 4), stride, padding);
   const int threads = thread_count;
   const float* px = a.data<float>(x, "x", {s.N, s.H, s.W, s.C});
   const float* pw = a.data<float>(w, "w", {s.K, s.R, s.S, s.C});
+  const float* pf = filters(a, form, s);
   const float* pb = a.optional<float>(b, "b", {s.K});
   float* py = a.data<float>(y, "y", output_shape(s, false), kOut);
   void* scratch = a.workspace(ws, k->conv2d->forward_workspace(s, false, threads));
   Nogil nogil;
-  k->conv2d->forward(py, px, pw, pb, s, relu, scratch, threads);
+  k->conv2d->forward(py, px, pw, pf, pb, s, relu, scratch, threads);
 }
 
-void conv2d_pool_forward(Obj y, Obj argmax, Obj x, Obj w, Obj b, int64_t stride, int64_t padding,
-                         Obj ws) {
+void conv2d_pool_forward(Obj y, Obj argmax, Obj x, Obj w, Obj form, Obj b, int64_t stride,
+                         int64_t padding, Obj ws) {
   const Args a("conv2d_pool_forward");
   const ConvShape s = conv_shape(a, a.shape(x, "x", 4), a.shape(w, "w", 4), stride, padding);
   const int threads = thread_count;
   const float* px = a.data<float>(x, "x", {s.N, s.H, s.W, s.C});
   const float* pw = a.data<float>(w, "w", {s.K, s.R, s.S, s.C});
+  const float* pf = filters(a, form, s);
   const float* pb = a.optional<float>(b, "b", {s.K});
   float* py = a.data<float>(y, "y", output_shape(s, true), kOut);
   uint8_t* pa = a.data<uint8_t>(argmax, "argmax", argmax_shape(s), kOut);
   void* scratch = a.workspace(ws, k->conv2d->forward_workspace(s, true, threads));
   Nogil nogil;
-  k->conv2d->pool_forward(py, pa, px, pw, pb, s, scratch, threads);
+  k->conv2d->pool_forward(py, pa, px, pw, pf, pb, s, scratch, threads);
 }
 
 void conv2d_backward_data(Obj dx, Obj dy, Obj w, Obj y, Obj argmax, int64_t stride, int64_t padding,
@@ -274,6 +291,12 @@ PYBIND11_MODULE(_cpu, m) {
 
   bind_bf16(m, k->isa, thread_count);
 
+  m.def("conv2d_filter_floats",
+        [](const Shape& x, const Shape& w, int64_t stride, int64_t padding) {
+          const ConvShape s = conv_shape(Args("conv2d_filter_floats"), x, w, stride, padding);
+          return k->conv2d->filter_floats(s);
+        });
+  m.def("conv2d_prepare_filters", conv2d_prepare_filters);
   m.def("conv2d_forward_workspace",
         [](const Shape& x, const Shape& w, int64_t stride, int64_t padding, bool pool) {
           const ConvShape s = conv_shape(Args("conv2d_forward"), x, w, stride, padding);

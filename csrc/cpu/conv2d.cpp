@@ -28,11 +28,11 @@ size_t forward_workspace(const ConvShape& s, bool pool, int threads) {
   }
 }
 
-void run_forward(float* y, uint8_t* argmax, const float* x, const float* w, const float* b,
-                 const ConvShape& s, bool relu, void* ws, int threads) {
+void run_forward(float* y, uint8_t* argmax, const float* x, const float* w, const float* form,
+                 const float* b, const ConvShape& s, bool relu, void* ws, int threads) {
   switch (choose(s)) {
     case kWinograd:
-      return winograd_forward(y, argmax, x, w, b, s, relu, ws, threads);
+      return winograd_forward(y, argmax, x, w, form, b, s, relu, ws, threads);
     case kDirect:
       return direct_forward(y, argmax, x, w, b, s, relu, ws, threads);
     default:
@@ -40,14 +40,18 @@ void run_forward(float* y, uint8_t* argmax, const float* x, const float* w, cons
   }
 }
 
-void forward(float* y, const float* x, const float* w, const float* b, const ConvShape& s,
-             bool relu, void* ws, int threads) {
-  run_forward(y, nullptr, x, w, b, s, relu, ws, threads);
+void forward(float* y, const float* x, const float* w, const float* form, const float* b,
+             const ConvShape& s, bool relu, void* ws, int threads) {
+  run_forward(y, nullptr, x, w, form, b, s, relu, ws, threads);
 }
 
-void pool_forward(float* y, uint8_t* argmax, const float* x, const float* w, const float* b,
-                  const ConvShape& s, void* ws, int threads) {
-  run_forward(y, argmax, x, w, b, s, true, ws, threads);
+void pool_forward(float* y, uint8_t* argmax, const float* x, const float* w, const float* form,
+                  const float* b, const ConvShape& s, void* ws, int threads) {
+  run_forward(y, argmax, x, w, form, b, s, true, ws, threads);
+}
+
+size_t filter_floats(const ConvShape& s) {
+  return winograd_fits(s) ? winograd_filter_floats(s) : 0;
 }
 
 size_t backward_data_workspace(const ConvShape& s, bool, int threads) {
@@ -92,7 +96,8 @@ const char* algorithm(const ConvShape& s, int pass, int) {
 }  // namespace
 
 extern const Conv2dKernels conv2d_kernels;
-const Conv2dKernels conv2d_kernels = {forward_workspace, forward,
+const Conv2dKernels conv2d_kernels = {filter_floats,     winograd_prepare_filters,
+                                      forward_workspace, forward,
                                       pool_forward,      backward_data_workspace,
                                       backward_data,     backward_weight_workspace,
                                       backward_weight,   algorithm};

@@ -152,11 +152,10 @@ class Patch {
   const uint8_t* a_ptr_[kSide * kSide];
 };
 
-// v[xi*xs] (xi = 0..35) = B^T d B of one patch, for all channels.
+// v[xi*xs] (xi = 0..35) = B^T d B of one patch, for channels [c0, c1); v's column 0 is channel c0.
 template <int KIND>
-inline void input_tile(float* v, int64_t xs, const Source& s, int64_t n, int64_t i, int64_t j) {
-  const Patch<KIND, 6> patch(s, n, i, j);
-  for (int64_t c = 0; c < s.C; c += VL) {
+inline void input_tile(float* v, int64_t xs, const Patch<KIND, 6>& patch, int64_t c0, int64_t c1) {
+  for (int64_t c = c0; c < c1; c += VL) {
     Vec d[36], t[36];
     patch.read(d, c);
 #pragma GCC unroll 6
@@ -166,7 +165,7 @@ inline void input_tile(float* v, int64_t xs, const Source& s, int64_t n, int64_t
       Vec o[6];
       transform_input(o, 1, t + 6 * k, 1);
 #pragma GCC unroll 6
-      for (int l = 0; l < 6; ++l) store(v + (6 * k + l) * xs + c, o[l]);
+      for (int l = 0; l < 6; ++l) store(v + (6 * k + l) * xs + c - c0, o[l]);
     }
   }
 }

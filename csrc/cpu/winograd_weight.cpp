@@ -48,7 +48,7 @@ void transform(float* v, float* m, float* db, const Source& x, const Source& dy,
   for (int64_t t = tiles.begin; t < tiles.end; ++t) {
     int64_t n, i, j;
     p.map.locate(t, &n, &i, &j);
-    input_tile<kPlain>(v + (t - first) * p.ldv, p.xsv, x, n, i, j);
+    input_tile<kPlain>(v + (t - first) * p.ldv, p.xsv, Patch<kPlain, 6>(x, n, i, j), 0, x.C);
     gradient_tile<KIND>(m + (t - first) * p.ldm, p.xsm, db, dy, n, i, j);
   }
 }

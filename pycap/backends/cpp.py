@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pycap.backends.weights import weight_cache
 from pycap.device import is_bfloat16
-from pycap.memory import workspace
+from pycap.memory import empty, workspace
 
 Array = np.ndarray
 
@@ -55,12 +56,27 @@ isa = _cpu.isa
 info = _cpu.info
 
 
+def _filters(x: Array, w: Array, stride: int, padding: int) -> Array | None:
+    """The form of w that convolutions read fastest, where w is promised to stay as it is."""
+    cache = weight_cache()
+    floats = _cpu.conv2d_filter_floats(x.shape, w.shape, stride, padding) if cache is not None else 0
+    if cache is None or not floats:
+        return None
+
+    def make() -> Array:
+        form = empty((floats,))
+        _cpu.conv2d_prepare_filters(form, w, x.shape, stride, padding)
+        return form
+
+    return cache.get(w, "taps", make)
+
+
 def conv2d_forward(y: Array, x: Array, w: Array, b: Array | None, stride: int, padding: int, relu: bool) -> None:
     if is_bfloat16(x):
         cpp_bf16.conv2d_forward(y, None, x, w, b, stride, padding, relu, conv2d_forward)
         return
     ws = workspace(_cpu.conv2d_forward_workspace(x.shape, w.shape, stride, padding, False))
-    _cpu.conv2d_forward(y, x, w, b, stride, padding, relu, ws)
+    _cpu.conv2d_forward(y, x, w, _filters(x, w, stride, padding), b, stride, padding, relu, ws)
 
 
 def conv2d_pool_forward(
@@ -70,7 +86,7 @@ def conv2d_pool_forward(
         cpp_bf16.conv2d_forward(y, argmax, x, w, b, stride, padding, True, conv2d_pool_forward)
         return
     ws = workspace(_cpu.conv2d_forward_workspace(x.shape, w.shape, stride, padding, True))
-    _cpu.conv2d_pool_forward(y, argmax, x, w, b, stride, padding, ws)
+    _cpu.conv2d_pool_forward(y, argmax, x, w, _filters(x, w, stride, padding), b, stride, padding, ws)
 
 
 def conv2d_backward_data(

@@ -126,6 +126,43 @@ def test_fused_pool_is_convolution_then_pool(backend, c, k):
         np.testing.assert_allclose(fused, unfused, rtol=1e-4, atol=1e-4)
 
 
+# Channels that end inside blocks of the Winograd products, few tiles (blocks in common) and many (a thread's own).
+WIDE = [(2, 9, 13, 208, 176), (1, 70, 66, 176, 208), (1, 5, 6, 400, 336)]
+
+
+@pytest.mark.parametrize("shape", WIDE, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_backend_on_many_channels(backend, shape, kind):
+    n, h, w, c, k = shape
+    arrays = draw(n, h, w, c, k, 3, 3)
+    compare_op(lambda x, w, b: ops.conv2d(x, w, b, **KINDS[kind]), *arrays, backend=backend, slack=winograd_slack(k))
+
+
+def test_an_image_is_the_same_alone_and_in_a_batch(backend):
+    """More tiles than are transformed at a time: the parts join without a seam."""
+    x, w, b = (a.astype(np.float32) for a in draw(3, 50, 52, 512, 256, 3, 3))
+    with backends.use(backend):
+        together = ops.conv2d(Tensor(x), Tensor(w), Tensor(b), relu=True).data
+        for i in range(3):
+            alone = ops.conv2d(Tensor(x[i : i + 1]), Tensor(w), Tensor(b), relu=True).data
+            np.testing.assert_array_equal(together[i], alone[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(2, 13, 11, 16, 32), (2, 9, 13, 208, 176), (2, 7, 7, 3, 16)], ids=str)
+def test_constant_weights_give_the_same_bits(backend, kind, shape):
+    n, h, width, c, k = shape
+    x, w, b = (Tensor(a.astype(np.float32)) for a in draw(n, h, width, c, k, 3, 3))
+    cache = backends.WeightCache()
+    with backends.use(backend):
+        plain = ops.conv2d(x, w, b, **KINDS[kind]).data
+        with backends.constant_weights(cache):
+            first, second = (ops.conv2d(x, w, b, **KINDS[kind]).data for _ in range(2))
+    np.testing.assert_array_equal(first, plain)
+    np.testing.assert_array_equal(second, plain)
+    assert cache.nbytes in (0, w.data.nbytes)
+
+
 def test_bytes_of_winners_hold_four_channels_each():
     x = np.zeros((1, 2, 2, 6), np.float32)
     for channel, winner in enumerate((0, 1, 2, 3, 3, 1)):

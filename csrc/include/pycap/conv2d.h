@@ -17,14 +17,21 @@ struct ConvShape {
 //
 // argmax is uint8 [N,P/2,Q/2,ceil(K/4)]: the winner (2*row + column, the first of equals) of
 // channel k stands in bits 2*(k%4) of byte k/4.
+//
+// `form` is a form of w that reads faster and may be kept while w does not change, or null.
 struct Conv2dKernels {
+  // Floats of the form, which depends on w, stride and pad only; 0: there is none.
+  size_t (*filter_floats)(const ConvShape& s);
+  // form [filter_floats] out; w [K,R,S,C] in.
+  void (*prepare_filters)(float* form, const float* w, const ConvShape& s, int threads);
+
   size_t (*forward_workspace)(const ConvShape& s, bool pool, int threads);
   // y [N,P,Q,K] out; x [N,H,W,C] in; w [K,R,S,C] in; b [K] in or null.
-  void (*forward)(float* y, const float* x, const float* w, const float* b, const ConvShape& s,
-                  bool relu, void* ws, int threads);
+  void (*forward)(float* y, const float* x, const float* w, const float* form, const float* b,
+                  const ConvShape& s, bool relu, void* ws, int threads);
   // bias, ReLU and a 2x2/2 max-pool fused: y [N,P/2,Q/2,K] out; argmax out.
-  void (*pool_forward)(float* y, uint8_t* argmax, const float* x, const float* w, const float* b,
-                       const ConvShape& s, void* ws, int threads);
+  void (*pool_forward)(float* y, uint8_t* argmax, const float* x, const float* w, const float* form,
+                       const float* b, const ConvShape& s, void* ws, int threads);
 
   // `masked`: y or argmax is given.
   size_t (*backward_data_workspace)(const ConvShape& s, bool masked, int threads);
