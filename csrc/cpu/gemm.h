@@ -91,12 +91,14 @@ inline void gemm_blocked(bool ta, bool tb, int64_t m, int64_t n, int64_t k, floa
                          const float* a, int64_t lda, const float* b, int64_t ldb, float beta,
                          float* c, int64_t ldc, Picks pick = {}) {
   alignas(64) float panels[KC * NC];
-  alignas(64) float rows[KC * MC];
+  alignas(64) float rows[2 * KC * MC];
+  // Deep blocks read and write c less often; shallow, wide ones pack a transposed a less often.
+  const int64_t depth = ta ? KC : 2 * KC, wide = ta ? NC : NC / 2;
   if (beta != 0.0f && beta != 1.0f) scale_rows(c, ldc, pick.c, m, n, beta);
-  for (int64_t j0 = 0; j0 < n; j0 += NC) {
-    const int64_t nb = min64(NC, n - j0);
-    for (int64_t p0 = 0; p0 < k; p0 += KC) {
-      const int64_t kb = min64(KC, k - p0);
+  for (int64_t j0 = 0; j0 < n; j0 += wide) {
+    const int64_t nb = min64(wide, n - j0);
+    for (int64_t p0 = 0; p0 < k; p0 += depth) {
+      const int64_t kb = min64(depth, k - p0);
       const bool add = p0 > 0 || beta != 0.0f;
       for (int64_t j = 0; j < nb; j += NR) {
         const float* at = tb ? b + (j0 + j) * ldb + p0 : b + j0 + j + (pick.b ? 0 : p0 * ldb);
