@@ -34,7 +34,8 @@ GIB = 2**30
 class Case:
     """One thing that is timed, on every side alike.
 
-    mode: forward, backward (data and weight), forward+backward or step. flops: of the plain algorithm, whatever a side
+    mode: forward (as in inference: nothing is kept for a backward, prepared forms of the weights may be), backward (data
+    and weight), forward+backward or step. flops: of the plain algorithm, whatever a side
     does instead. nbytes: each operand and result moved once. gib: memory that a side needs, about. label: its row of
     the headline table, empty where it has none. tests: what `verify` runs before the timing, relative to tests/.
     """
@@ -67,7 +68,7 @@ def _convolutions() -> Iterator[Case]:
             x, y, w = batch * side * side * c, batch * side * side * k, k * c * 9
             shape = {"N": batch, "H": side, "C": c, "K": k}
             for dtype, size in SIZE.items():
-                base = Case("conv2d", f"{name}-b{batch}", "forward", dtype, shape, flops, size * (x + y) + 4.0 * w)
+                base = Case("conv2d", f"{name}-b{batch}", "forward", dtype, shape, flops, size * (x + y + w))
                 gib = 4 * size * (x + y) / GIB + 0.3
                 yield replace(base, gib=gib, tests=("ops/test_conv2d.py",))
                 # The images of the first layer get no gradient.
@@ -89,12 +90,15 @@ def _linear() -> Iterator[Case]:
             shape = {"M": batch, "I": inputs, "O": outputs}
             flops = 2.0 * batch * inputs * outputs
             for dtype, size in SIZE.items():
-                nbytes = 4.0 * inputs * outputs + size * batch * (inputs + outputs)
+                maps = size * batch * (inputs + outputs)
+                nbytes = size * inputs * outputs + maps
                 base = Case("linear", f"{name}-b{batch}", "forward", dtype, shape, flops, nbytes, gib=1.0)
                 base = replace(base, tests=("ops/test_linear.py",))
                 yield base
                 if batch > 1:
-                    yield replace(base, mode="backward", flops=2 * flops, nbytes=2 * nbytes, gib=1.5)
+                    yield replace(
+                        base, mode="backward", flops=2 * flops, nbytes=2 * (4.0 * inputs * outputs + maps), gib=1.5
+                    )
 
 
 def _others() -> Iterator[Case]:
@@ -162,10 +166,10 @@ def vgg16_flops(batch: int) -> float:
     return batch * (convolutions + sum(2.0 * i * o for i, o in FULLY_CONNECTED.values()))
 
 
-def _vgg16_bytes(batch: int, size: int) -> float:
-    """Weights once, in float32; each layer's map written once and read once."""
+def _vgg16_bytes(batch: int, size: int, weights: int) -> float:
+    """Weights once, at `weights` bytes each; each layer's map written once and read once, at `size` bytes a number."""
     maps = sum(side * side * k for side, _, k in VGG16.values())
-    return 4.0 * (vgg16_parameters() - 4096 * 1000) + 2.0 * size * batch * maps
+    return weights * (vgg16_parameters() - 4097000.0) + 2.0 * size * batch * maps
 
 
 _NAMES = {"float32": "float32", "bfloat16": "bf16"}
@@ -177,13 +181,13 @@ def _vgg16() -> Iterator[Case]:
         short = _NAMES[dtype]
         peers = INFERENCE if dtype == "float32" else INFERENCE_BF16
         for batch in (1, 8):
-            flops, nbytes = vgg16_flops(batch), _vgg16_bytes(batch, size)
+            flops, nbytes = vgg16_flops(batch), _vgg16_bytes(batch, size, size)
             label = f"VGG16 forward, batch {batch}, {short}"
             base = Case("vgg16", f"b{batch}", "forward", dtype, {"N": batch}, flops, nbytes, peers, 1.6, label)
             yield replace(base, tests=_MODEL_TESTS)
         trained = 3 * flops - 8 * _FIRST_DGRAD
         yield Case(
-            "vgg16", "b8", "forward+backward", dtype, {"N": 8}, trained, 3 * nbytes, TRAINING, 3.0,
+            "vgg16", "b8", "forward+backward", dtype, {"N": 8}, trained, 3 * _vgg16_bytes(8, size, 4), TRAINING, 3.0,
             f"VGG16 forward + backward, batch 8, {short}", _MODEL_TESTS,
         )  # fmt: skip
 
@@ -195,7 +199,7 @@ def _captioners() -> Iterator[Case]:
         flops = 3 * vgg16_flops(images) - images * _FIRST_DGRAD
         flops += 6.0 * words * (8 * HIDDEN * HIDDEN + HIDDEN * VOCABULARY) + 6.0 * images * 4096 * HIDDEN
         weights = vgg16_parameters() - 4097000 + 2 * VOCABULARY * HIDDEN + 8 * HIDDEN * HIDDEN + 4096 * HIDDEN
-        nbytes = 3 * _vgg16_bytes(images, size) + 28.0 * weights
+        nbytes = 3 * _vgg16_bytes(images, size, 4) + 28.0 * weights
         shape = {"B": images, "S": captions, "T": steps, "V": VOCABULARY, "H": HIDDEN}
         yield Case(
             "joint", f"vgg16-nic{HIDDEN}-{images}x{captions}", "step", dtype, shape, flops, nbytes, TRAINING, 3.2,
@@ -206,7 +210,7 @@ def _captioners() -> Iterator[Case]:
     shape = {"N": images, "beam": beam, "T": words, "V": VOCABULARY, "H": HIDDEN, "batch": 16}
     tests = (*_MODEL_TESTS, "models/test_nic.py", "models/test_decode.py")
     yield Case(
-        "caption", f"beam{beam}-{images}", "forward", "float32", shape, flops, _vgg16_bytes(images, 4), TRAINING, 2.5,
+        "caption", f"beam{beam}-{images}", "forward", "float32", shape, flops, _vgg16_bytes(images, 4, 4), TRAINING, 2.5,
         "beam-3 captioning of 64 images, VGG16 + NIC 512", tests,
     )  # fmt: skip
     yield Case(

@@ -73,14 +73,10 @@ class PycapSide:
         a = inputs.arrays(case)
         x, dy = _typed(case, a["x"], a["dy"])
         parameters = Tensor(x), Tensor(a["w"]), Tensor(a["b"])
-
-        def forward() -> Tensor:
-            with no_grad():
-                return ops.conv2d(*parameters, relu=True)
-
         if case.mode == "forward":
-            return Work(forward, lambda y: {"y": y.data})
-        y = forward().data
+            held = _inference()
+            return Work(lambda: ops.conv2d(*parameters, relu=True), lambda y: {"y": y.data}, held.close)
+        y = ops.conv2d(*parameters, relu=True).data
         dx = memory.empty_like(x) if case.shape["C"] > 3 else None
         dw, db = memory.empty_like(a["w"]), memory.empty_like(a["b"])
 
@@ -95,14 +91,10 @@ class PycapSide:
         a = inputs.arrays(case)
         x, dy = _typed(case, a["x"], a["dy"])
         parameters = Tensor(x), Tensor(a["w"]), Tensor(a["b"])
-
-        def forward() -> Tensor:
-            with no_grad():
-                return ops.linear(*parameters, relu=True)
-
         if case.mode == "forward":
-            return Work(forward, lambda y: {"y": y.data})
-        y = forward().data
+            held = _inference()
+            return Work(lambda: ops.linear(*parameters, relu=True), lambda y: {"y": y.data}, held.close)
+        y = ops.linear(*parameters, relu=True).data
         dx, dw, db = memory.empty_like(x), memory.empty_like(a["w"]), memory.empty_like(a["b"])
 
         def backward() -> None:
@@ -141,12 +133,7 @@ class PycapSide:
         a = inputs.arrays(case)
         table, ids = Tensor(a["table"]), a["ids"]
         if case.mode == "forward":
-
-            def forward() -> Any:
-                with no_grad():
-                    return ops.embedding(table, ids).data
-
-            return Work(forward, lambda y: {"y": y})
+            return Work(lambda: ops.embedding(table, ids).data, lambda y: {"y": y})
         dtable = np.zeros_like(a["table"])
         rows = np.unique(ids)
         return Work(lambda: kernels.embedding_backward(dtable, a["dy"], ids, rows, 0.0), lambda _: {"dtable": dtable})
@@ -184,9 +171,7 @@ class PycapSide:
         x = Tensor(_typed(case, inputs.images(case))[0])
         if case.mode == "forward":
             cnn.train(False)
-            held = ExitStack()
-            held.enter_context(no_grad())
-            held.enter_context(backends.constant_weights(backends.WeightCache()))
+            held = _inference()
             return Work(lambda: cnn(x), lambda y: {"fc7": y.data}, held.close)
         parameters = cnn.named_parameters()
         seed = _typed(case, inputs.normal(np.random.default_rng(17), case.shape["N"], 4096))[0]
@@ -269,6 +254,14 @@ def first_line(command: list[str], folder: Path) -> Work:
         lambda: shutil.rmtree(folder),
         lambda result: result[0],
     )
+
+
+def _inference() -> ExitStack:
+    """No graph, and prepared forms of the weights kept: entered for a case's whole life."""
+    held = ExitStack()
+    held.enter_context(no_grad())
+    held.enter_context(backends.constant_weights(backends.WeightCache()))
+    return held
 
 
 def _vocabulary(case: Case) -> Vocabulary:
