@@ -216,11 +216,15 @@ inline void sgemm_part(Grid g, int64_t id, bool ta, bool tb, int64_t m, int64_t 
         tb ? b + s.begin * ldb : b + s.begin, ldb, beta, rows_of_c + s.begin, ldc, pick);
 }
 
+// Terms of a product (10 us of one thread's time) under which a second thread costs more than it
+// gains, and far more when another program has the core it is waiting for.
+constexpr int64_t kWorthThreads = 200000;
+
 inline void sgemm_parallel(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha,
                            const float* a, int64_t lda, const float* b, int64_t ldb, float beta,
                            float* c, int64_t ldc, int threads, Picks pick = {}) {
   if (m <= 0 || n <= 0) return;
-  if (threads == 1 || m * n * max64(k, 1) < 32768) {
+  if (threads == 1 || m * n * max64(k, 1) < kWorthThreads) {
     sgemm(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, pick);
     return;
   }
@@ -235,7 +239,7 @@ inline void column_sums(float* out, const float* a, int64_t m, int64_t n, int64_
                         float beta, int threads, const int32_t* pick = nullptr) {
   constexpr int64_t most = 2048;
   const int64_t block = max64(16, min64(most, ceil_div(ceil_div(n, threads), 16) * 16));
-#pragma omp parallel for num_threads(threads) schedule(static) if (m * n > 16384)
+#pragma omp parallel for num_threads(threads) schedule(static) if (m * n > 65536)
   for (int64_t j0 = 0; j0 < n; j0 += block) {
     const int64_t w = min64(block, n - j0);
     float sum[most];

@@ -47,7 +47,7 @@ float xent_row(float* row, const float* b, int64_t V, int64_t target) {
 void forward(float* loss, float* dlogits, const float* h, const float* w, const float* b,
              const int32_t* targets, int64_t M, int64_t H, int64_t V, int threads) {
   sgemm_parallel(false, true, M, V, H, 1.0f, h, H, w, H, 0.0f, dlogits, V, threads);
-#pragma omp parallel for num_threads(threads) schedule(static) if (M * V > 4096)
+#pragma omp parallel for num_threads(threads) schedule(static) if (M * V > 16384)
   for (int64_t m = 0; m < M; ++m) loss[m] = xent_row(dlogits + m * V, b, V, targets[m]);
 }
 
@@ -81,7 +81,7 @@ float exp_sum(const float* x, int64_t V, float top, const int64_t* suppress, int
 
 void log_softmax_topk(float* values, int32_t* indices, const float* logits, const int64_t* suppress,
                       int64_t n_suppress, int64_t M, int64_t V, int64_t k, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (M * V > 4096)
+#pragma omp parallel for num_threads(threads) schedule(static) if (M * V > 16384)
   for (int64_t m = 0; m < M; ++m) {
     const float* x = logits + m * V;
     float* best = values + m * k;
