@@ -276,12 +276,14 @@ def explain() -> list[Choice]:
 
 
 def bfloat16_unit() -> str:
-    """What multiplies bfloat16 matrices: "amx" or "avx512-bf16" (instructions of the CPU), or "emulated": float32, with
-    nothing gained in speed."""
+    """What multiplies bfloat16 matrices: "amx", "avx512-bf16" (instructions of the CPU) or "emulated" (in float32).
+
+    Only "amx" is faster than float32 is with Winograd's algorithm.
+    """
     if not _choices:
         select()
     serving = {choice.primitive: choice.backend for choice in _choices}.get("conv2d_forward")
-    return _load("cpp").info().get("bf16", "emulated") if serving == "cpp" else "emulated"
+    return _load("cpp").info()["bf16"] if serving == "cpp" else "emulated"
 
 
 def set_threads(count: int) -> None:

@@ -46,7 +46,8 @@ def _serves_bfloat16(rounds: str = "") -> Callable[[Callable[..., None]], Callab
                 wide[factor] = arguments[factor].astype(bfloat16()).astype("float32")
             function(*wide)
             if is_bfloat16(arguments[0]):
-                arguments[0][...] = wide[0].astype(arguments[0].dtype)
+                with array_module(wide[0]).errstate(invalid="ignore"):  # NaN stays NaN
+                    arguments[0][...] = wide[0].astype(arguments[0].dtype)
 
         return primitive
 

@@ -332,10 +332,10 @@ class _Run:
             f"{self.config.model} on {self.config.cnn} in {self.config.precision}: "
             f"{self.model.parameter_count():,} parameters; run folder {self.folder}",
         ]
-        if self.config.precision == "bf16" and backends.bfloat16_unit() == "emulated":
+        if self.config.precision == "bf16" and backends.bfloat16_unit() != "amx":
             lines.append(
-                "bf16 is emulated here (this backend or CPU has no instructions for it): it saves memory, but no time; "
-                "--precision fp32 is at least as fast"
+                f"bf16 without AMX ({backends.bfloat16_unit()}; the CPU or the backend lacks it): it saves memory, but takes "
+                "longer than --precision fp32"
             )
         if source.problems:
             lines.append(

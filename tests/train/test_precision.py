@@ -93,7 +93,7 @@ def test_captions_use_the_checkpoints_precision_unless_told(
         main(["evaluate", str(folder), "--data", str(data), "--precision", "tf32"])
 
 
-def test_the_run_says_its_precision_and_that_emulation_is_not_quick(
+def test_the_run_says_its_precision_and_that_it_is_slow_without_amx(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def said(unit: str, precision: str) -> str:
@@ -101,11 +101,12 @@ def test_the_run_says_its_precision_and_that_emulation_is_not_quick(
         pycap.train(tiny(data, tmp_path / "run", backend="reference", precision=precision, epochs=1, max_steps=1))
         return capsys.readouterr().out
 
-    slow = said("emulated", "bf16")
-    assert "nic on vgg_micro in bf16" in slow and "bf16 is emulated here" in slow
+    for unit in ("emulated", "avx512-bf16"):
+        slow = said(unit, "bf16")
+        assert "nic on vgg_micro in bf16" in slow and f"bf16 without AMX ({unit};" in slow
     quick = said("amx", "bf16")
-    assert "nic on vgg_micro in bf16" in quick and "emulated" not in quick
-    assert "nic on vgg_micro in fp32" in (plain := said("emulated", "fp32")) and "emulated" not in plain
+    assert "nic on vgg_micro in bf16" in quick and "without AMX" not in quick
+    assert "nic on vgg_micro in fp32" in (plain := said("emulated", "fp32")) and "without AMX" not in plain
 
 
 def test_what_multiplies_bfloat16() -> None:
