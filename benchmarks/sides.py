@@ -26,12 +26,14 @@ class Work:
 
     run: does it once, finishing all work before it returns. outputs: what `run` returned as named arrays in pycap's
     layouts and in float, to compare. seconds: where the time is not that of the call, takes it from what `run` returned.
+    probe: a smaller piece of the same work, by which the fastest of several ways is found; None: the whole.
     """
 
     run: Callable[[], Any]
     outputs: Callable[[Any], dict[str, np.ndarray]]
     close: Callable[[], None] = lambda: None
     seconds: Callable[[Any], float] | None = None
+    probe: Callable[[], Any] | None = None
 
 
 class Side(Protocol):

@@ -116,21 +116,26 @@ class Worker:
         for way, make in ways.items():
             self.release()
             self.work = make()
-            times[way] = self._quickest()
-        best = min(times, key=lambda way: times[way])
+            if len(ways) > 1:
+                times[way] = self._quickest(self.work.probe or self.work.run)
+        best = min(times, key=lambda way: times[way]) if times else next(iter(ways))
         if best != list(ways)[-1]:
             self.release()
             self.work = ways[best]()
-            self._call()
+        seconds = self._call()
+        if seconds < 0.5:  # the first call had more to do than those that follow
+            seconds = self._call()
         machine.rest()
-        return best, times[best]
+        return best, seconds
 
-    def _quickest(self) -> float:
-        """The least time of a few calls after a first one: at least one of 1 s, two of 0.5 s, or at most twenty."""
-        self._call()
+    def _quickest(self, run: Callable[[], Any]) -> float:
+        """The least time of a few calls after a first one: one of 0.5 s, or as many as fit into 0.1 s, at most twenty."""
+        run()
         times: list[float] = []
-        while not times or (len(times) < 2 and times[0] < 1) or (sum(times) < 0.2 and len(times) < 20):
-            times.append(self._call())
+        while not times or (times[0] < 0.5 and (len(times) < 3 or sum(times) < 0.1) and len(times) < 20):
+            begin = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - begin)
         return min(times)
 
     def _call(self) -> float:
@@ -175,10 +180,6 @@ class Worker:
     def ceilings(self) -> dict[str, float]:
         """Seconds that this side's gemm and copy take at best."""
         self.release()
-        found = {}
-        for name, run in self.side.ceilings().items():
-            self.work = Work(run, lambda _: {})
-            found[name] = self._quickest()
-        self.release()
+        found = {name: self._quickest(run) for name, run in self.side.ceilings().items()}
         machine.rest()
         return found

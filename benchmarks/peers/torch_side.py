@@ -250,15 +250,16 @@ class TorchSide:
             model.cnn.to(memory_format=form)
             held = _held(case, inference=True)
 
-            def run() -> list[Tensor]:
+            def run(count: int = s["N"]) -> list[Tensor]:
                 best = []
-                for first in range(0, s["N"], s["batch"]):
+                for first in range(0, count, s["batch"]):
                     part = torch.from_numpy(pixels[first : first + s["batch"], window, window]).permute(0, 3, 1, 2)
                     images = part.to(torch.float32, memory_format=form).sub_(mean).mul_(scale)
                     best.append(beam_search(model, images, **_search(case))[1][:, 0])
                 return best
 
-            return Work(run, lambda best: {"logprob": _array(torch.cat(best))}, held.close)
+            outputs = lambda best: {"logprob": _array(torch.cat(best))}  # noqa: E731
+            return Work(run, outputs, held.close, probe=lambda: run(s["batch"]))
 
         for name, form in FORMATS.items():
             yield name, lambda form=form: make(form)
