@@ -3,6 +3,7 @@
 // Most products run on the micro-kernel of micro_gemm.h: a block of b is packed at a time, on the
 // stack, and a is read in place unless it is transposed. OpenBLAS (single-threaded) takes the rest.
 #pragma once
+#include "few_rows.h"
 #include "micro_gemm.h"
 
 extern "C" void scipy_cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k,
@@ -164,6 +165,11 @@ inline void sgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha
     return;
   }
   const bool picks = pick.a || pick.b || pick.c;
+  if (!picks && !ta && tb && alpha == 1.0f && (beta == 0.0f || beta == 1.0f) &&
+      is_few_rows(m, n, k)) {
+    few_rows(c, ldc, a, lda, b, ldb, m, n, k, beta != 0.0f);
+    return;
+  }
   if (!picks && !tb && alpha == 1.0f && n >= NR && (m <= MR || k <= 32)) {
     const int64_t whole = n / NR * NR;
     gemm_streaming(ta, m, whole, k, a, lda, b, ldb, beta, c, ldc);

@@ -21,65 +21,11 @@ void bias_relu(float* y, const float* b, int64_t rows, int64_t cols, int64_t ld,
   }
 }
 
-inline float lane_sum(Vec v) {
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t l = 0; l < VL; ++l) sum += v[l];
-  return sum;
-}
-
-// M rows of x against two rows of w over n inputs (a multiple of VL): y[m*ldy], y[m*ldy + 1] (+)=
-// the dot products.
-template <int M>
-void dots(float* y, int64_t ldy, const float* x, const float* w, int64_t n, int64_t I, bool add) {
-  Vec sum[M][2];
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) sum[m][0] = sum[m][1] = Vec{};
-  for (int64_t i = 0; i < n; i += VL) {
-    const Vec w0 = load(w + i), w1 = load(w + I + i);
-    // The next two rows' parts: too short for the hardware prefetcher to find out by itself.
-    __builtin_prefetch(w + 2 * I + i);
-    __builtin_prefetch(w + 3 * I + i);
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const Vec v = load(x + m * I + i);
-      sum[m][0] += v * w0;
-      sum[m][1] += v * w1;
-    }
-  }
-  for (int m = 0; m < M; ++m)
-    for (int j = 0; j < 2; ++j) {
-      const float s = lane_sum(sum[m][j]);
-      y[m * ldy + j] = add ? y[m * ldy + j] + s : s;
-    }
-}
-
-template <int M = 8>
-void dots_of(int64_t rows, float* y, int64_t ldy, const float* x, const float* w, int64_t n,
-             int64_t I, bool add) {
-  if (rows == M) {
-    dots<M>(y, ldy, x, w, n, I, add);
-  } else if constexpr (M > 1) {
-    dots_of<M - 1>(rows, y, ldy, x, w, n, I, add);
-  }
-}
-
-// Few rows: bound by reading w, so each of its rows is read once, in order, against a part of x
-// that stays in the cache. y [M, cols] with row stride O; cols even, I a multiple of VL.
-void few_rows(float* y, const float* x, const float* w, int64_t M, int64_t cols, int64_t I,
-              int64_t O) {
-  constexpr int64_t part = 1024;
-  const int64_t step = M == 1 ? max64(I, 1) : part;
-  for (int64_t i = 0; i < I; i += step)
-    for (int64_t o = 0; o < cols; o += 2)
-      dots_of(M, y + o, O, x + i, w + o * I + i, min64(step, I - i), I, i > 0);
-}
-
 void forward(float* y, const float* x, const float* w, const float* b, int64_t M, int64_t I,
              int64_t O, bool relu, int threads) {
   if (M * O == 0) return;
   const bool serial = threads == 1 || M * O * max64(I, 1) < 32768;
-  const bool few = M <= 8 && I % VL == 0 && I > 0 && O % 2 == 0;
+  const bool few = is_few_rows(M, O, I);
   const Grid g = serial ? Grid{1, 1} : few ? Grid{1, threads} : choose_grid(M, O, threads);
 #pragma omp parallel num_threads((int)(g.tm * g.tn))
   {
@@ -89,12 +35,8 @@ void forward(float* y, const float* x, const float* w, const float* b, int64_t M
     const int64_t rows = r.end - r.begin, cols = s.end - s.begin;
     if (rows > 0 && cols > 0) {
       float* part = y + r.begin * O + s.begin;
-      if (few) {
-        few_rows(part, x, w + s.begin * I, M, cols, I, O);
-      } else {
-        sgemm(false, true, rows, cols, I, 1.0f, x + r.begin * I, I, w + s.begin * I, I, 0.0f, part,
-              O);
-      }
+      sgemm(false, true, rows, cols, I, 1.0f, x + r.begin * I, I, w + s.begin * I, I, 0.0f, part,
+            O);
       bias_relu(part, b ? b + s.begin : nullptr, rows, cols, O, relu);
     }
   }

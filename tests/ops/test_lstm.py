@@ -189,6 +189,37 @@ def test_large_gates_saturate_without_overflow(backend):
     np.testing.assert_allclose(h.data[:, 0, 0], np.tanh(1.0), rtol=1e-6)
 
 
+def test_gates_are_accurate_over_the_whole_range():
+    """What csrc/cpu/vecmath.h says: sigmoid under 3 ulp of float64's, tanh under 2, results under the least normal number
+    being 0."""
+    if backends.available("cpp"):
+        pytest.skip(backends.available("cpp"))
+    rng = np.random.default_rng(0)
+    tiny, huge = np.finfo(np.float32).tiny, np.float32(3e38)
+    spread = rng.choice([-1, 1], 20_000) * 2.0 ** rng.uniform(-120, 8, 20_000)
+    values = np.concatenate([np.linspace(-95, 95, 40_001), spread, [0.0, 0.625, -0.625, huge, -huge]]).astype(
+        np.float32
+    )
+    h, c = np.empty((1, len(values), 16), np.float32), np.empty((1, len(values), 16), np.float32)
+    gates = np.empty((1, len(values), 64), np.float32)
+    zeros, ones = np.zeros((64, 16), np.float32), np.ones((64, 1), np.float32)
+    with backends.use("cpp"):  # every unit's pre-activations are x itself
+        backends.kernels.lstm_forward(
+            h, c, gates, values[None, :, None], None, None, ones, zeros, zeros[:, 0].copy(), None
+        )
+    x = values.astype(np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        expected = {"i": 1 / (1 + np.exp(-x)), "f": 1 / (1 + np.exp(-x)), "g": np.tanh(x), "o": 1 / (1 + np.exp(-x))}
+    for k, (name, want) in enumerate(expected.items()):
+        got = gates[0, :, 16 * k : 16 * (k + 1)]
+        assert (got == got[:, :1]).all()  # every lane alike
+        normal = np.abs(want) >= tiny
+        ulp = np.spacing(np.abs(want[normal]).astype(np.float32)).astype(np.float64)
+        error = np.abs(got[normal, 0] - want[normal]) / ulp
+        assert error.max() < (2 if name == "g" else 3), (name, error.max(), x[normal][error.argmax()])
+        assert (np.abs(got[~normal, 0]) <= tiny).all(), name
+
+
 REFUSED = [
     ({"x": (3, 2)}, r"x \(3, 2\) is not \[T,N,I\]"), ({"w_x": (20, 4)}, r"w_x \(20, 4\)"),
     ({"w_h": (19, 5)}, r"w_h \(19, 5\)"), ({"b": (5,)}, r"b \(5,\)"),
