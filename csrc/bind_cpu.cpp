@@ -41,6 +41,25 @@ void conv2d_prepare_filters(Obj form, Obj w, const Shape& x, int64_t stride, int
   k->conv2d->prepare_filters(pf, pw, s, thread_count);
 }
 
+void conv2d_force(const std::string& algorithm, const py::object& blocks) {
+  const Args a("conv2d_force");
+  const char* names[] = {"automatic", "im2col", "direct", "winograd"};
+  const auto* found = std::find(std::begin(names), std::end(names), algorithm);
+  if (found == std::end(names))
+    a.bad_value("algorithm must be automatic, im2col, direct or winograd, got " + algorithm);
+  Shape sizes;
+  if (!blocks.is_none()) sizes = py::cast<Shape>(blocks);
+  const bool whole = sizes.size() == 4 && sizes[1] >= 1 && sizes[2] >= 16 && sizes[2] % 16 == 0 &&
+                     sizes[3] >= 32 && sizes[3] % 32 == 0;
+  if (!blocks.is_none() && !whole)
+    a.bad_value(
+        "blocks must be (shared, tiles, inputs, outputs), tiles at least 1, inputs in "
+        "multiples of 16 and outputs of 32, got " +
+        text(sizes));
+  k->conv2d->force(static_cast<ConvAlgorithm>(found - std::begin(names)),
+                   blocks.is_none() ? nullptr : sizes.data());
+}
+
 const float* filters(const Args& a, Obj form, const ConvShape& s) {
   return a.optional<float>(form, "form", {static_cast<int64_t>(k->conv2d->filter_floats(s))});
 }
@@ -297,6 +316,7 @@ PYBIND11_MODULE(_cpu, m) {
           return k->conv2d->filter_floats(s);
         });
   m.def("conv2d_prepare_filters", conv2d_prepare_filters);
+  m.def("conv2d_force", conv2d_force, "algorithm"_a, "blocks"_a);
   m.def("conv2d_forward_workspace",
         [](const Shape& x, const Shape& w, int64_t stride, int64_t padding, bool pool) {
           const ConvShape s = conv_shape(Args("conv2d_forward"), x, w, stride, padding);

@@ -3,18 +3,28 @@
 
 #include "conv_direct.h"
 #include "conv_im2col.h"
+#include "conv_table.h"
 #include "winograd.h"
 
 namespace pycap::PYCAP_ISA {
 namespace {
 
-enum Algorithm { kIm2col, kDirect, kWinograd };
+int forced = kAutomatic;
 
-// Winograd multiplies a quarter as often; on maps smaller than a tile most of what it computes is
-// thrown away.
-Algorithm choose(const ConvShape& s) {
-  if (winograd_fits(s) && s.H * s.W >= 9) return kWinograd;
+ConvAlgorithm choose(const ConvShape& s) {
+  if (forced == kIm2col || (forced == kDirect && direct_fits(s)) ||
+      (forced == kWinograd && winograd_fits(s)))
+    return static_cast<ConvAlgorithm>(forced);
+  const int64_t pixels = s.H * s.W;
+  const bool large =
+      pixels >= kWinogradLeastPixels || (pixels >= 4 && s.N * pixels >= kWinogradLeastSmallPixels);
+  if (winograd_fits(s) && large) return kWinograd;
   return direct_fits(s) ? kDirect : kIm2col;
+}
+
+void force(ConvAlgorithm algorithm, const int64_t* blocks) {
+  forced = algorithm;
+  winograd_force_blocks(blocks);
 }
 
 size_t forward_workspace(const ConvShape& s, bool pool, int threads) {
@@ -87,19 +97,28 @@ void backward_weight(float* dw, float* db, const float* dy, const float* x, cons
   kernel(dw, db, dy, x, y, argmax, s, beta_w, beta_b, ws, threads);
 }
 
-const char* algorithm(const ConvShape& s, int pass, int) {
-  const Algorithm a = choose(s);
-  if (a == kWinograd) return "winograd-4x4";
+const char* algorithm(const ConvShape& s, int pass, int threads) {
+  const ConvAlgorithm a = choose(s);
+  if (a == kWinograd) {
+    if (pass == 2) return "winograd-4x4";
+    return winograd_shares(s, pass == 1, threads) ? "winograd-4x4 shared" : "winograd-4x4 private";
+  }
   return a == kDirect && pass != 1 ? "direct" : "im2col";
 }
 
 }  // namespace
 
 extern const Conv2dKernels conv2d_kernels;
-const Conv2dKernels conv2d_kernels = {filter_floats,     winograd_prepare_filters,
-                                      forward_workspace, forward,
-                                      pool_forward,      backward_data_workspace,
-                                      backward_data,     backward_weight_workspace,
-                                      backward_weight,   algorithm};
+const Conv2dKernels conv2d_kernels = {filter_floats,
+                                      winograd_prepare_filters,
+                                      forward_workspace,
+                                      forward,
+                                      pool_forward,
+                                      backward_data_workspace,
+                                      backward_data,
+                                      backward_weight_workspace,
+                                      backward_weight,
+                                      algorithm,
+                                      force};
 
 }  // namespace pycap::PYCAP_ISA

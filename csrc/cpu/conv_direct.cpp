@@ -4,6 +4,7 @@
 #include "conv_direct.h"
 
 #include "conv_rows.h"
+#include "conv_table.h"
 #include "micro_gemm.h"
 
 namespace pycap::PYCAP_ISA {
@@ -105,7 +106,7 @@ int64_t weight_floats(const ConvShape& s) { return s.K * s.R * s.S * s.C; }
 }  // namespace
 
 bool direct_fits(const ConvShape& s) {
-  return s.C < 16 && s.K % 16 == 0 && s.K > 0 && s.C > 0 && s.K <= 256 && s.S <= 16;
+  return s.C <= kDirectMostInputs && s.K % 16 == 0 && s.K > 0 && s.C > 0 && s.K <= 256 && s.S <= 16;
 }
 
 size_t direct_forward_workspace(const ConvShape& s, int threads) {

@@ -24,13 +24,17 @@ struct Plan {
 // Positions an odd number of cache lines apart do not meet in the same sets.
 int64_t odd_lines(int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; }
 
+WinogradBlocks forced_blocks;
+bool blocks_are_forced = false;
+
 Plan make_plan(const ConvShape& s, bool data, int threads) {
   Plan p;
   p.map = {ceil_div(s.H, 4), ceil_div(s.W, 4)};
   p.tiles = s.N * p.map.rows * p.map.cols;
   p.in = data ? s.K : s.C;
   p.out = data ? s.C : s.K;
-  const WinogradBlocks& blocks = winograd_blocks(p.tiles, p.in * p.out);
+  const WinogradBlocks& blocks =
+      blocks_are_forced ? forced_blocks : winograd_blocks(p.tiles, p.in * p.out);
   p.shared = blocks.shared;
   p.cb = min64(p.in, blocks.inputs);
   p.kb = min64(p.out, blocks.outputs);
@@ -193,6 +197,15 @@ void run(Source src, const Sink& sink, const float* w, const float* taps, const 
 bool winograd_fits(const ConvShape& s) {
   return s.R == 3 && s.S == 3 && s.stride == 1 && s.pad == 1 && s.C % 16 == 0 && s.K % 16 == 0 &&
          s.C > 0 && s.K > 0;
+}
+
+bool winograd_shares(const ConvShape& s, bool data, int threads) {
+  return make_plan(s, data, threads).shared;
+}
+
+void winograd_force_blocks(const int64_t* blocks) {
+  blocks_are_forced = blocks != nullptr;
+  if (blocks) forced_blocks = {0, 0, blocks[0] != 0, blocks[1], blocks[2], blocks[3]};
 }
 
 size_t winograd_workspace(const ConvShape& s, bool data, int threads) {

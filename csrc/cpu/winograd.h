@@ -15,6 +15,10 @@ void winograd_forward(float* y, uint8_t* argmax, const float* x, const float* w,
 void winograd_backward_data(float* dx, const float* dy, const float* w, const float* y,
                             const uint8_t* argmax, const ConvShape& s, float beta, void* ws,
                             int threads);
+// Whether threads share tiles in this direction (else each has its own).
+bool winograd_shares(const ConvShape& s, bool data, int threads);
+// blocks: shared, tiles, inputs, outputs, or null for the table's.
+void winograd_force_blocks(const int64_t* blocks);
 size_t winograd_weight_workspace(const ConvShape& s, int threads);
 void winograd_backward_weight(float* dw, float* db, const float* dy, const float* x, const float* y,
                               const uint8_t* argmax, const ConvShape& s, float beta_w, float beta_b,

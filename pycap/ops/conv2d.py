@@ -69,5 +69,9 @@ def conv2d(
     relu: clamp at zero. pool (with relu): then a 2x2/2 max-pool, returning [N,P//2,Q//2,K]; the full map is
     never stored, only the winner of each window in two bits.
     Raises ValueError where the shapes do not fit. Source: Simonyan & Zisserman 2014, section 2.1.
+
+    In float32 the C++ backend computes 3x3 filters of stride 1 and padding 1, with channels in multiples of 16, by Winograd
+    F(4x4,3x3): its outputs and gradients err against float64 by about 1e-6 in norm (the direct sum: 3e-7), in the worst
+    element by at most 4e-6 of the largest.
     """
     return Conv2d.apply(x, w, b, stride=stride, padding=padding, relu=relu, pool=pool)

@@ -13,6 +13,7 @@ from pycap.backends import reference
 from pycap.testing import compare_op, gradcheck
 from pycap.testing.cases import unpack_winners, winograd_slack
 from tests import naive
+from tests.ops import winograd
 
 KINDS = {"plain": {}, "relu": {"relu": True}, "pool": {"relu": True, "pool": True}}
 
@@ -136,6 +137,47 @@ def test_backend_on_many_channels(backend, shape, kind):
     n, h, w, c, k = shape
     arrays = draw(n, h, w, c, k, 3, 3)
     compare_op(lambda x, w, b: ops.conv2d(x, w, b, **KINDS[kind]), *arrays, backend=backend, slack=winograd_slack(k))
+
+
+def winograd_errors(n: int, size: int, c: int, k: int) -> dict[str, tuple[float, float, float, float]]:
+    """For each pass the largest error against float64, relative to the largest value: of the C++ kernel, of the plain
+    float32 Winograd, of the direct float32 sum; and the C++ kernel's, as a ratio of norms."""
+    x, w, dy = (
+        a.astype(np.float32) for a in (*draw(n, size, size, c, k, 3, 3, bias=False), draw(n, size, size, k, 1, 1, 1)[0])
+    )
+    rotated = np.ascontiguousarray(w[:, ::-1, ::-1].transpose(3, 1, 2, 0))
+    how, wide = (1, 1), [a.astype(np.float64) for a in (x, w, dy)]
+    cpp = pytest.importorskip("pycap.backends.cpp")
+    assert cpp._cpu.conv2d_algorithm(x.shape, w.shape, 1, 1, 0).startswith("winograd")
+
+    def run(kernels, x, w, dy):
+        y, dx, dw = np.empty_like(dy), np.empty_like(x), np.empty_like(w)
+        kernels.conv2d_forward(y, x, w, None, *how, False)
+        kernels.conv2d_backward_data(dx, dy, w, None, None, *how, 0.0)
+        kernels.conv2d_backward_weight(dw, None, dy, x, None, None, *how, 0.0, 0.0)
+        return {"forward": y, "backward_data": dx, "backward_weight": dw}
+
+    plain = {
+        "forward": winograd.forward(x, w),
+        "backward_data": winograd.forward(dy, rotated),
+        "backward_weight": winograd.backward_weight(dy, x),
+    }
+    exact, direct, ours = run(reference, *wide), run(reference, x, w, dy), run(cpp, x, w, dy)
+    errors = {}
+    for name, truth in exact.items():
+        largest = np.abs(truth).max()
+        worst = [float(np.abs(made[name] - truth).max() / largest) for made in (ours, plain, direct)]
+        errors[name] = (*worst, float(np.linalg.norm(ours[name] - truth) / np.linalg.norm(truth)))
+    return errors
+
+
+@pytest.mark.parametrize("shape", [(2, 13, 16, 32), (1, 28, 128, 64), (1, 14, 512, 256)], ids=str)
+def test_winograd_errs_as_its_definition_in_float32_does(shape):
+    """The rule of two against plain Winograd in float32, and the bound against float64 that docs/math/conv2d.md states."""
+    for name, (ours, plain, _, norms) in winograd_errors(*shape).items():
+        assert ours <= 2 * plain, name
+        assert ours <= 4e-6, name
+        assert norms <= 2e-6, name
 
 
 def test_an_image_is_the_same_alone_and_in_a_batch(backend):

@@ -11,6 +11,8 @@ struct ConvShape {
   int64_t N, H, W, C, K, R, S, stride, pad, P, Q;
 };
 
+enum ConvAlgorithm { kAutomatic, kIm2col, kDirect, kWinograd };
+
 // All arrays are C-contiguous and none may alias another. `ws` is scratch, 64-byte aligned, at
 // least as large as the matching *_workspace says, its contents meaningless before and after. b may
 // be null (no bias).
@@ -49,6 +51,10 @@ struct Conv2dKernels {
                           void* ws, int threads);
   // Name of the algorithm that serves `pass` (0 forward, 1 data, 2 weight) for this shape.
   const char* (*algorithm)(const ConvShape& s, int pass, int threads);
+
+  // For measuring only, while no kernel runs: use `algorithm` wherever it can serve, and Winograd
+  // with `blocks` (shared, tiles, inputs, outputs: conv_table.h); kAutomatic and null: the table's.
+  void (*force)(ConvAlgorithm algorithm, const int64_t* blocks);
 };
 
 }  // namespace pycap
