@@ -80,13 +80,11 @@ void for_steps(const Plan& p, Visit visit) {
         for (int64_t c = c1; c < min64(c1 + kChunk, p.depth); c += kDepth) visit(step++, r, s, c);
 }
 
-void make_offsets(int32_t* offsets, const Plan& p) {
-  if (p.patches) {
-    for (int64_t i = 0; i < p.steps; ++i) offsets[i] = (int32_t)(64 * i);
-    return;
-  }
+void list_taps(Step* steps, const Plan& p) {
+  list_steps(steps, p.steps);
+  if (p.patches) return;
   for_steps(p, [&](int64_t i, int64_t r, int64_t s, int64_t c) {
-    offsets[i] = (int32_t)(r * p.line + s * p.pitch + 2 * c);
+    steps[i].left = (int32_t)(r * p.line + s * p.pitch + 2 * c);
   });
 }
 
@@ -274,7 +272,7 @@ void write_pooled(bf16* to, uint8_t* winners, const float* top, const float* bot
 
 // Output rows p and p+1 (where below `end`) of image n, output channels k0.. of one pair of panels.
 // `rows`: the buffer's row that belongs to output row p.
-void row_pair(const Tiles& tiles, const char* rows, const int32_t* offsets, const char* filters,
+void row_pair(const Tiles& tiles, const char* rows, const Step* steps, const char* filters,
               const float* bias, const Sink16& sink, const Plan& p, int64_t n, int64_t row,
               int64_t end, int64_t k0) {
   const int64_t count = min64(32, p.out - k0), nb = count > 16 ? 2 : 1;
@@ -283,7 +281,7 @@ void row_pair(const Tiles& tiles, const char* rows, const int32_t* offsets, cons
   for (int64_t tile = 0; tile < p.tiles; ++tile) {
     const int64_t q0 = tile * p.tile, cols = min64(p.tile, p.Q - q0);
     const char* a = rows + q0 * p.pitch;
-    multiply_block(tiles, na, nb, sums, a, a + p.line, p.pitch, offsets, p.steps, filters,
+    multiply_block(tiles, na, nb, sums, a, a + p.line, p.pitch, steps, p.steps, filters,
                    filters + p.steps * kTile, false);
     if (sink.argmax) {
       const int64_t PP = p.P / 2, QQ = p.Q / 2, i = row / 2, j = q0 / 2;
@@ -299,15 +297,15 @@ void row_pair(const Tiles& tiles, const char* rows, const int32_t* offsets, cons
   }
 }
 
-int64_t offset_bytes(const Plan& p) { return round_up(4 * p.steps, 64); }
+int64_t step_bytes(const Plan& p) { return round_up(sizeof(Step) * p.steps, 64); }
 int64_t thread_bytes(const Plan& p) { return p.images * p.segment + map_bytes(p) + 64; }
 
 void run(const Source16& src, const Sink16& sink, const void* packed, const float* b, const Plan& p,
          void* ws, int threads) {
   if (p.N * p.P * p.Q * p.out == 0) return;
-  int32_t* offsets = static_cast<int32_t*>(ws);
-  make_offsets(offsets, p);
-  char* buffers = static_cast<char*>(ws) + offset_bytes(p);
+  Step* steps = static_cast<Step*>(ws);
+  list_taps(steps, p);
+  char* buffers = static_cast<char*>(ws) + step_bytes(p);
   const int64_t parts = ceil_div(p.P, p.rows), pairs = ceil_div(p.panels, 2);
 #pragma omp parallel num_threads(threads)
   {
@@ -337,7 +335,7 @@ void run(const Source16& src, const Sink16& sink, const void* packed, const floa
         const char* filters = static_cast<const char*>(packed) + 2 * pair * p.steps * kTile;
         for (int64_t n = n0; n < n1; ++n)
           for (int64_t row = p0; row < p1; row += 2)
-            row_pair(tiles, buffer + (n - n0) * p.segment + (row - p0) * p.line, offsets, filters,
+            row_pair(tiles, buffer + (n - n0) * p.segment + (row - p0) * p.line, steps, filters,
                      bias, sink, p, n, row, p1, 32 * pair);
       }
     }
@@ -355,7 +353,7 @@ size_t packed_bytes(const ConvShape& s, bool data) {
 
 size_t workspace(const ConvShape& s, bool data, int threads) {
   const Plan p = make_plan(s, data, threads);
-  return (size_t)(offset_bytes(p) + threads * thread_bytes(p));
+  return (size_t)(step_bytes(p) + threads * thread_bytes(p));
 }
 
 void forward(bf16* y, uint8_t* argmax, const bf16* x, const void* packed, const float* b,

@@ -1,9 +1,10 @@
-// bfloat16 convolution, weight and bias gradient: for each tap the product of the transposed input
-// with the output's gradient, summed over pixels.
+// bfloat16 convolution, weight and bias gradient: for each tap the product of the output's
+// gradient, transposed, with the input, summed over pixels.
 //
-// Pixels are numbered along the padded rows, so that a tap is an offset into the transposed input;
-// the gradient is 0 at the numbers in between. Chunks of pixels are transposed into the cache, and
-// each adds to sums of all taps.
+// Pixels are numbered along the padded rows, so that a tap is an offset into the input; the
+// gradient is 0 at the numbers in between. The input is kept as pairs of pixels twice, paired from
+// even and from odd numbers: so every tap's tiles begin at a whole pair. Chunks of pixels are
+// brought into this form in the cache, and each adds to sums of all taps.
 #include "bf16_conv.h"
 #include "bf16_source.h"
 #include "bf16_tiles.h"
@@ -15,13 +16,14 @@ struct Plan {
   bool shared;                // threads share a chunk and split its products; else each has its own
   int64_t channels, filters;  // filled up to whole tiles of 16
   int64_t cb, kb;             // blocks of 32
-  int64_t row;                // pixels of a padded row
+  int64_t row;                // pixels of a padded row, even
   int64_t rows;               // output rows of a piece (of one image)
   int64_t pieces, parts;      // pieces in all, and an image
   int64_t chunk;              // pieces a chunk
-  int64_t piece_x;            // pixels a piece takes in the transposed input
+  int64_t piece;              // pixels of the input a piece takes
   int64_t steps;              // tiles a piece
-  int64_t pitch;              // bytes between channels of the transposed input
+  int64_t left;               // bytes of 16 filters' gradient
+  int64_t right;              // bytes of 16 channels of the input, paired one way
   int64_t sums;               // floats of all taps' sums
   int64_t line;               // bytes of a line buffer
 };
@@ -31,10 +33,11 @@ Plan make_plan(const ConvShape& s, int threads) {
   p.channels = round_up(s.C, 16), p.filters = round_up(s.K, 16);
   p.cb = ceil_div(p.channels, 32), p.kb = ceil_div(p.filters, 32);
   p.sums = s.R * s.S * p.cb * p.kb * kBlock;
-  p.shared = threads > 1 && p.sums * 4 > 700 * 1024;
+  const bool large = p.sums * 4 > 700 * 1024;
+  p.shared = threads > 1 && large;
   p.row = round_up(s.Q + s.S - 1, 2);
   const int64_t pixels =
-      p.shared ? 4096 : max64(min64((512 * 1024) / (p.channels + p.filters), 4096), 128);
+      large ? 4096 : max64(min64((512 * 1024) / (p.channels + p.filters), 4096), 128);
   const int64_t image = s.P * p.row;
   int64_t most;  // pieces that make up a chunk
   if (image > pixels) {
@@ -51,25 +54,23 @@ Plan make_plan(const ConvShape& s, int threads) {
   const int64_t rounds = max64(ceil_div(share, most), 1);
   p.chunk = max64(ceil_div(share, rounds), 1);
   p.steps = ceil_div(p.rows * p.row, kDepth);
-  // Tiles of the last tap read up to a row and a filter's width further.
-  p.piece_x = round_up(
-      max64((p.rows + s.R - 1) * p.row, kDepth * p.steps + (s.R - 1) * p.row) + s.S - 1 + kDepth,
-      kDepth);
-  p.pitch = 2 * p.chunk * p.piece_x;
-  if (p.pitch / 64 % 2 == 0) p.pitch += 64;  // an odd number of lines spreads over the cache's sets
+  // The last tap's tiles end this far behind the last step's.
+  p.piece = round_up(max64(p.rows * p.row, kDepth * p.steps) + (s.R - 1) * p.row + s.S, 2);
+  p.left = kTile * p.chunk * p.steps;
+  p.right = 32 * p.chunk * p.piece;
   p.line = 2 * (p.row + 32) * max64(p.channels, p.filters);
   return p;
 }
 
-int64_t input_bytes(const Plan& p) { return p.cb * 32 * p.pitch; }
-int64_t gradient_bytes(const Plan& p) { return p.kb * 2 * p.chunk * p.steps * kTile; }
+int64_t input_bytes(const Plan& p) { return 2 * p.channels / 16 * p.right; }
+int64_t gradient_bytes(const Plan& p) { return p.filters / 16 * p.left; }
 
 // Scratch of one thread, and of all of them.
 struct Buffers {
-  char* input;     // transposed: [channels][pixels of all pieces]
-  char* gradient;  // packed tiles: [filters/16][steps of all pieces]
-  float* sums;     // [R*S][cb][kb] blocks
-  char* line;      // one masked row of the gradient, or a row of odd channels
+  char* input;  // pairs of pixels, from even then from odd numbers: [2][channels/16][pairs][16][2]
+  char* gradient;  // transposed, in tiles: [filters/16][steps of all pieces][16 filters][32 pixels]
+  float* sums;     // [R*S][kb][cb] blocks
+  char* line;      // one row of the padded input or of the masked gradient
   float *bias, *chunk_bias;
 };
 
@@ -95,22 +96,33 @@ Buffers locate(void* ws, const Plan& p, int64_t id, int64_t threads) {
   return b;
 }
 
-// Row `h` of the padded input of image n, transposed, from pixel number `at` on.
+// Row `h` of the padded input of image n, in pairs, from pixel number `at` on.
 void input_row(char* input, int64_t at, char* line, const Source16& x, const ConvShape& s,
                const Plan& p, int64_t n, int64_t h) {
-  const int64_t pixel = 2 * p.channels;
-  memset(line, 0, p.line);
+  const int64_t pixel = 2 * p.channels, odd = p.channels / 16 * p.right;
+  const int64_t right = s.pad + s.W;
+  if (p.channels > s.C) memset(line, 0, right * pixel);
+  memset(line, 0, s.pad * pixel);
+  memset(line + right * pixel, 0, (p.row + 2 - right) * pixel);
   read_row(line + s.pad * pixel, pixel, x, n, h - s.pad);
-  for (int64_t w = 0; w < p.row; w += 32)
-    transpose_rows(input + 2 * (at + w), p.pitch, line + w * pixel, pixel, p.channels,
-                   min64(32, p.row - w));
+  for (int64_t c = 0; c < p.channels; c += 16) {
+    char* even_pairs = input + c / 16 * p.right + at / 2 * 64;
+    char* odd_pairs = even_pairs + odd;
+    for (int64_t w = 0; w < p.row; w += 2)
+      for (int64_t l = 0; l < 16; l += VL) {
+        const bf16* pixels = reinterpret_cast<const bf16*>(line + w * pixel) + c + l;
+        const bf16 *next = pixels + p.channels, *last = next + p.channels;
+        interleave(reinterpret_cast<uint32_t*>(even_pairs + 32 * w) + l, pixels, next);
+        // The row's last odd pair meets zeros of the gradient only.
+        interleave(reinterpret_cast<uint32_t*>(odd_pairs + 32 * w) + l, next, last);
+      }
+  }
 }
 
-// Row `h` of the gradient of image n into the packed tiles from pixel number `at` of the chunk's
-// steps on; adds the row to bias.
+// Row `h` of the gradient of image n, transposed, from pixel number `at` on; adds the row to bias.
 void gradient_row(char* gradient, int64_t at, char* line, float* bias, const Source16& dy,
                   const ConvShape& s, const Plan& p, int64_t n, int64_t h) {
-  const int64_t pixel = 2 * p.filters, panel = p.chunk * p.steps * kTile;
+  const int64_t pixel = 2 * p.filters;
   memset(line + s.Q * pixel, 0, (p.row - s.Q) * pixel);
   if (p.filters > s.K) memset(line, 0, s.Q * pixel);
   read_row(line, pixel, dy, n, h);
@@ -120,13 +132,11 @@ void gradient_row(char* gradient, int64_t at, char* line, float* bias, const Sou
       sum += load(reinterpret_cast<const bf16*>(line + q * pixel) + k);
     store(bias + k, sum);
   }
-  for (int64_t w = 0; w < p.row; w += 2) {
-    const bf16* even = reinterpret_cast<const bf16*>(line + w * pixel);
-    const bf16* odd = reinterpret_cast<const bf16*>(line + (w + 1) * pixel);
-    char* to = gradient + (at + w) / 32 * kTile + (at + w) % 32 / 2 * 64;
-    for (int64_t k = 0; k < p.filters; k += 16)
-      for (int64_t l = 0; l < 16; l += VL)
-        interleave(reinterpret_cast<uint32_t*>(to + k / 16 * panel) + l, even + k + l, odd + k + l);
+  for (int64_t w = 0; w < p.row;) {  // up to the end of a tile at a time
+    const int64_t column = (at + w) % kDepth, count = min64(kDepth - column, p.row - w);
+    transpose_rows(gradient + (at + w) / kDepth * kTile + 2 * column, 64, p.left, line + w * pixel,
+                   pixel, p.filters, count);
+    w += count;
   }
 }
 
@@ -135,71 +145,74 @@ void gradient_row(char* gradient, int64_t at, char* line, float* bias, const Sou
 void transform(const Buffers& buf, const Source16& x, const Source16& dy, const ConvShape& s,
                const Plan& p, int64_t piece, int64_t slot, int64_t h0, int64_t h1) {
   const int64_t n = piece / p.parts, first = piece % p.parts * p.rows;
-  const int64_t last = p.rows + s.R - 2, used = p.rows * p.row;
+  const int64_t end = p.rows + s.R - 1;
   for (int64_t h = h0; h < h1; ++h) {
-    input_row(buf.input, slot * p.piece_x + h * p.row, buf.line, x, s, p, n, first + h);
-    if (h < p.rows) {
-      // Rows below the map are zeros, as read_row has it.
-      gradient_row(buf.gradient, slot * p.steps * 32 + h * p.row, buf.line, buf.chunk_bias, dy, s,
-                   p, n, first + h);
-    }
+    input_row(buf.input, slot * p.piece + h * p.row, buf.line, x, s, p, n, first + h);
+    // Rows below the map are zeros, as read_row has it.
+    if (h < p.rows)
+      gradient_row(buf.gradient, slot * p.steps * kDepth + h * p.row, buf.line, buf.chunk_bias, dy,
+                   s, p, n, first + h);
   }
-  if (h1 <= last) return;
-  for (int64_t c = 0; c < p.channels; ++c)
-    memset(buf.input + c * p.pitch + 2 * (slot * p.piece_x + (last + 1) * p.row), 0,
-           2 * (p.piece_x - (last + 1) * p.row));
-  const int64_t panel = p.chunk * p.steps * kTile;
-  for (int64_t at = used; at < p.steps * 32; at += 2)
-    for (int64_t k = 0; k < p.filters / 16; ++k)
-      memset(buf.gradient + k * panel + (slot * p.steps + at / 32) * kTile + at % 32 / 2 * 64, 0,
-             64);
+  if (h1 < end) return;
+  const int64_t rest = 32 * (p.piece - end * p.row), used = p.rows * p.row;
+  for (int64_t c = 0; c < 2 * p.channels / 16; ++c)
+    memset(buf.input + c * p.right + 32 * (slot * p.piece + end * p.row), 0, rest);
+  const int64_t tail = p.steps * kDepth - used;  // of the last tile
+  for (int64_t k = 0; k < p.filters; ++k)
+    memset(buf.gradient + k / 16 * p.left + (slot + 1) * p.steps * kTile - kTile + k % 16 * 64 +
+               64 - 2 * tail,
+           0, 2 * tail);
 }
 
-// Adds the chunk's products to the sums of one block of 32 channels by 32 filters, all taps.
-void accumulate(const Tiles& tiles, const Buffers& buf, const int32_t* offsets, int64_t steps,
-                const ConvShape& s, const Plan& p, int64_t cb, int64_t kb, bool add) {
-  const int64_t na = min64(2, p.channels / 16 - 2 * cb), nb = min64(2, p.filters / 16 - 2 * kb);
-  const char* b0 = buf.gradient + 2 * kb * p.chunk * p.steps * kTile;
+// Units of work: 32 filters by a group of channels whose input stays in the L2 cache, while the
+// units of the other filters follow.
+constexpr int64_t kGroup = 2;  // blocks of 32 channels
+
+int64_t units(const Plan& p) { return ceil_div(p.cb, kGroup) * p.kb; }
+
+// Adds the chunk's products to the sums of one block of 32 filters by 32 channels, all taps.
+void accumulate(const Tiles& tiles, const Buffers& buf, const Step* steps, int64_t count,
+                const ConvShape& s, const Plan& p, int64_t kb, int64_t cb, bool add) {
+  const int64_t na = min64(2, p.filters / 16 - 2 * kb), nb = min64(2, p.channels / 16 - 2 * cb);
+  const char* a0 = buf.gradient + 2 * kb * p.left;
   for (int64_t r = 0; r < s.R; ++r)
     for (int64_t t = 0; t < s.S; ++t) {
-      const char* a0 = buf.input + 32 * cb * p.pitch + 2 * (r * p.row + t);
-      float* sums = buf.sums + (((r * s.S + t) * p.cb + cb) * p.kb + kb) * kBlock;
-      multiply_block(tiles, na, nb, sums, a0, a0 + 16 * p.pitch, p.pitch, offsets, steps, b0,
-                     b0 + p.chunk * p.steps * kTile, add);
+      const char* b0 =
+          buf.input + (t % 2 * p.channels / 16 + 2 * cb) * p.right + 32 * (r * p.row + t / 2 * 2);
+      float* sums = buf.sums + (((r * s.S + t) * p.kb + kb) * p.cb + cb) * kBlock;
+      multiply_block(tiles, na, nb, sums, a0, a0 + p.left, 64, steps, count, b0, b0 + p.right, add);
     }
 }
 
-// dw of channels and filters of one block at one tap, from `copies` sums that lie `stride` bytes
-// apart.
+void accumulate_unit(const Tiles& tiles, const Buffers& buf, const Step* steps, int64_t count,
+                     const ConvShape& s, const Plan& p, int64_t unit, bool add) {
+  const int64_t first = unit / p.kb * kGroup;
+  for (int64_t cb = first; cb < min64(first + kGroup, p.cb); ++cb)
+    accumulate(tiles, buf, steps, count, s, p, unit % p.kb, cb, add);
+}
+
+// dw of one block at one tap, from `copies` sums that lie `stride` bytes apart.
 void write_block(float* dw, const float* sums, int64_t copies, int64_t stride, const ConvShape& s,
-                 const Plan& p, int64_t tap, int64_t cb, int64_t kb, float beta) {
-  const float* from = sums + ((tap * p.cb + cb) * p.kb + kb) * kBlock;
-  const int64_t row = s.R * s.S * s.C;
-  for (int64_t c0 = 32 * cb; c0 < min64(p.channels, 32 * cb + 32); c0 += 16)
-    for (int64_t k0 = 32 * kb; k0 < min64(p.filters, 32 * kb + 32); k0 += 16) {
-      alignas(64) float total[16 * 16], turned[16 * 16];
-      for (int64_t i = 0; i < 16; ++i)
-        for (int64_t j = 0; j < 16; j += VL) {
-          const float* at = from + (c0 % 32 + i) * 32 + k0 % 32 + j;
-          Vec sum = load(at);
-          for (int64_t copy = 1; copy < copies; ++copy)
-            sum += load(
-                reinterpret_cast<const float*>(reinterpret_cast<const char*>(at) + copy * stride));
-          store(total + 16 * i + j, sum);
-        }
-      transpose16(reinterpret_cast<uint32_t*>(turned), 16, reinterpret_cast<uint32_t*>(total), 16);
-      for (int64_t k = k0; k < min64(k0 + 16, s.K); ++k)
-        store_beta(dw + k * row + tap * s.C + c0, turned + 16 * (k - k0), min64(16, s.C - c0),
-                   beta);
-    }
+                 const Plan& p, int64_t tap, int64_t kb, int64_t cb, float beta) {
+  const char* from = reinterpret_cast<const char*>(sums + ((tap * p.kb + kb) * p.cb + cb) * kBlock);
+  const int64_t width = min64(32, s.C - 32 * cb), used = round_up(width, 16);
+  for (int64_t k = 32 * kb; k < min64(s.K, 32 * kb + 32); ++k, from += 128) {
+    alignas(64) float total[32];
+    memcpy(total, from, 4 * used);
+    for (int64_t copy = 1; copy < copies; ++copy)
+      for (int64_t j = 0; j < used; j += VL)
+        store(total + j,
+              load(total + j) + load(reinterpret_cast<const float*>(from + copy * stride) + j));
+    store_beta(dw + (k * s.R * s.S + tap) * s.C + 32 * cb, total, width, beta);
+  }
 }
 
 }  // namespace
 
 size_t bf16_weight_workspace(const ConvShape& s, int threads) {
   const Plan p = make_plan(s, threads);
-  return (size_t)round_up(4 * p.chunk * p.steps, 64) + (p.shared ? 1 : threads) * common_bytes(p) +
-         threads * private_bytes(p);
+  return (size_t)round_up(sizeof(Step) * p.chunk * p.steps, 64) +
+         (p.shared ? 1 : threads) * common_bytes(p) + threads * private_bytes(p);
 }
 
 void bf16_backward_weight(float* dw, float* db, const bf16* dy, const bf16* x, const bf16* y,
@@ -213,10 +226,11 @@ void bf16_backward_weight(float* dw, float* db, const bf16* dy, const bf16* x, c
   const Plan p = make_plan(s, threads);
   const Source16 input{x, nullptr, nullptr, s.H, s.W, s.C};
   const Source16 gradient{dy, y, argmax, s.P, s.Q, s.K};
-  int32_t* offsets = static_cast<int32_t*>(ws);
+  Step* steps = static_cast<Step*>(ws);
   for (int64_t i = 0; i < p.chunk * p.steps; ++i)
-    offsets[i] = (int32_t)(2 * (i / p.steps * p.piece_x + i % p.steps * 32));
-  char* rest = static_cast<char*>(ws) + round_up(4 * p.chunk * p.steps, 64);
+    steps[i] = {(int32_t)(kTile * i),
+                (int32_t)(32 * (i / p.steps * p.piece + i % p.steps * kDepth))};
+  char* rest = static_cast<char*>(ws) + round_up(sizeof(Step) * p.chunk * p.steps, 64);
   const int64_t height = p.rows + s.R - 1;
 #pragma omp parallel num_threads(threads)
   {
@@ -241,13 +255,13 @@ void bf16_backward_weight(float* dw, float* db, const bf16* dy, const bf16* x, c
         }
 #pragma omp barrier
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t unit = 0; unit < p.cb * p.kb; ++unit)
-          accumulate(tiles, buf, offsets, count * p.steps, s, p, unit / p.kb, unit % p.kb, add);
+        for (int64_t unit = 0; unit < units(p); ++unit)
+          accumulate_unit(tiles, buf, steps, count * p.steps, s, p, unit, add);
       } else {
         for (int64_t slot = 0; slot < count; ++slot)
           transform(buf, input, gradient, s, p, first + slot, slot, 0, height);
-        for (int64_t unit = 0; unit < p.cb * p.kb; ++unit)
-          accumulate(tiles, buf, offsets, count * p.steps, s, p, unit / p.kb, unit % p.kb, add);
+        for (int64_t unit = 0; unit < units(p); ++unit)
+          accumulate_unit(tiles, buf, steps, count * p.steps, s, p, unit, add);
       }
       PYCAP_SIMD for (int64_t k = 0; k < p.filters; ++k) buf.bias[k] += buf.chunk_bias[k];
     }
@@ -257,7 +271,7 @@ void bf16_backward_weight(float* dw, float* db, const bf16* dy, const bf16* x, c
 #pragma omp for schedule(static)
       for (int64_t unit = 0; unit < s.R * s.S * p.cb * p.kb; ++unit)
         write_block(dw, sums, p.shared ? 1 : team, (int64_t)common_bytes(p), s, p,
-                    unit / (p.cb * p.kb), unit / p.kb % p.cb, unit % p.kb, beta_w);
+                    unit / (p.cb * p.kb), unit / p.cb % p.kb, unit % p.cb, beta_w);
     }
 #pragma omp single
     if (db) {

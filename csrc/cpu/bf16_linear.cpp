@@ -112,8 +112,8 @@ void forward(bf16* y, const bf16* x, const float* w, const bf16* rounded, const 
     const Tiles tiles(16);
     char* part = packed + p.packed + omp_get_thread_num() * p.thread;
     float* sums = reinterpret_cast<float*>(part + 32 * p.pitch);
-    int32_t offsets[kPart / kDepth];
-    for (int64_t i = 0; i < kPart / kDepth; ++i) offsets[i] = (int32_t)(64 * i);
+    Step list[kPart / kDepth];
+    list_steps(list, kPart / kDepth);
 #pragma omp for schedule(static)
     for (int64_t tile = 0; tile < p.rows; ++tile)
       pack_rows(packed + tile * p.steps * kTile, x, tile, M, I);
@@ -139,7 +139,7 @@ void forward(bf16* y, const bf16* x, const float* w, const bf16* rounded, const 
         for (int64_t m = 0; m < p.rows; m += 2) {
           const char* right = packed + (m * p.steps + i / kDepth) * kTile;
           multiply_block(tiles, na, min64(2, p.rows - m), sums + m / 2 * kBlock, a, a + 16 * pitch,
-                         pitch, offsets, ceil_div(width, kDepth), right, right + p.steps * kTile,
+                         pitch, list, ceil_div(width, kDepth), right, right + p.steps * kTile,
                          i > 0);
         }
       }
@@ -233,8 +233,8 @@ void backward_data(bf16* dx, const bf16* dy, const float* w, const bf16* y, int6
     const Tiles tiles(16);
     char* panel = left + p.left + omp_get_thread_num() * p.thread;
     float* sums = reinterpret_cast<float*>(panel + p.width / 16 * p.depth / kDepth * kTile);
-    int32_t offsets[256 / kDepth];
-    for (int64_t i = 0; i < 256 / kDepth; ++i) offsets[i] = (int32_t)(64 * i);
+    Step list[256 / kDepth];
+    list_steps(list, 256 / kDepth);
 #pragma omp for schedule(static)
     for (int64_t m = 0; m < p.rows; ++m) {
       bf16* row = reinterpret_cast<bf16*>(left + m * p.pitch);
@@ -258,7 +258,7 @@ void backward_data(bf16* dx, const bf16* dy, const float* w, const bf16* y, int6
               const char* a = left + m * p.pitch + 2 * o;
               multiply_block(tiles, min64(2, (m1 - m) / 16), min64(2, columns - c),
                              sums + ((m - m0) / 32 * pairs + c / 2) * kBlock, a, a + 16 * p.pitch,
-                             p.pitch, offsets, steps, panel + c * steps * kTile,
+                             p.pitch, list, steps, panel + c * steps * kTile,
                              panel + (c + 1) * steps * kTile, o > 0);
             }
         }
@@ -343,8 +343,8 @@ void backward_weight(float* dw, float* db, const bf16* dy, const bf16* x, const 
   {
     const Tiles tiles(16);
     const int64_t team = omp_get_num_threads(), id = omp_get_thread_num();
-    int32_t offsets[64];
-    for (int64_t i = 0; i < 64; ++i) offsets[i] = (int32_t)(64 * i);
+    Step list[64];
+    list_steps(list, 64);
     // Threads share out the outputs; each masks and transposes its own, and sums them up.
     const Range mine = split(O, team, id, 32);
     const int64_t count = mine.end - mine.begin, whole = round_up(count, 16);
@@ -368,7 +368,7 @@ void backward_weight(float* dw, float* db, const bf16* dy, const bf16* x, const 
             db[mine.begin + o] += sum;
           }
         }
-        transpose_rows(left + mine.begin * p.pitch + 2 * m0, p.pitch,
+        transpose_rows(left + mine.begin * p.pitch + 2 * m0, p.pitch, 16 * p.pitch,
                        reinterpret_cast<const char*>(lines), 2 * whole, whole, kDepth);
       }
     }
@@ -387,7 +387,7 @@ void backward_weight(float* dw, float* db, const bf16* dy, const bf16* x, const 
             for (int64_t step = 0; step < p.steps; step += 64) {
               const char* a = left + o * p.pitch + 64 * step;
               const char* b = right + (i / 16 * p.steps + step) * kTile;
-              multiply_block(tiles, na, nb, sums, a, a + 16 * p.pitch, p.pitch, offsets,
+              multiply_block(tiles, na, nb, sums, a, a + 16 * p.pitch, p.pitch, list,
                              min64(64, p.steps - step), b, b + p.steps * kTile, step > 0);
             }
             write_weights(dw + o * I + i, sums, min64(32, o1 - o), min64(32, i1 - i), I, beta_w,

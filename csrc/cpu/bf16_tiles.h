@@ -2,8 +2,8 @@
 //
 // A tile of the left operand is `rows` (at most 16) rows of 32 numbers, 64 bytes each, `lda` bytes
 // apart. A tile of the right operand is packed: 1024 bytes, [16 pairs][16 columns][2], where pair p
-// holds the numbers 2p and 2p+1 of the summed index. A product runs over `steps` such tiles; the
-// left tile of step i lies at a + offsets[i], the right one at b + 1024*i.
+// holds the numbers 2p and 2p+1 of the summed index. A product runs over such tiles: in step i the
+// left one lies at a + steps[i].left, the right one at b + steps[i].right.
 #pragma once
 #include "bf16.h"
 
@@ -16,6 +16,15 @@ namespace {
 constexpr int64_t kTile = 1024;      // bytes of a packed tile
 constexpr int64_t kDepth = 32;       // numbers summed by one step
 constexpr int64_t kBlock = 32 * 32;  // floats of the result of a block of 2x2 tiles
+
+struct Step {
+  int32_t left, right;  // bytes
+};
+
+// Steps over tiles that follow one another on both sides.
+inline void list_steps(Step* steps, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) steps[i] = {(int32_t)(64 * i), (int32_t)(kTile * i)};
+}
 
 inline int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 
@@ -57,8 +66,7 @@ class Tiles {
 
 template <int NA, int NB>
 inline void multiply(const Tiles&, float* c, const char* a0, const char* a1, int64_t lda,
-                     const int32_t* offsets, int64_t steps, const char* b0, const char* b1,
-                     bool add) {
+                     const Step* steps, int64_t count, const char* b0, const char* b1, bool add) {
   constexpr int64_t ldc = 128, half = 16 * 32;
   __asm__ volatile("" ::: "memory");  // what the tiles are loaded from has been written
   if (add) {
@@ -72,17 +80,16 @@ inline void multiply(const Tiles&, float* c, const char* a0, const char* a1, int
     if (NA > 1) _tile_zero(2);
     if (NA > 1 && NB > 1) _tile_zero(3);
   }
-  for (int64_t i = 0; i < steps; ++i) {
-    const int64_t at = offsets[i];
-    _tile_loadd(4, a0 + at, lda);
-    _tile_loadd(6, b0 + i * kTile, 64);
+  for (int64_t i = 0; i < count; ++i) {
+    _tile_loadd(4, a0 + steps[i].left, lda);
+    _tile_loadd(6, b0 + steps[i].right, 64);
     _tile_dpbf16ps(0, 4, 6);
     if (NB > 1) {
-      _tile_loadd(7, b1 + i * kTile, 64);
+      _tile_loadd(7, b1 + steps[i].right, 64);
       _tile_dpbf16ps(1, 4, 7);
     }
     if (NA > 1) {
-      _tile_loadd(5, a1 + at, lda);
+      _tile_loadd(5, a1 + steps[i].left, lda);
       _tile_dpbf16ps(2, 5, 6);
       if (NB > 1) _tile_dpbf16ps(3, 5, 7);
     }
@@ -97,23 +104,23 @@ inline void multiply(const Tiles&, float* c, const char* a0, const char* a1, int
 
 // One left tile of R rows by NB right ones.
 template <int R, int NB>
-inline void multiply_rows(float* c, const char* a, int64_t lda, const int32_t* offsets,
-                          int64_t steps, const char* b0, const char* b1, bool add) {
+inline void multiply_rows(float* c, const char* a, int64_t lda, const Step* steps, int64_t count,
+                          const char* b0, const char* b1, bool add) {
   constexpr int64_t V = 16 / VL;  // vectors a tile's row
   Vec sum[R][NB * V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < NB * V; ++v) sum[r][v] = add ? load(c + r * 32 + v * VL) : Vec{};
-  for (int64_t i = 0; i < steps; ++i) {
-    const char* left = a + offsets[i];
+  for (int64_t i = 0; i < count; ++i) {
+    const char* left = a + steps[i].left;
     for (int64_t pair = 0; pair < 16; ++pair) {
       uint32_t bits[R];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) memcpy(&bits[r], left + r * lda + 4 * pair, 4);
 #pragma GCC unroll 8
       for (int v = 0; v < NB * V; ++v) {
-        const char* right = (v < V ? b0 : b1) + i * kTile + 64 * pair + 4 * VL * (v % V);
+        const char* right = (v < V ? b0 : b1) + steps[i].right + 64 * pair + 4 * VL * (v % V);
         const VecU both = (VecU)load(reinterpret_cast<const float*>(right));
 #if defined(__AVX512BF16__)
 #pragma GCC unroll 8
@@ -138,40 +145,38 @@ inline void multiply_rows(float* c, const char* a, int64_t lda, const int32_t* o
 }
 
 template <int NB, int R = 4>
-inline void multiply_some(int64_t rows, float* c, const char* a, int64_t lda,
-                          const int32_t* offsets, int64_t steps, const char* b0, const char* b1,
-                          bool add) {
+inline void multiply_some(int64_t rows, float* c, const char* a, int64_t lda, const Step* steps,
+                          int64_t count, const char* b0, const char* b1, bool add) {
   if (rows == R) {
-    multiply_rows<R, NB>(c, a, lda, offsets, steps, b0, b1, add);
+    multiply_rows<R, NB>(c, a, lda, steps, count, b0, b1, add);
   } else if constexpr (R > 1) {
-    multiply_some<NB, R - 1>(rows, c, a, lda, offsets, steps, b0, b1, add);
+    multiply_some<NB, R - 1>(rows, c, a, lda, steps, count, b0, b1, add);
   }
 }
 
 template <int NA, int NB>
 inline void multiply(const Tiles& tiles, float* c, const char* a0, const char* a1, int64_t lda,
-                     const int32_t* offsets, int64_t steps, const char* b0, const char* b1,
-                     bool add) {
+                     const Step* steps, int64_t count, const char* b0, const char* b1, bool add) {
   for (int block = 0; block < NA; ++block)
     for (int64_t r = 0; r < tiles.rows(); r += 4)
       multiply_some<NB>(min64(4, tiles.rows() - r), c + block * 16 * 32 + r * 32,
-                        (block ? a1 : a0) + r * lda, lda, offsets, steps, b0, b1, add);
+                        (block ? a1 : a0) + r * lda, lda, steps, count, b0, b1, add);
 }
 
 #endif
 
 // The block with `na` left and `nb` right tiles.
 inline void multiply_block(const Tiles& tiles, int64_t na, int64_t nb, float* c, const char* a0,
-                           const char* a1, int64_t lda, const int32_t* offsets, int64_t steps,
+                           const char* a1, int64_t lda, const Step* steps, int64_t count,
                            const char* b0, const char* b1, bool add) {
   if (na == 2 && nb == 2)
-    multiply<2, 2>(tiles, c, a0, a1, lda, offsets, steps, b0, b1, add);
+    multiply<2, 2>(tiles, c, a0, a1, lda, steps, count, b0, b1, add);
   else if (na == 2)
-    multiply<2, 1>(tiles, c, a0, a1, lda, offsets, steps, b0, b0, add);
+    multiply<2, 1>(tiles, c, a0, a1, lda, steps, count, b0, b0, add);
   else if (nb == 2)
-    multiply<1, 2>(tiles, c, a0, a0, lda, offsets, steps, b0, b1, add);
+    multiply<1, 2>(tiles, c, a0, a0, lda, steps, count, b0, b1, add);
   else
-    multiply<1, 1>(tiles, c, a0, a0, lda, offsets, steps, b0, b0, add);
+    multiply<1, 1>(tiles, c, a0, a0, lda, steps, count, b0, b0, add);
 }
 
 // Rounds 32 numbers and stores them.
@@ -205,22 +210,22 @@ inline void transpose16(uint32_t* to, int64_t ldt, const uint32_t* from, int64_t
     }
 }
 
-// Turns `count` (at most 32) rows of `columns` numbers into columns rows of count numbers, `ld`
-// bytes apart. Row i lies at from + i*pitch bytes; 32 rows, and columns in multiples of 16, are
-// read and, but for the count, written in any case.
-inline void transpose_rows(char* to, int64_t ld, const char* from, int64_t pitch, int64_t columns,
-                           int64_t count) {
-  for (int64_t c = 0; c < columns; c += 16) {
+// Turns `count` (at most 32) rows of `columns` numbers into rows of count numbers, one a column,
+// `ld` bytes apart, and `panel` bytes from one 16 of them to the next. Row i lies at from + i*pitch
+// bytes; 32 rows, and columns in multiples of 16, are read in any case.
+inline void transpose_rows(char* to, int64_t ld, int64_t panel, const char* from, int64_t pitch,
+                           int64_t columns, int64_t count) {
+  for (int64_t c = 0; c < columns; c += 16, to += panel) {
     alignas(64) uint32_t pairs[16 * 16], turned[16 * 16];
     for (int64_t i = 0; i < 16; ++i)
       for (int64_t l = 0; l < 16; l += VL)
         interleave(pairs + 16 * i + l, reinterpret_cast<const bf16*>(from + 2 * i * pitch) + c + l,
                    reinterpret_cast<const bf16*>(from + (2 * i + 1) * pitch) + c + l);
-    if (count >= 32) {
-      transpose16(reinterpret_cast<uint32_t*>(to + c * ld), ld / 4, pairs, 16);
+    if (count == 32) {
+      transpose16(reinterpret_cast<uint32_t*>(to), ld / 4, pairs, 16);
     } else {
       transpose16(turned, 16, pairs, 16);
-      for (int64_t i = 0; i < 16; ++i) memcpy(to + (c + i) * ld, turned + 16 * i, 2 * count);
+      for (int64_t i = 0; i < 16; ++i) memcpy(to + i * ld, turned + 16 * i, 2 * count);
     }
   }
 }
