@@ -119,7 +119,7 @@ def linear_forward(y: Array, x: Array, w: Array, b: Array | None, relu: bool) ->
 
 def linear_backward_data(dx: Array, dy: Array, w: Array, y: Array | None, beta: float) -> None:
     if is_bfloat16(dy):
-        cpp_bf16.linear_backward_data(dx, dy, w, y, beta)
+        cpp_bf16.linear_backward_data(dx, dy, w, y, beta, linear_backward_data)
         return
     ws = workspace(_cpu.linear_backward_workspace(dy.shape[0], w.shape[1], w.shape[0], y is not None))
     _cpu.linear_backward_data(dx, dy, w, y, beta, ws)
@@ -129,7 +129,7 @@ def linear_backward_weight(
     dw: Array | None, db: Array | None, dy: Array, x: Array, y: Array | None, beta_w: float, beta_b: float
 ) -> None:
     if is_bfloat16(dy):
-        cpp_bf16.linear_backward_weight(dw, db, dy, x, y, beta_w, beta_b)
+        cpp_bf16.linear_backward_weight(dw, db, dy, x, y, beta_w, beta_b, linear_backward_weight)
         return
     ws = workspace(_cpu.linear_backward_workspace(x.shape[0], x.shape[1], dy.shape[1], y is not None))
     _cpu.linear_backward_weight(dw, db, dy, x, y, beta_w, beta_b, ws)
