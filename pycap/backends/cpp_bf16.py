@@ -1,8 +1,8 @@
 """Convolution and dense layers of the C++ backend on bfloat16 activations: packs weights, finds scratch memory.
 
 Filters are packed, and a dense layer's weights rounded, once for as long as `constant_weights` holds; else filters at
-every call, and dense weights on the way. Gradients of a dense layer with few rows, and convolutions that the tile kernels do not take (a stride, a padding as wide as
-the filter), go through float32.
+every call, and dense weights on the way. Through float32 go the gradients of a dense layer with few rows, and
+convolutions that the tile kernels do not take (a stride, a padding as wide as the filter).
 """
 
 from __future__ import annotations
