@@ -207,15 +207,15 @@ class PycapSide:
         s = case.shape
         images, crops = inputs.photographs(s["N"])
 
-        def run() -> list[float]:
+        def run(count: int = s["N"]) -> list[float]:
             best = []
-            for first in range(0, s["N"], s["batch"]):
+            for first in range(0, count, s["batch"]):
                 part = slice(first, first + s["batch"])
                 beams = captioner.caption_batch(images[part], crops[part], beam_size=s["beam"], max_length=s["T"])
                 best += [beam[0][1] for beam in beams]
             return best
 
-        return Work(run, lambda best: {"logprob": np.float32(best)})
+        return Work(run, lambda best: {"logprob": np.float32(best)}, probe=lambda: run(s["batch"]))
 
     def _cold(self, case: Case) -> Work:
         from PIL import Image

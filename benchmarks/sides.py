@@ -26,7 +26,7 @@ class Work:
 
     run: does it once, finishing all work before it returns. outputs: what `run` returned as named arrays in pycap's
     layouts and in float, to compare. seconds: where the time is not that of the call, takes it from what `run` returned.
-    probe: a smaller piece of the same work, by which the fastest of several ways is found; None: the whole.
+    probe: a smaller piece of the same work, to warm up with and to find the fastest of several ways; None: the whole.
     """
 
     run: Callable[[], Any]

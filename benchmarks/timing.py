@@ -13,17 +13,18 @@ import numpy as np
 class Budget:
     """How long a case may take: at least `rounds` rounds, then more until `seconds` have gone, at most `most_rounds`.
 
-    turn_s: a turn is as many calls as fit into it, at least one.
+    long_s: where two rounds take longer than this, they are enough. turn_s: a turn is as many calls as fit into it, at least one.
     """
 
     rounds: int = 7
     most_rounds: int = 25
     seconds: float = 10.0
     turn_s: float = 0.2
+    long_s: float = float("inf")
 
 
 FULL = Budget()
-SHORT = Budget(rounds=3, most_rounds=9, seconds=1.5, turn_s=0.1)
+SHORT = Budget(rounds=3, most_rounds=9, seconds=1.5, turn_s=0.1, long_s=8.0)
 
 
 @dataclass
@@ -59,7 +60,8 @@ def alternate(
     calls = {name: calls_in_a_turn(first[name], budget) for name in turns}
     begin = time.perf_counter()
     for round_ in range(budget.most_rounds):
-        if round_ >= budget.rounds and time.perf_counter() - begin > budget.seconds:
+        gone = time.perf_counter() - begin
+        if (round_ >= budget.rounds and gone > budget.seconds) or (round_ >= 2 and gone > budget.long_s):
             break
         for name in list(turns) if round_ % 2 == 0 else list(turns)[::-1]:
             samples[name].seconds += turns[name](calls[name])

@@ -147,9 +147,15 @@ class Worker:
         return seconds if self.work.seconds is None else self.work.seconds(self.result)
 
     def turn(self, calls: int) -> list[float]:
-        """Seconds of each of `calls` calls; short ones come after one that is not counted, which refills the caches."""
-        if calls > 1:
-            self._call()
+        """Seconds of each of `calls` calls, after one that is not counted.
+
+        That one brings back the caches, and the memory that an allocator gave to the system while the others worked: in a
+        loop of its own, the side would have both. Fresh processes (`Work.seconds`) begin without either anyway.
+        """
+        assert self.work is not None, "prepare comes first"
+        if self.work.seconds is None:
+            self.result = None
+            (self.work.probe or self.work.run)()
         seconds = [self._call() for _ in range(calls)]
         machine.rest()
         return seconds

@@ -11,8 +11,19 @@ from pycap.models.vgg import BLOCKS
 
 
 def weights(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Each layer's weight and bias as other frameworks want them: [K,C,R,S], and fc6's columns in the order C, H, W."""
-    parameters = inputs.captioner(case)[0].cnn.state_arrays()
+    """Each layer's weight and bias as other frameworks want them: [K,C,R,S], and fc6's columns in the order C, H, W.
+
+    They are the same for every VGG16 case, and made once.
+    """
+    if not _weights:
+        _weights.update(_made(inputs.captioner(case)[0].cnn.state_arrays()))
+    return _weights
+
+
+_weights: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+
+def _made(parameters: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     found = {}
     for name in [name.removesuffix(".weight") for name in parameters if name.endswith(".weight")]:
         weight = parameters[f"{name}.weight"]

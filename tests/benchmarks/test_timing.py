@@ -32,6 +32,13 @@ def test_rounds_go_on_until_the_time_is_up() -> None:
     assert rounds[50:] == [-1, -1], "no time at all: only the rounds that there must be"
 
 
+def test_two_rounds_are_enough_of_a_long_work() -> None:
+    rounds: list[float] = []
+    long = Budget(rounds=7, most_rounds=9, seconds=60, turn_s=0, long_s=-1)
+    alternate({"a": lambda n: [1.0]}, {"a": 1.0}, long, lambda round_, samples: rounds.append(round_))
+    assert rounds == [0, 1]
+
+
 def test_calls_in_a_turn_are_bounded() -> None:
     budget = Budget(turn_s=0.1)
     assert calls_in_a_turn(0.01, budget) == 10
