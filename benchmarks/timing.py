@@ -13,7 +13,8 @@ import numpy as np
 class Budget:
     """How long a case may take: at least `rounds` rounds, then more until `seconds` have gone, at most `most_rounds`.
 
-    long_s: where two rounds take longer than this, they are enough. turn_s: a turn is as many calls as fit into it, at least one.
+    long_s: where two rounds take longer than this, they are enough. turn_s: a turn is as many calls as fit into it, at least
+    one.
     """
 
     rounds: int = 7
