@@ -77,19 +77,22 @@ def _strided(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def _concrete(case: Case) -> list:
-    """Arguments as a caller would pass them, all betas 0."""
+def _concrete(case: Case, dtype=np.float32) -> list:
+    """Arguments as a caller would pass them, activations of `dtype`, all betas 0."""
 
     def make(a):
         if isinstance(a, list):
             return [make(e) for e in a]
         if isinstance(a, (Out, Grad)):
-            return np.zeros(a.shape, getattr(a, "dtype", "float").replace("float", "float32"))
+            floats = dtype if a.role == "activation" else np.float32
+            return np.zeros(a.shape, floats if getattr(a, "dtype", "float") == "float" else a.dtype)
         if isinstance(a, (InOut, Parameter)):
             return a.array.copy()
         if isinstance(a, Beta):
             return 0.0 if isinstance(a.names, str) else (0.0,) * len(a.names)
-        return a.copy() if isinstance(a, np.ndarray) else a
+        if isinstance(a, np.ndarray):
+            return a.astype(dtype) if a.dtype.kind == "f" else a.copy()
+        return a
 
     return [make(a) for a in case.arguments()]
 
@@ -169,6 +172,25 @@ def test_cpp_refuses_wrong_dtypes_and_shapes(primitive):
         arguments[position] = np.ascontiguousarray(whole[..., :-1])
         with pytest.raises((ValueError, TypeError)):
             function(*arguments)
+
+
+@pytest.mark.parametrize("primitive", backends.BFLOAT16)
+def test_cpp_refuses_precisions_that_do_not_belong_together(cpp, primitive):
+    """Each array in turn is float32 among bfloat16 activations, or a parameter bfloat16: never are bits taken for numbers."""
+    function, plain = getattr(cpp, primitive), _concrete(_sample(primitive), bfloat16())
+    function(*plain)
+    changed = 0
+    for position, array in enumerate(plain):
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fV" or primitive == "cast":
+            continue
+        if (primitive, position) in {("preprocess", 0), ("linear_forward", 2)}:
+            continue  # the only activation; weights that were rounded beforehand
+        arguments = list(plain)
+        arguments[position] = array.astype(bfloat16() if array.dtype == np.float32 else np.float32)
+        with pytest.raises(TypeError, match="must be (float32|bfloat16), got (float32|bfloat16)"):
+            function(*arguments)
+        changed += 1
+    assert changed or primitive == "cast"
 
 
 # Selection ------------------------------------------------------------------------------------------------------------

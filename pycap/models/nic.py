@@ -66,9 +66,8 @@ class NIC(Module):
         embedded = self._embedded(images)
         first = ops.embedding(embedded, np.repeat(np.arange(images.shape[0], dtype=np.int32), n // images.shape[0]))
         words = self.word_embedding(tokens[:-1])
-        runs = (np.asarray(tokens) != 0).astype(
-            np.uint8
-        )  # a step whose target is padding is not needed, nor any after it
+        # A step whose target is padding is not needed, nor is any after it.
+        runs = (np.asarray(tokens) != 0).astype(np.uint8)
         h, _ = self.lstm(ops.concatenate([ops.reshape(first, (1, n, -1)), words]), mask=runs)
         outputs = ops.reshape(self.drop(ops.getitem(h, slice(1, None))), ((steps - 1) * n, self.lstm.hidden))
         targets = np.ascontiguousarray(tokens[1:]).reshape(-1)
