@@ -109,11 +109,18 @@ def markdown(rows: Sequence[Row], picture: str | None) -> str:
     versions = {k: v for k, v in first["versions"].items() if k in SIDES}
     peers = ", ".join(f"{SIDES[name][2]} {version}" for name, version in versions.items())
     text = [
-        f"{first['hardware']} on all sides; {peers}; commit {first['commit'] or 'unknown'}. Each side works in a process of",
-        "its own while the others wait, in turns; medians, and in brackets how many times as long as pycap the peer takes.",
+        f"{first['hardware']} on all sides; {peers}; commit {first['commit'] or 'unknown'}.",
+        "Medians, and in brackets how many times as long as pycap the peer takes.",
         "",
         *body,
     ]
+    memory = [row for row in rows if row["op"] == "joint" and row["peak_mib"] and row["peer_peak_mib"]]
+    if memory:
+        sides = [
+            f"{row['peak_mib']:.0f} MiB ({peer_name(row)} {row['peer_peak_mib']:.0f} MiB) in {row['dtype']}"
+            for row in memory
+        ]
+        text += ["", f"Peak memory of the joint step: {', '.join(sides)}."]
     if picture:
         text += ["", f"![Time of each peer beside pycap's, and the roofline of VGG16's layers]({picture})"]
     return "\n".join(text)

@@ -67,6 +67,13 @@ def test_readme_keeps_all_but_the_block(tmp_path: Path) -> None:
     assert "svg" not in readme.read_text(), "no link to a picture that is not there"
 
 
+def test_the_joint_steps_memory_stands_below_the_table() -> None:
+    joint = row(op="joint", label="joint", peer="torch 2.13", dtype="float32", peak_mib=2665.4, peer_peak_mib=3113.6)
+    text = report.markdown([*ROWS, joint], None)
+    assert "Peak memory of the joint step: 2665 MiB (PyTorch 3114 MiB) in float32." in text
+    assert "Peak memory" not in report.markdown(ROWS, None)
+
+
 @pytest.mark.parametrize("text", ["no markers", f"{report.END}\n{report.BEGIN}", f"{report.BEGIN} only"])
 def test_a_readme_without_its_markers_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"README\.md: needs one line"):
