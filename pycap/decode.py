@@ -60,7 +60,7 @@ def beam_search(
         scores = np.zeros((n, 1))
         active = list(range(n))
         words = np.full(n, start, np.int32)
-        for length in range(max_length + 1):
+        for _ in range(max_length):
             if not active:
                 break
             logits, state = model.advance(state, words)
@@ -83,10 +83,8 @@ def beam_search(
                     if word == end:
                         if rank < k:
                             finished[image].append(_hypothesis(beams[a][beam], total, length_penalty))
-                    elif length < max_length:
+                    else:
                         chosen.append((beam, word, total))
-                    elif rank < k:  # no room for another word: what stands is the sentence
-                        finished[image].append(_hypothesis(beams[a][beam], float(scores[a, beam]), length_penalty))
                 finished[image] = _best(finished[image], k)
                 if chosen and not _settled(finished[image], chosen[0][2], k, max_length, length_penalty):
                     chosen += [(chosen[0][0], chosen[0][1], -np.inf)] * (k - len(chosen))  # keep the batch rectangular
@@ -99,6 +97,10 @@ def beam_search(
             if active:
                 state = state.rows(np.asarray(rows))
                 words, scores = np.asarray(kept_words, np.int32), np.asarray(kept_scores)
+        for a, image in enumerate(active):  # no room for another word: what stands is the sentence
+            stands = [(ids, float(score)) for ids, score in zip(beams[a], scores[a], strict=True) if score > -np.inf]
+            cut = [_hypothesis(ids, score, length_penalty) for ids, score in stands]
+            finished[image] = _best(finished[image] + cut, k)
     return finished
 
 
@@ -107,11 +109,8 @@ def _hypothesis(ids: tuple[int, ...], logprob: float, length_penalty: float) -> 
 
 
 def _best(hypotheses: list[Hypothesis], k: int) -> list[Hypothesis]:
-    """The k best, each sentence once (the cut at max_length can name a sentence twice)."""
-    unique: dict[tuple[int, ...], Hypothesis] = {}
-    for h in sorted(hypotheses, key=lambda h: -h.score):
-        unique.setdefault(h.ids, h)
-    return list(unique.values())[:k]
+    """The k best."""
+    return sorted(hypotheses, key=lambda h: -h.score)[:k]
 
 
 def _settled(finished: list[Hypothesis], logprob: float, k: int, max_length: int, length_penalty: float) -> bool:

@@ -45,10 +45,18 @@ def _widened(array: Array | None) -> Array | None:
 
 
 def _rounded(w: Array) -> Array:
-    """What the tile kernels make of the weights, as float32."""
-    narrow = empty(w.shape, bfloat16())
-    _cpu.cast(narrow, w, 0.0)
-    return _widened(narrow)  # type: ignore[return-value]  # an array in, an array out
+    """What the tile kernels make of the weights, as float32: one array while `constant_weights` holds, or every form that
+    the float32 kernels keep of it would be of another array."""
+
+    def narrow_and_widen() -> Array:
+        wide = empty(w.shape, np.float32)
+        narrow = empty(w.shape, bfloat16())
+        _cpu.cast(narrow, w, 0.0)
+        _cpu.cast(wide, narrow, 0.0)
+        return wide
+
+    cache = weight_cache()
+    return narrow_and_widen() if cache is None else cache.get(w, "bf16 as float32", narrow_and_widen)
 
 
 def conv2d_forward(

@@ -66,7 +66,7 @@ def exhaustive(model: Table, image: int, max_length: int, penalty: float) -> lis
             if length < max_length:
                 logprob += model.logp(prefix)[END]
                 found.append((logprob / (length + 1) ** penalty, sentence))
-            else:  # at the limit the search takes a sentence with or without its END, whichever ranks first: without
+            else:  # at the limit a sentence is taken as it stands
                 found.append((logprob / (length + 1) ** penalty, sentence))
     return sorted(found, reverse=True)
 
@@ -108,6 +108,19 @@ def test_an_end_outside_the_beam_ends_nothing() -> None:
     found = [h.ids for h in search(model, 1, beam_size=2, max_length=3)[0]]
     assert found[0] == (4,)
     assert (5,) not in found and found[1][:2] == (4, 6)
+
+
+def test_every_beam_at_the_limit_is_a_sentence() -> None:
+    """However the next words would rank: one beam's continuations may not crowd the others out."""
+    model = Table()
+    model.logits[:] = -50
+    model.logits[:, 0, START, [4, 5, 6]] = (1.0, 0.9, 0.8)
+    for word, after in ((4, (0.0, 0.0, 0.0)), (5, (9.0, 0.0, -9.0)), (6, (1.0, 0.9, -50.0))):
+        model.logits[:, START, word, [4, 5, 6]] = after
+    hypotheses = search(model, 1, beam_size=3, max_length=1)[0]
+    assert [h.ids for h in hypotheses] == [(4,), (5,), (6,)]
+    prefix = model.logp((0, START))
+    assert [h.logprob for h in hypotheses] == pytest.approx([prefix[w] for w in (4, 5, 6)], rel=1e-5)
 
 
 def test_results_do_not_depend_on_the_batch() -> None:

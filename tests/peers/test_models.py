@@ -212,23 +212,22 @@ class Peer:
         return sorted(found, key=lambda h: -h.score)
 
     def beam(self, k: int, max_length: int, penalty: float) -> list[Hypothesis]:
-        """Beam search as textbooks have it: expand all, the k best go on, END among the k best finishes a sentence."""
+        """Beam search as textbooks have it: expand all, the k best go on, END among the k best finishes a sentence; what
+        has not ended at max_length is taken as it stands."""
         alive: list[tuple[float, tuple[int, ...], Any]] = [(0.0, (), self.first)]
-        finished: dict[tuple[int, ...], Hypothesis] = {}
-        for length in range(max_length + 1):
+        finished: list[Hypothesis] = []
+        for _ in range(max_length):
             candidates = []
             for logprob, words, state in alive:
                 values, state = self.next(words[-1] if words else START, state)
                 candidates += [(logprob + v, words, w, state) for w, v in enumerate(values.tolist()) if v > -math.inf]
             candidates.sort(key=lambda c: -c[0])
             for total, words, word, _ in candidates[:k]:
-                final = total if word == END else next(a[0] for a in alive if a[1] == words)
-                if word == END or length == max_length:
-                    entry = Hypothesis(words, final, final / (len(words) + 1) ** penalty)
-                    if words not in finished or finished[words].score < entry.score:
-                        finished[words] = entry
+                if word == END:
+                    finished.append(Hypothesis(words, total, total / (len(words) + 1) ** penalty))
             alive = [(total, (*words, word), state) for total, words, word, state in candidates if word != END][:k]
-        return sorted(finished.values(), key=lambda h: -h.score)[:k]
+        finished += [Hypothesis(words, total, total / (len(words) + 1) ** penalty) for total, words, _ in alive]
+        return sorted(finished, key=lambda h: -h.score)[:k]
 
 
 def same(ours: list[Hypothesis], theirs: list[Hypothesis]) -> None:
