@@ -181,12 +181,13 @@ void linear_backward_weight(Obj dw, Obj db, Obj dy, Obj x, Obj y, float beta_w, 
 
 }  // namespace
 
-const char* bf16_engine() { return kernels->conv2d->engine(); }
+const char* bf16_engine() { return kernels ? "amx" : "float32"; }
 
 void bind_bf16(py::module_& m, const char* isa, const std::atomic<int>& threads) {
   const char* error = nullptr;
-  kernels = select_bf16_kernels(isa, std::getenv("PYCAP_BF16"), &error);
-  if (!kernels) throw py::import_error(error);
+  if (!select_bf16_kernels(isa, std::getenv("PYCAP_BF16"), &kernels, &error))
+    throw py::import_error(error);
+  if (!kernels) return;
   thread_number = &threads;
   py::module_ b = m.def_submodule("bf16", "The kernels on bfloat16 activations.");
   b.def("conv2d_fits", conv2d_fits);

@@ -378,7 +378,6 @@ const Conv2dBf16Kernels conv2d_bf16_kernels = {fits,
                                                forward,
                                                backward_data,
                                                bf16_weight_workspace,
-                                               bf16_backward_weight,
-                                               tile_engine};
+                                               bf16_backward_weight};
 
 }  // namespace pycap::PYCAP_ISA

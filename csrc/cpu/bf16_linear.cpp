@@ -312,19 +312,12 @@ void pack_columns(char* to, const bf16* x, int64_t column, int64_t M, int64_t I,
   }
 }
 
-inline void stream(float* to, Vec v) {
-#if defined(__AVX512F__)
-  _mm512_stream_ps(to, (__m512)v);
-#else
-  store(to, v);
-#endif
-}
-
 void write_weights(float* dw, const float* sums, int64_t rows, int64_t width, int64_t I, float beta,
                    bool streams) {
   for (int64_t o = 0; o < rows; ++o) {
     if (streams) {
-      for (int64_t i = 0; i < 32; i += VL) stream(dw + o * I + i, load(sums + o * 32 + i));
+      for (int64_t i = 0; i < 32; i += VL)
+        _mm512_stream_ps(dw + o * I + i, (__m512)load(sums + o * 32 + i));
     } else {
       store_beta(dw + o * I, sums + o * 32, width, beta);
     }

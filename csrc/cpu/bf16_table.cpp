@@ -1,4 +1,4 @@
-// Gathers the bfloat16 kernels of one build into its table.
+// Gathers the bfloat16 kernels into their table.
 #include "pycap/kernels_bf16.h"
 
 namespace pycap::PYCAP_ISA {

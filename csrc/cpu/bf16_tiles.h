@@ -1,15 +1,13 @@
-// Products of bfloat16 tiles, summed in float32: on AMX, on AVX512-BF16, or in float32 arithmetic.
+// Products of bfloat16 tiles on AMX, summed in float32.
 //
 // A tile of the left operand is `rows` (at most 16) rows of 32 numbers, 64 bytes each, `lda` bytes
 // apart. A tile of the right operand is packed: 1024 bytes, [16 pairs][16 columns][2], where pair p
 // holds the numbers 2p and 2p+1 of the summed index. A product runs over such tiles: in step i the
 // left one lies at a + steps[i].left, the right one at b + steps[i].right.
 #pragma once
-#include "bf16.h"
-
-#if defined(__AVX512F__)
 #include <immintrin.h>
-#endif
+
+#include "bf16.h"
 
 namespace {
 
@@ -28,11 +26,10 @@ inline void list_steps(Step* steps, int64_t count) {
 
 inline int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 
-// The tiles' configuration, held by a thread while it multiplies.
+// The tiles' configuration, held by a thread while it multiplies: left tiles of `rows` rows.
 class Tiles {
  public:
-  explicit Tiles(int64_t rows) : rows_(rows) {
-#if defined(__AMX_BF16__)
+  explicit Tiles(int64_t rows) {
     struct alignas(64) {
       uint8_t palette = 1, start = 0, reserved[14] = {};
       uint16_t bytes[16] = {};
@@ -44,26 +41,15 @@ class Tiles {
     }
     __asm__ volatile("" ::"r"(&config) : "memory");  // GCC's intrinsics name too few operands
     _tile_loadconfig(&config);
-#endif
   }
-  ~Tiles() {
-#if defined(__AMX_BF16__)
-    _tile_release();
-#endif
-  }
+  ~Tiles() { _tile_release(); }
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
-  int64_t rows() const { return rows_; }
-
- private:
-  int64_t rows_;
 };
 
 // c: NA blocks of 16 rows by 32 columns (row stride 32 floats, blocks 16*32 floats apart), of which
 // `rows` rows and 16*NB columns are written: (add ? c : 0) + the products of NA left tiles (a0, a1)
 // and NB right ones (b0, b1).
-#if defined(__AMX_BF16__)
-
 template <int NA, int NB>
 inline void multiply(const Tiles&, float* c, const char* a0, const char* a1, int64_t lda,
                      const Step* steps, int64_t count, const char* b0, const char* b1, bool add) {
@@ -100,71 +86,6 @@ inline void multiply(const Tiles&, float* c, const char* a0, const char* a1, int
   if (NA > 1 && NB > 1) _tile_stored(3, c + half + 16, ldc);
 }
 
-#else
-
-// One left tile of R rows by NB right ones.
-template <int R, int NB>
-inline void multiply_rows(float* c, const char* a, int64_t lda, const Step* steps, int64_t count,
-                          const char* b0, const char* b1, bool add) {
-  constexpr int64_t V = 16 / VL;  // vectors a tile's row
-  Vec sum[R][NB * V];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < NB * V; ++v) sum[r][v] = add ? load(c + r * 32 + v * VL) : Vec{};
-  for (int64_t i = 0; i < count; ++i) {
-    const char* left = a + steps[i].left;
-    for (int64_t pair = 0; pair < 16; ++pair) {
-      uint32_t bits[R];
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) memcpy(&bits[r], left + r * lda + 4 * pair, 4);
-#pragma GCC unroll 8
-      for (int v = 0; v < NB * V; ++v) {
-        const char* right = (v < V ? b0 : b1) + steps[i].right + 64 * pair + 4 * VL * (v % V);
-        const VecU both = (VecU)load(reinterpret_cast<const float*>(right));
-#if defined(__AVX512BF16__)
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-          sum[r][v] = (Vec)_mm512_dpbf16_ps((__m512)sum[r][v], (__m512bh)_mm512_set1_epi32(bits[r]),
-                                            (__m512bh)both);
-#else
-        const Vec even = (Vec)(both << 16), odd = (Vec)(both & 0xffff0000u);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          sum[r][v] += (Vec)((bits[r] << 16) - VecU{}) * even;
-          sum[r][v] += (Vec)((bits[r] & 0xffff0000u) - VecU{}) * odd;
-        }
-#endif
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < NB * V; ++v) store(c + r * 32 + v * VL, sum[r][v]);
-}
-
-template <int NB, int R = 4>
-inline void multiply_some(int64_t rows, float* c, const char* a, int64_t lda, const Step* steps,
-                          int64_t count, const char* b0, const char* b1, bool add) {
-  if (rows == R) {
-    multiply_rows<R, NB>(c, a, lda, steps, count, b0, b1, add);
-  } else if constexpr (R > 1) {
-    multiply_some<NB, R - 1>(rows, c, a, lda, steps, count, b0, b1, add);
-  }
-}
-
-template <int NA, int NB>
-inline void multiply(const Tiles& tiles, float* c, const char* a0, const char* a1, int64_t lda,
-                     const Step* steps, int64_t count, const char* b0, const char* b1, bool add) {
-  for (int block = 0; block < NA; ++block)
-    for (int64_t r = 0; r < tiles.rows(); r += 4)
-      multiply_some<NB>(min64(4, tiles.rows() - r), c + block * 16 * 32 + r * 32,
-                        (block ? a1 : a0) + r * lda, lda, steps, count, b0, b1, add);
-}
-
-#endif
-
 // The block with `na` left and `nb` right tiles.
 inline void multiply_block(const Tiles& tiles, int64_t na, int64_t nb, float* c, const char* a0,
                            const char* a1, int64_t lda, const Step* steps, int64_t count,
@@ -181,12 +102,8 @@ inline void multiply_block(const Tiles& tiles, int64_t na, int64_t nb, float* c,
 
 // Rounds 32 numbers and stores them.
 inline void store32(bf16* to, const Vec* v) {
-#if defined(__AVX512BF16__)
   const __m512bh both = _mm512_cvtne2ps_pbh((__m512)v[1], (__m512)v[0]);
   memcpy(to, &both, 64);
-#else
-  for (int64_t i = 0; i < 32 / VL; ++i) store(to + i * VL, v[i]);
-#endif
 }
 
 // Pairs of rows as a packed tile wants them: dword j of `to` = (even[j], odd[j]), VL of them.
@@ -228,16 +145,6 @@ inline void transpose_rows(char* to, int64_t ld, int64_t panel, const char* from
       for (int64_t i = 0; i < 16; ++i) memcpy(to + i * ld, turned + 16 * i, 2 * count);
     }
   }
-}
-
-inline const char* tile_engine() {
-#if defined(__AMX_BF16__)
-  return "amx";
-#elif defined(__AVX512BF16__)
-  return "avx512-bf16";
-#else
-  return "emulated";
-#endif
 }
 
 }  // namespace

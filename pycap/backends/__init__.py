@@ -16,9 +16,9 @@ Rules that every primitive keeps:
 
 bfloat16 (docs/decisions/0009-bfloat16.md). The primitives of `BFLOAT16` take their activations and the activations'
 gradients all in ml_dtypes.bfloat16. Parameters and their gradients (w, b, dw, db; scale, shift) stay float32: the master
-weights. Products are of w rounded to bfloat16, sums are float32, and each result is rounded once, when it is stored:
-to nearest, ties to even. A bfloat16 gradient with beta is widened, ``beta*old + new``, and rounded once. A fused pooling
-may choose its winner among the sums before or after rounding.
+weights. Products are of w rounded to bfloat16 (or of w as it is, where that is faster), sums are float32, and each result
+is rounded once, when it is stored: to nearest, ties to even. A bfloat16 gradient with beta is widened,
+``beta*old + new``, and rounded once. A fused pooling may choose its winner among the sums before or after rounding.
 
 Convolution (ops/conv2d.py). ``P, Q`` are the output's height and width, ``(H + 2*padding - R) // stride + 1``.
 
@@ -276,14 +276,11 @@ def explain() -> list[Choice]:
 
 
 def bfloat16_unit() -> str:
-    """What multiplies bfloat16 matrices: "amx", "avx512-bf16" (instructions of the CPU) or "emulated" (in float32).
-
-    Only "amx" is faster than float32 is with Winograd's algorithm.
-    """
+    """What multiplies bfloat16 matrices: "amx" (the CPU's tiles), or "float32" after widening, at float32's speed."""
     if not _choices:
         select()
     serving = {choice.primitive: choice.backend for choice in _choices}.get("conv2d_forward")
-    return _load("cpp").info()["bf16"] if serving == "cpp" else "emulated"
+    return _load("cpp").info()["bf16"] if serving == "cpp" else "float32"
 
 
 def set_threads(count: int) -> None:

@@ -114,7 +114,10 @@ def conv2d_backward_weight(
 
 
 def linear_forward(y: Array, x: Array, w: Array, b: Array | None, relu: bool) -> None:
-    (cpp_bf16 if is_bfloat16(x) else _cpu).linear_forward(y, x, w, b, relu)
+    if is_bfloat16(x):
+        cpp_bf16.linear_forward(y, x, w, b, relu, linear_forward)
+    else:
+        _cpu.linear_forward(y, x, w, b, relu)
 
 
 def linear_backward_data(dx: Array, dy: Array, w: Array, y: Array | None, beta: float) -> None:

@@ -1,8 +1,9 @@
 """Convolution and dense layers of the C++ backend on bfloat16 activations: packs weights, finds scratch memory.
 
 Filters are packed, and a dense layer's weights rounded, once for as long as `constant_weights` holds; else filters at
-every call, and dense weights on the way. Through float32 go the gradients of a dense layer with few rows, and
-convolutions that the tile kernels do not take (a stride, a padding as wide as the filter).
+every call, and dense weights on the way. What the tile kernels do not take goes through the float32 kernels, with the
+weights as they are: everything on a CPU without tiles, the gradients of a dense layer with few rows, and convolutions
+with a stride or a padding as wide as the filter.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from pycap import _cpu
 from pycap.backends.weights import weight_cache
-from pycap.device import bfloat16
+from pycap.device import bfloat16, is_bfloat16
 from pycap.memory import empty, workspace
 
 Array = np.ndarray
@@ -22,6 +23,9 @@ Primitive = Callable[..., None]
 #: Up to this many rows the gradients of a dense layer are bound by reading or writing its float32 weights, which the
 #: float32 kernels do faster (fc6 at 8 rows: 15 against 26 ms for the data, 22 against 33 ms for the weights).
 FEW_ROWS = 12
+
+#: Whether this CPU multiplies bfloat16 tiles.
+TILES = _cpu.info()["bf16"] != "float32"
 
 
 def _filters(x_shape: tuple[int, ...], w: Array, padding: int, data: bool) -> Array:
@@ -36,27 +40,22 @@ def _filters(x_shape: tuple[int, ...], w: Array, padding: int, data: bool) -> Ar
     return pack() if cache is None else cache.get(w, ("bf16 tiles", data), pack)
 
 
-def _widened(array: Array | None) -> Array | None:
+def _widened(name: str, array: Array | None) -> Array | None:
     if array is None:
         return None
+    _check(name, array)
     wide = empty(array.shape, np.float32)
     _cpu.cast(wide, array, 0.0)
     return wide
 
 
-def _rounded(w: Array) -> Array:
-    """What the tile kernels make of the weights, as float32: one array while `constant_weights` holds, or every form that
-    the float32 kernels keep of it would be of another array."""
+def _check(name: str, array: Array) -> None:
+    if not is_bfloat16(array):
+        raise TypeError(f"{name} must be bfloat16, got {array.dtype}; convert it with astype")
 
-    def narrow_and_widen() -> Array:
-        wide = empty(w.shape, np.float32)
-        narrow = empty(w.shape, bfloat16())
-        _cpu.cast(narrow, w, 0.0)
-        _cpu.cast(wide, narrow, 0.0)
-        return wide
 
-    cache = weight_cache()
-    return narrow_and_widen() if cache is None else cache.get(w, "bf16 as float32", narrow_and_widen)
+def _by_tiles(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padding: int) -> bool:
+    return TILES and _cpu.bf16.conv2d_fits(x_shape, w_shape, stride, padding)
 
 
 def conv2d_forward(
@@ -64,9 +63,10 @@ def conv2d_forward(
     wide: Primitive,
 ) -> None:  # fmt: skip
     """`conv2d_pool_forward` where there is an argmax, else `conv2d_forward`; wide: the same in float32."""
-    if not _cpu.bf16.conv2d_fits(x.shape, w.shape, stride, padding):
+    if not _by_tiles(x.shape, w.shape, stride, padding):
+        _check("y", y)
         result = empty(y.shape, np.float32)
-        rest = (_widened(x), _rounded(w), b, stride, padding)
+        rest = (_widened("x", x), w, b, stride, padding)
         wide(result, *rest, relu) if argmax is None else wide(result, argmax, *rest)
         _cpu.cast(y, result, 0.0)
         return
@@ -79,9 +79,10 @@ def conv2d_backward_data(
     dx: Array, dy: Array, w: Array, y: Array | None, argmax: Array | None, stride: int, padding: int, beta: float,
     wide: Primitive,
 ) -> None:  # fmt: skip
-    if not _cpu.bf16.conv2d_fits(dx.shape, w.shape, stride, padding):
+    if not _by_tiles(dx.shape, w.shape, stride, padding):
+        _check("dx", dx)
         result = empty(dx.shape, np.float32)
-        wide(result, _widened(dy), _rounded(w), _widened(y), argmax, stride, padding, 0.0)
+        wide(result, _widened("dy", dy), w, _widened("y", y), argmax, stride, padding, 0.0)
         _cpu.cast(dx, result, beta)
         return
     packed = _filters(dx.shape, w, padding, True)
@@ -93,14 +94,21 @@ def conv2d_backward_weight(
     dw: Array, db: Array | None, dy: Array, x: Array, y: Array | None, argmax: Array | None, stride: int, padding: int,
     beta_w: float, beta_b: float, wide: Primitive,
 ) -> None:  # fmt: skip
-    if not _cpu.bf16.conv2d_fits(x.shape, dw.shape, stride, padding):
-        wide(dw, db, _widened(dy), _widened(x), _widened(y), argmax, stride, padding, beta_w, beta_b)
+    if not _by_tiles(x.shape, dw.shape, stride, padding):
+        wide(dw, db, _widened("dy", dy), _widened("x", x), _widened("y", y), argmax, stride, padding, beta_w, beta_b)
         return
     ws = workspace(_cpu.bf16.conv2d_weight_workspace(x.shape, dw.shape, padding))
     _cpu.bf16.conv2d_backward_weight(dw, db, dy, x, y, argmax, padding, beta_w, beta_b, ws)
 
 
-def linear_forward(y: Array, x: Array, w: Array, b: Array | None, relu: bool) -> None:
+def linear_forward(y: Array, x: Array, w: Array, b: Array | None, relu: bool, wide: Primitive) -> None:
+    if not TILES:
+        _check("y", y)
+        result = empty(y.shape, np.float32)
+        wide(result, _widened("x", x), w, b, relu)
+        _cpu.cast(y, result, 0.0)
+        return
+
     def narrow() -> Array:
         rounded = empty(w.shape, bfloat16())
         _cpu.bf16.linear_round(rounded, w)
@@ -115,9 +123,10 @@ def linear_forward(y: Array, x: Array, w: Array, b: Array | None, relu: bool) ->
 def linear_backward_data(
     dx: Array, dy: Array, w: Array, y: Array | None, beta: float, wide: Primitive
 ) -> None:  # fmt: skip
-    if len(dy) <= FEW_ROWS:
+    if not TILES or len(dy) <= FEW_ROWS:
+        _check("dx", dx)
         result = empty(dx.shape, np.float32)
-        wide(result, _widened(dy), w, _widened(y), 0.0)
+        wide(result, _widened("dy", dy), w, _widened("y", y), 0.0)
         _cpu.cast(dx, result, beta)
         return
     ws = workspace(_cpu.bf16.linear_backward_workspace(*dx.shape, w.shape[0]))
@@ -128,8 +137,8 @@ def linear_backward_weight(
     dw: Array | None, db: Array | None, dy: Array, x: Array, y: Array | None, beta_w: float, beta_b: float,
     wide: Primitive,
 ) -> None:  # fmt: skip
-    if len(dy) <= FEW_ROWS:
-        wide(dw, db, _widened(dy), _widened(x), _widened(y), beta_w, beta_b)
+    if not TILES or len(dy) <= FEW_ROWS:
+        wide(dw, db, _widened("dy", dy), _widened("x", x), _widened("y", y), beta_w, beta_b)
         return
     ws = workspace(_cpu.bf16.linear_backward_workspace(*x.shape, dy.shape[1]))
     _cpu.bf16.linear_backward_weight(dw, db, dy, x, y, beta_w, beta_b, ws)

@@ -334,8 +334,7 @@ class _Run:
         ]
         if self.config.precision == "bf16" and backends.bfloat16_unit() != "amx":
             lines.append(
-                f"bf16 without AMX ({backends.bfloat16_unit()}; the CPU or the backend lacks it): it saves memory, but takes "
-                "longer than --precision fp32"
+                "bf16 without AMX (the CPU or the backend lacks it): it saves memory, but is no faster than --precision fp32"
             )
         if source.problems:
             lines.append(

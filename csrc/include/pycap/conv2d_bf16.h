@@ -27,8 +27,6 @@ struct Conv2dBf16Kernels {
   void (*backward_weight)(float* dw, float* db, const bf16* dy, const bf16* x, const bf16* y,
                           const uint8_t* argmax, const ConvShape& s, float beta_w, float beta_b,
                           void* ws, int threads);
-  // What multiplies: "amx", "avx512-bf16" or "emulated".
-  const char* (*engine)();
 };
 
 }  // namespace pycap

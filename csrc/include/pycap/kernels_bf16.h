@@ -1,4 +1,4 @@
-// The table of bfloat16 kernels that one way of multiplying exports, and the choice among them.
+// The table of bfloat16 kernels, and whether this CPU runs them.
 #pragma once
 #include "pycap/conv2d_bf16.h"
 #include "pycap/linear_bf16.h"
@@ -10,9 +10,11 @@ struct Bf16Kernels {
   const LinearBf16Kernels* linear;
 };
 
-// The table for `wish` ("amx", "avx512-bf16", "emulated"; null or "": the best that this CPU runs)
-// beside the float32 kernels of `isa`. On an impossible wish returns null and points *error at a
-// message that lives until the next call.
-const Bf16Kernels* select_bf16_kernels(const char* isa, const char* wish, const char** error);
+// The tile kernels for `wish`: "amx", "float32" (*kernels is null then: everything goes through the
+// float32 kernels), or null or "" for the best that this CPU runs beside the float32 kernels of
+// `isa`. On an impossible wish returns false and points *error at a message that lives until the
+// next call.
+bool select_bf16_kernels(const char* isa, const char* wish, const Bf16Kernels** kernels,
+                         const char** error);
 
 }  // namespace pycap
