@@ -72,6 +72,7 @@ def conv2d(
 
     In float32 the C++ backend computes 3x3 filters of stride 1 and padding 1, with channels in multiples of 16, by Winograd
     F(4x4,3x3): its outputs and gradients err against float64 by about 1e-6 in norm (the direct sum: 3e-7), in the worst
-    element by at most 4e-6 of the largest.
+    element by at most 4e-6 of the largest. With x in bfloat16, outputs and dx err by 2.4e-3 in norm, the rounding of
+    filters and results; dw, which is float32, by 1e-7.
     """
     return Conv2d.apply(x, w, b, stride=stride, padding=padding, relu=relu, pool=pool)

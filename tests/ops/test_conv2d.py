@@ -10,6 +10,7 @@ import pytest
 from pycap import backends, ops
 from pycap.autograd import Tensor
 from pycap.backends import reference
+from pycap.device import bfloat16
 from pycap.testing import compare_op, gradcheck
 from pycap.testing.cases import unpack_winners, winograd_slack
 from tests import naive
@@ -178,6 +179,31 @@ def test_winograd_errs_as_its_definition_in_float32_does(shape):
         assert ours <= 2 * plain, name
         assert ours <= 4e-6, name
         assert norms <= 2e-6, name
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 64, 64), (1, 14, 512, 256), (1, 33, 3, 64)])
+def test_bfloat16_errs_by_its_roundings_only(backend, shape):
+    """In norm and in the worst element, against float64 with unrounded filters (docs/math/conv2d.md)."""
+    n, side, c, k = shape
+    rng = np.random.default_rng(8)
+    x = np.maximum(rng.standard_normal((n, side, side, c)), 0).astype(bfloat16())
+    w = (rng.standard_normal((k, 3, 3, c)) * (2 / (9 * c)) ** 0.5).astype(np.float32)
+    dy = rng.standard_normal((n, side, side, k)).astype(bfloat16())
+    made = [np.empty(dy.shape, dy.dtype), np.empty(x.shape, x.dtype), np.empty(w.shape, np.float32)]
+    true = [np.empty(a.shape) for a in made]
+    wide = [a.astype(np.float64) for a in (x, w, dy)]
+    with backends.use(backend):
+        for outputs, (images, filters, gradient) in ((made, (x, w, dy)), (true, wide)):
+            kernels = backends.kernels if outputs is made else reference
+            kernels.conv2d_forward(outputs[0], images, filters, None, 1, 1, False)
+            kernels.conv2d_backward_data(outputs[1], gradient, filters, None, None, 1, 1, 0.0)
+            kernels.conv2d_backward_weight(outputs[2], None, gradient, images, None, None, 1, 1, 0.0, 0.0)
+    for name, got, exact, norm, worst in zip(
+        ["y", "dx", "dw"], made, true, (3e-3, 3e-3, 3e-7), (6e-3, 6e-3, 6e-7), strict=True
+    ):
+        error = got.astype(np.float64) - exact
+        assert np.linalg.norm(error) <= norm * np.linalg.norm(exact), name
+        assert np.abs(error).max() <= worst * np.abs(exact).max(), name
 
 
 def test_an_image_is_the_same_alone_and_in_a_batch(backend):
