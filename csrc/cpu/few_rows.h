@@ -11,28 +11,33 @@ inline float lane_sum(Vec v) {
   return sum;
 }
 
-// M rows of x against two rows of w over n inputs (a multiple of VL): y[m*ldy], y[m*ldy + 1] (+)=
-// the dot products.
-template <int M>
+// M rows of x against J rows of w over n inputs (a multiple of VL): y[m*ldy + j] (+)= the dot
+// products.
+template <int M, int J>
 void dots(float* y, int64_t ldy, const float* x, int64_t ldx, const float* w, int64_t ldw,
           int64_t n, bool add) {
-  Vec sum[M][2];
+  Vec sum[M][J];
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) sum[m][0] = sum[m][1] = Vec{};
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int j = 0; j < J; ++j) sum[m][j] = Vec{};
   for (int64_t i = 0; i < n; i += VL) {
-    const Vec w0 = load(w + i), w1 = load(w + ldw + i);
-    // The next two rows' parts: too short for the hardware prefetcher to find out by itself.
-    __builtin_prefetch(w + 2 * ldw + i);
-    __builtin_prefetch(w + 3 * ldw + i);
+    Vec row[J];
+#pragma GCC unroll 4
+    for (int j = 0; j < J; ++j) {
+      row[j] = load(w + j * ldw + i);
+      __builtin_prefetch(w + (J + j) * ldw +
+                         i);  // the next rows: another page, unknown to prefetchers
+    }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const Vec v = load(x + m * ldx + i);
-      sum[m][0] += v * w0;
-      sum[m][1] += v * w1;
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) sum[m][j] += v * row[j];
     }
   }
   for (int m = 0; m < M; ++m)
-    for (int j = 0; j < 2; ++j) {
+    for (int j = 0; j < J; ++j) {
       const float s = lane_sum(sum[m][j]);
       y[m * ldy + j] = add ? y[m * ldy + j] + s : s;
     }
@@ -40,30 +45,25 @@ void dots(float* y, int64_t ldy, const float* x, int64_t ldx, const float* w, in
 
 constexpr int64_t kFewRows = 8;
 
-template <int M = kFewRows>
-void dots_of(int64_t rows, float* y, int64_t ldy, const float* x, int64_t ldx, const float* w,
-             int64_t ldw, int64_t n, bool add) {
-  if (rows == M) {
-    dots<M>(y, ldy, x, ldx, w, ldw, n, add);
-  } else if constexpr (M > 1) {
-    dots_of<M - 1>(rows, y, ldy, x, ldx, w, ldw, n, add);
-  }
-}
-
 // Whether `few_rows` serves the product.
 inline bool is_few_rows(int64_t m, int64_t n, int64_t k) {
   return m <= kFewRows && k > 0 && k % VL == 0 && n % 2 == 0;
 }
 
-// y [m, n] = (add ? y : 0) + x [m, k] w [n, k]^T: each row of w is read once, in order, against a
-// part of x that stays in the cache.
-inline void few_rows(float* y, int64_t ldy, const float* x, int64_t ldx, const float* w,
-                     int64_t ldw, int64_t m, int64_t n, int64_t k, bool add) {
-  constexpr int64_t part = 1024;
-  const int64_t step = m == 1 ? k : part;
-  for (int64_t p = 0; p < k; p += step)
-    for (int64_t j = 0; j < n; j += 2)
-      dots_of(m, y + j, ldy, x + p, ldx, w + j * ldw + p, ldw, min64(step, k - p), add || p > 0);
+// y [m, n] = (add ? y : 0) + x [m, k] w [n, k]^T, m <= M: each row of w is read once, from end to
+// end, which prefetchers and page tables like better than parts that would keep x in the L1 cache;
+// as many rows at a time as there are registers for, since x comes from the L2 cache.
+template <int M = kFewRows>
+void few_rows(float* y, int64_t ldy, const float* x, int64_t ldx, const float* w, int64_t ldw,
+              int64_t m, int64_t n, int64_t k, bool add) {
+  if (m == M) {
+    constexpr int J = VL < 16 || M == 1 ? 2 : M > 4 ? 3 : 4;
+    int64_t j = 0;
+    for (; j + J <= n; j += J) dots<M, J>(y + j, ldy, x, ldx, w + j * ldw, ldw, k, add);
+    for (; j < n; ++j) dots<M, 1>(y + j, ldy, x, ldx, w + j * ldw, ldw, k, add);
+  } else if constexpr (M > 1) {
+    few_rows<M - 1>(y, ldy, x, ldx, w, ldw, m, n, k, add);
+  }
 }
 
 }  // namespace

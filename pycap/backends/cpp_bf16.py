@@ -2,7 +2,7 @@
 
 Filters are packed, and a dense layer's weights rounded, once for as long as `constant_weights` holds; else filters at
 every call, and dense weights on the way. What the tile kernels do not take goes through the float32 kernels, with the
-weights as they are: everything on a CPU without tiles, the gradients of a dense layer with few rows, and convolutions
+weights as they are: everything on a CPU without tiles, dense layers with few rows and weights that change, and convolutions
 with a stride or a padding as wide as the filter.
 """
 
@@ -20,9 +20,9 @@ from pycap.memory import empty, workspace
 Array = np.ndarray
 Primitive = Callable[..., None]
 
-#: Up to this many rows the gradients of a dense layer are bound by reading or writing its float32 weights, which the
-#: float32 kernels do faster (fc6 at 8 rows: 15 against 26 ms for the data, 22 against 33 ms for the weights).
-FEW_ROWS = 12
+#: Up to this many rows a dense layer is bound by reading or writing its float32 weights, which the float32 kernels do
+#: faster (fc6 at 8 rows, ms: forward 18 against 20, data gradient 15 against 26, weight gradient 22 against 33).
+FEW_ROWS = 8
 
 #: Whether this CPU multiplies bfloat16 tiles.
 TILES = _cpu.info()["bf16"] != "float32"
@@ -102,7 +102,8 @@ def conv2d_backward_weight(
 
 
 def linear_forward(y: Array, x: Array, w: Array, b: Array | None, relu: bool, wide: Primitive) -> None:
-    if not TILES:
+    cache = weight_cache()
+    if not TILES or (cache is None and len(x) <= FEW_ROWS):
         _check("y", y)
         result = empty(y.shape, np.float32)
         wide(result, _widened("x", x), w, b, relu)
@@ -114,7 +115,6 @@ def linear_forward(y: Array, x: Array, w: Array, b: Array | None, relu: bool, wi
         _cpu.bf16.linear_round(rounded, w)
         return rounded
 
-    cache = weight_cache()
     weights = w if cache is None else cache.get(w, "bf16", narrow)
     ws = workspace(_cpu.bf16.linear_forward_workspace(*x.shape, w.shape[0]))
     _cpu.bf16.linear_forward(y, x, weights, b, relu, ws)
