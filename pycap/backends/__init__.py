@@ -58,7 +58,7 @@ LSTM (ops/lstm.py): ``i,f,o = sigmoid, g = tanh; c = f*c_prev + i*g; h = o*tanh(
 
 * ``lstm_forward(h, c, gates, x, h0, c0, w_x, w_h, b, mask)``: h, c [T,N,H], gates [T,N,4H] (activated i,f,g,o), x [T,N,I],
   h0, c0 [N,H] or None (zeros), w_x [4H,I], w_h [4H,H], b [4H], mask uint8 [T,N] or None; where mask is 0 the state is
-  carried over unchanged (and gates hold anything finite).
+  carried over unchanged, x may be anything (NaN too), and gates hold anything finite.
 * ``lstm_backward(dx, dw_x, dw_h, db, dh0, dc0, gates, dh, dc_n, x, h, c, h0, c0, w_x, w_h, mask, betas)``: dh [T,N,H] or None,
   dc_n [N,H] (gradient of c[T-1]) or None; gates are overwritten by the pre-activations' gradients (0 where masked);
   betas: six numbers, for dx, dw_x, dw_h, db, dh0, dc0.

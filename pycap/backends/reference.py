@@ -317,8 +317,9 @@ def lstm_backward(
             carry_h[off] = into_h[off]
     flat = gates.reshape(-1, 4 * hidden)
     before = xp.concatenate([first_h[None], h[:-1]]) if steps else h
+    read = x if mask is None else xp.where(mask[:, :, None] == 0, x.dtype.type(0), x)  # what was masked may be anything
     _write(dx, (flat @ w_x).reshape(x.shape), betas[0])
-    _write(dw_x, flat.T @ x.reshape(-1, x.shape[2]), betas[1])
+    _write(dw_x, flat.T @ read.reshape(-1, x.shape[2]), betas[1])
     _write(dw_h, flat.T @ before.reshape(-1, hidden), betas[2])
     _write(db, flat.sum(0), betas[3])
     _write(dh0, carry_h, betas[4])
