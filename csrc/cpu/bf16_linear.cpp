@@ -1,5 +1,6 @@
 // Dense layer on bfloat16 activations. With few rows it is bound by reading (or writing) the
 // float32 weights: they are read once, in order, and rounded in the cache.
+#include "bf16_source.h"
 #include "bf16_tiles.h"
 #include "pycap/linear_bf16.h"
 
@@ -171,14 +172,12 @@ DataPlan data_plan(int64_t M, int64_t I, int64_t O, int threads) {
   return p;
 }
 
-// dy where y (null: no mask) is not 0: `count` rows, the last ones of a tile zeros.
+// dy where y (null: no mask) is not 0, with zeros up to `whole` numbers.
 void masked_row(bf16* to, const bf16* dy, const bf16* y, int64_t O, int64_t whole) {
-  if (y) {
-    PYCAP_SIMD for (int64_t o = 0; o < O; ++o) to[o].bits =
-        (uint16_t)((y[o].bits & 0x7fff) == 0 ? 0 : dy[o].bits);
-  } else {
+  if (y)
+    masked_pixel(to, dy, y, O);
+  else
     memcpy(to, dy, 2 * O);
-  }
   memset(to + O, 0, 2 * (whole - O));
 }
 
@@ -312,25 +311,15 @@ void pack_columns(char* to, const bf16* x, int64_t column, int64_t M, int64_t I,
   }
 }
 
-void write_weights(float* dw, const float* sums, int64_t rows, int64_t width, int64_t I, float beta,
-                   bool streams) {
-  for (int64_t o = 0; o < rows; ++o) {
-    if (streams) {
-      for (int64_t i = 0; i < 32; i += VL)
-        _mm512_stream_ps(dw + o * I + i, (__m512)load(sums + o * 32 + i));
-    } else {
-      store_beta(dw + o * I, sums + o * 32, width, beta);
-    }
-  }
+void write_weights(float* dw, const float* sums, int64_t rows, int64_t width, int64_t I,
+                   float beta) {
+  for (int64_t o = 0; o < rows; ++o) store_beta(dw + o * I, sums + o * 32, width, beta);
 }
 
 void backward_weight(float* dw, float* db, const bf16* dy, const bf16* x, const bf16* y, int64_t M,
                      int64_t I, int64_t O, float beta_w, float beta_b, void* ws, int threads) {
   const WeightPlan p = weight_plan(M, I, O);
   char *left = static_cast<char*>(ws), *right = left + p.left;
-  // What is too large for the caches goes past them.
-  const bool streams = beta_w == 0.0f && I % 32 == 0 && O * I >= (int64_t{1} << 22) &&
-                       reinterpret_cast<uintptr_t>(dw) % 64 == 0;
   const int64_t panels = ceil_div(I, kColumns), parts = ceil_div(O, kOutputs);
 #pragma omp parallel num_threads(threads)
   {
@@ -383,8 +372,7 @@ void backward_weight(float* dw, float* db, const bf16* dy, const bf16* x, const 
               multiply_block(tiles, na, nb, sums, a, a + 16 * p.pitch, p.pitch, list,
                              min64(64, p.steps - step), b, b + p.steps * kTile, step > 0);
             }
-            write_weights(dw + o * I + i, sums, min64(32, o1 - o), min64(32, i1 - i), I, beta_w,
-                          streams);
+            write_weights(dw + o * I + i, sums, min64(32, o1 - o), min64(32, i1 - i), I, beta_w);
           }
       }
     }
