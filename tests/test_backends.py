@@ -316,12 +316,13 @@ def test_results_repeat_bit_for_bit(cpp, threads):
     """Resuming a run must give the losses of an uninterrupted one."""
     backends.set_threads(threads)
     for primitive, name in THREADED:
-        results = []
-        for _ in range(3):
-            arguments, markers = _concrete(_case(primitive, name)), _case(primitive, name).arguments()
-            returned = getattr(cpp, primitive)(*arguments)
-            results.append([returned, *(a.tobytes() for a in _written(arguments, markers))])
-        assert results[0] == results[1] == results[2], f"{primitive}[{name}] on {threads} threads"
+        for dtype in (np.float32, bfloat16()) if primitive in backends.BFLOAT16 else (np.float32,):
+            results = []
+            for _ in range(3):
+                arguments, markers = _concrete(_case(primitive, name), dtype), _case(primitive, name).arguments()
+                returned = getattr(cpp, primitive)(*arguments)
+                results.append([returned, *(a.tobytes() for a in _written(arguments, markers))])
+            assert results[0] == results[1] == results[2], f"{primitive}[{name}] {dtype} on {threads} threads"
 
 
 _ISA_SCRIPT = """

@@ -181,7 +181,11 @@ def test_winograd_errs_as_its_definition_in_float32_does(shape):
         assert norms <= 2e-6, name
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 64, 64), (1, 14, 512, 256), (1, 33, 3, 64)])
+# The tile kernels cut an image of 80x80x64 into bands, sum 3 images of 40x40 with 160 filters in chunks that threads share,
+# and chunks of their own with 64.
+@pytest.mark.parametrize(
+    "shape", [(1, 28, 64, 64), (1, 14, 512, 256), (1, 33, 3, 64), (1, 80, 64, 32), (3, 40, 160, 160), (5, 39, 64, 64)]
+)
 def test_bfloat16_errs_by_its_roundings_only(backend, shape):
     """In norm and in the worst element, against float64 with unrounded filters (docs/math/conv2d.md)."""
     n, side, c, k = shape
