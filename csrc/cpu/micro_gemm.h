@@ -12,17 +12,29 @@ constexpr int64_t MR = 6;  // 12 of 16
 #endif
 constexpr int64_t NR = 2 * VL;
 
+// Memory that is wanted soon: `step` floats of it are brought near with each term of a product.
+struct Ahead {
+  const float* at;
+  int64_t step;
+  void fetch(int64_t term) const { __builtin_prefetch(at + term * step, 0, 2); }
+};
+
+struct NothingAhead {
+  void fetch(int64_t) const {}
+};
+
 // c [R, NV*VL] = (add ? c : 0) + a [R, k] (element i,p at i*ars + p*acs) * b [k, NV*VL] (row stride
 // ldb).
-template <int R, int NV>
+template <int R, int NV, class Next>
 inline void micro(int64_t k, const float* a, int64_t ars, int64_t acs, const float* b, int64_t ldb,
-                  float* c, int64_t ldc, bool add) {
+                  float* c, int64_t ldc, bool add, Next next) {
   Vec sum[R][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j) sum[i][j] = Vec{};
   for (int64_t p = 0; p < k; ++p) {
+    next.fetch(p);
     Vec row[NV];
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j) row[j] = load(b + p * ldb + j * VL);
@@ -42,13 +54,14 @@ inline void micro(int64_t k, const float* a, int64_t ars, int64_t acs, const flo
     }
 }
 
-template <int NV, int R = MR>
+template <int NV, int R = MR, class Next = NothingAhead>
 inline void micro_rows(int64_t rows, int64_t k, const float* a, int64_t ars, int64_t acs,
-                       const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
+                       const float* b, int64_t ldb, float* c, int64_t ldc, bool add,
+                       Next next = {}) {
   if (rows == R) {
-    micro<R, NV>(k, a, ars, acs, b, ldb, c, ldc, add);
+    micro<R, NV>(k, a, ars, acs, b, ldb, c, ldc, add, next);
   } else if constexpr (R > 1) {
-    micro_rows<NV, R - 1>(rows, k, a, ars, acs, b, ldb, c, ldc, add);
+    micro_rows<NV, R - 1>(rows, k, a, ars, acs, b, ldb, c, ldc, add, next);
   }
 }
 
