@@ -114,8 +114,10 @@ __all__ = [
     "available",
     "constant_weights",
     "explain",
+    "float32_products",
     "kernels",
     "select",
+    "set_float32_products",
     "set_threads",
     "use",
     "weight_cache",
@@ -281,6 +283,26 @@ def bfloat16_unit() -> str:
         select()
     serving = {choice.primitive: choice.backend for choice in _choices}.get("conv2d_forward")
     return _load("cpp").info()["bf16"] if serving == "cpp" else "float32"
+
+
+_float32_products = "fp32"
+
+
+def set_float32_products(mode: str) -> None:
+    """How a GPU multiplies float32 matrices from now on, convolutions included; a CPU always multiplies in float32.
+
+    "fp32": each factor is split into two TensorFloat-32 numbers and three products are summed, which errs as float32
+    does. "tf32": one TensorFloat-32 product (10 bits of mantissa), summed in float32. ValueError for others.
+    """
+    global _float32_products
+    if mode not in ("fp32", "tf32"):
+        raise ValueError(f"float32 products {mode!r}: choose from fp32, tf32")
+    _float32_products = mode
+
+
+def float32_products() -> str:
+    """What `set_float32_products` said last: "fp32" (at the start) or "tf32"."""
+    return _float32_products
 
 
 def set_threads(count: int) -> None:
