@@ -1,1 +1,1 @@
-"""The home of pycap's Triton kernels, one file an op."""
+"""pycap's Triton kernels, one file an op, and what compiles, stores and launches them (`_launch.py` is the way in)."""

@@ -1,0 +1,34 @@
+"""The GPU backend on Triton kernels: each primitive of `pycap.backends` stands in the file of its op.
+
+On CuPy arrays it needs CuPy, and Triton only for kernels that were not built ahead. With TRITON_INTERPRET=1 it runs in
+Triton's interpreter on NumPy arrays, slowly, without a GPU. Signatures and meanings stand in `pycap.backends`.
+"""
+
+from __future__ import annotations
+
+from pycap.backends.triton import launching
+from pycap.backends.triton.cast import cast
+
+
+def _check_machine() -> None:
+    """ImportError, with the remedy, where neither a GPU nor the interpreter is there."""
+    if launching.interpreting():
+        import triton  # noqa: F401  (says itself what is missing)
+
+        return
+    try:
+        import cupy
+    except ImportError as error:
+        raise ImportError("CuPy is not installed: pip install 'pycap-captioning[gpu]'") from error
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+        launching.gpu()
+    except Exception as error:  # CuPy's and the driver's own kinds: no driver, no device, a driver too old
+        raise ImportError(f"no usable NVIDIA GPU ({error}); TRITON_INTERPRET=1 runs the kernels on the CPU") from error
+    if not count:
+        raise ImportError("no NVIDIA GPU was found; TRITON_INTERPRET=1 runs the kernels on the CPU")
+
+
+_check_machine()
+
+__all__ = ["cast"]

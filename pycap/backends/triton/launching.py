@@ -1,0 +1,78 @@
+"""What the modules of the Triton backend share: kernels and their rows, precision of products, scratch arrays, checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pycap import backends
+from pycap.memory import workspace
+
+try:
+    from pycap.kernels import configs
+    from pycap.kernels._launch import TYPES, Kernel, arch, gpu, interpreting
+    from pycap.kernels._rows import Row, choose
+except ImportError:  # a checkout that is not installed: kernels/ stands at its top
+    from kernels import configs
+    from kernels._launch import TYPES, Kernel, arch, gpu, interpreting
+    from kernels._rows import Row, choose
+
+__all__ = [
+    "ELEMENTS", "PRODUCTS", "Array", "Kernel", "Row", "blocks", "element", "expect", "gpu", "interpreting", "precision",
+    "row", "scratch",
+]  # fmt: skip
+
+Array = Any
+
+#: Variants of kernels with products that are built ahead: float32 as three TensorFloat-32 products, or as one; bfloat16.
+PRODUCTS: tuple[dict[str, Any], ...] = (
+    {"T": "fp32", "PRECISION": "tf32x3"},
+    {"T": "fp32", "PRECISION": "tf32"},
+    {"T": "bf16", "PRECISION": "ieee"},
+)
+#: Variants of the other kernels over activations.
+ELEMENTS: tuple[dict[str, Any], ...] = ({"T": "fp32"}, {"T": "bf16"})
+
+
+def row(kernel: Kernel, array: Array, **sizes: int) -> Row:
+    """The row of the configuration table for a kernel on arrays of `array`'s type; sizes as its rows' `upto` name them."""
+    return choose(configs.ROWS, kernel.name, arch(), element(array), **sizes)
+
+
+def element(array: Array) -> str:
+    """Triton's name of an array's type."""
+    return TYPES.get(array.dtype.name, array.dtype.name)
+
+
+def precision(array: Array) -> str:
+    """The constant PRECISION of a kernel that multiplies arrays of `array`'s type."""
+    if interpreting():
+        return "interpreter"
+    if array.dtype != np.float32:
+        return "ieee"
+    return "tf32" if backends.float32_products() == "tf32" else "tf32x3"
+
+
+def blocks(n: int, size: int) -> int:
+    """How many blocks of `size` cover n."""
+    return -(-n // size)
+
+
+def scratch(*shapes: tuple[Sequence[int], Any]) -> list[Array]:
+    """Arrays of (shape, dtype) each in the workspace, 256-byte aligned; they live until the next request."""
+    sizes = [int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in shapes]
+    starts = np.cumsum([0] + [blocks(size, 256) * 256 for size in sizes])
+    raw = workspace(int(starts[-1]))
+    return [
+        raw[start : start + size].view(dtype).reshape(shape)
+        for (shape, dtype), size, start in zip(shapes, sizes, starts, strict=False)
+    ]
+
+
+def expect(primitive: str, **arrays: tuple[Array, tuple[int, ...]]) -> None:
+    """Check shapes: name=(array or None, shape). Raises ValueError that names the primitive, the array and both shapes."""
+    for name, (array, shape) in arrays.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{primitive}: {name} has shape {array.shape}, expected {shape}")
