@@ -79,6 +79,8 @@ TABLE: dict[str, Row] = {
     "tensorfile": row(),
     "checkpoint": row("config data tensorfile", packages="numpy safetensors", lazy_packages="yaml"),
     "distributed": row("device memory", lazy_packages="mpi4py cupy"),
+    # Builds the GPU kernels' machine code.
+    "cubins": row("device memory backends backends.triton kernels"),
     # A trained model with its vocabulary and image preparation (docs/decisions/0005-captioner-and-training.md).
     "captioner": row(f"{MODEL} {FILES}"),
     # The parts of train.py (same decision).

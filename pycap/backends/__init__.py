@@ -203,7 +203,10 @@ _choices: list[Choice] = []
 
 def _load(name: str) -> ModuleType:
     """Import one backend's module; ImportError says why it cannot serve."""
-    return importlib.import_module(f"pycap.backends.{name}")
+    module = importlib.import_module(f"pycap.backends.{name}")
+    if hasattr(module, "check"):  # it imports anywhere, but does not run everywhere
+        module.check()
+    return module
 
 
 def available(name: str) -> str:

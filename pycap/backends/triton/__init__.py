@@ -10,8 +10,8 @@ from pycap.backends.triton import launching
 from pycap.backends.triton.cast import cast
 
 
-def _check_machine() -> None:
-    """ImportError, with the remedy, where neither a GPU nor the interpreter is there."""
+def check() -> None:
+    """Raise ImportError, with the remedy, where neither a GPU nor the interpreter is there to run kernels."""
     if launching.interpreting():
         import triton  # noqa: F401  (says itself what is missing)
 
@@ -29,6 +29,4 @@ def _check_machine() -> None:
         raise ImportError("no NVIDIA GPU was found; TRITON_INTERPRET=1 runs the kernels on the CPU")
 
 
-_check_machine()
-
-__all__ = ["cast"]
+__all__ = ["cast", "check"]

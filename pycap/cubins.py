@@ -1,0 +1,101 @@
+"""Compiles every GPU kernel ahead of time, without a GPU: `python -m pycap.cubins` writes kernels/cubins/sm_NN.zip.
+
+A wheel that carries these files runs on a GPU with CuPy alone. With --check nothing is written: each variant is compiled,
+and one that uses stack or more shared memory than its architecture has is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pycap.backends import triton as host
+from pycap.device import cpu_count
+
+try:
+    from pycap.kernels import _compile, _launch, _store, configs
+except ImportError:  # a checkout that is not installed: kernels/ stands at its top
+    from kernels import _compile, _launch, _store, configs
+
+#: Machine code for sm_80 serves sm_86 and sm_89 as well, so its rows keep to the shared memory that those have.
+SHARED = {"sm_80": _compile.SHARED_LIMIT["sm_86"], "sm_90": _compile.SHARED_LIMIT["sm_90"]}
+
+
+def variants(arch: str, only: str = "") -> list[Any]:
+    """Every declared variant of every kernel whose name begins with `only`, for an architecture."""
+    for module in pkgutil.iter_modules(host.__path__):
+        importlib.import_module(f"{host.__name__}.{module.name}")
+    kernels = (_launch.KERNELS[name] for name in sorted(_launch.KERNELS) if name.startswith(only))
+    return [variant for kernel in kernels for variant in kernel.built_variants(configs.ROWS, arch)]
+
+
+def build(arch: str, number: int, only: str) -> tuple[str, str, Any, dict[str, int], str]:
+    """Compile one variant, by its place among `variants`: (description, key, code, resources, what is wrong or "")."""
+    variant = variants(arch, only)[number]
+    try:
+        compiled, ptx = variant.compile(arch)
+    except (RuntimeError, ValueError) as error:
+        return variant.describe(), "", None, {}, str(error)
+    usage = _compile.resources(compiled.cubin)
+    problems = []
+    if usage["STACK"]:
+        problems.append(f"{usage['STACK']} bytes of stack")
+    if compiled.shared > SHARED[arch]:
+        problems.append(f"{compiled.shared} bytes of shared memory; {SHARED[arch]} are there")
+    layout = _launch.packing(variant.kernel.parameters, compiled.scratch)
+    end = 0
+    for size, alignment in _compile.ptx_parameters(ptx):
+        end = -(-end // alignment) * alignment + size
+    if end != layout.size:
+        problems.append(f"parameters are packed into {layout.size} bytes, the PTX has {end}")
+    return variant.describe(), variant.key(arch), compiled, usage, "; ".join(problems)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compile; returns 1 where a variant does not compile or breaks a limit, and says which."""
+    parser = argparse.ArgumentParser(prog="python -m pycap.cubins", description=__doc__)
+    parser.add_argument("--arch", nargs="+", default=["sm_80", "sm_90"], choices=sorted(SHARED), metavar="sm_NN")
+    parser.add_argument("--only", default="", metavar="PREFIX", help="kernels whose names begin so")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--verbose", action="store_true", help="a line a variant")
+    parser.add_argument("--jobs", type=int, default=cpu_count(), metavar="N")
+    parser.add_argument("--output", type=Path, default=_store.HERE / "cubins", metavar="DIR")
+    args = parser.parse_args(argv)
+    failed = 0
+    for arch in args.arch:
+        start = time.monotonic()
+        count = len(variants(arch, args.only))
+        made = {}
+        with ProcessPoolExecutor(args.jobs) as pool:
+            results = pool.map(build, [arch] * count, range(count), [args.only] * count)
+            for number, (description, key, compiled, usage, problem) in enumerate(results, 1):
+                if problem:
+                    failed += 1
+                    print(f"{arch} {description}: {problem}", file=sys.stderr)
+                else:
+                    made[key] = compiled
+                if args.verbose and compiled:
+                    print(f"{arch} {description}: {usage['REG']} registers, {compiled.shared} bytes shared")
+                elif sys.stderr.isatty():
+                    print(f"\r{arch}: {number} of {count}", end="", file=sys.stderr)
+        size = sum(len(c.cubin) for c in made.values())
+        if not args.check and not failed:
+            path = args.output / f"{arch}.zip"
+            _store.write_bundle(path, made)
+            written = f", {path} has {path.stat().st_size / 1e6:.1f} MB"
+        else:
+            written = ""
+        seconds = time.monotonic() - start
+        print(f"{arch}: {len(made)} of {count} variants, {size / 1e6:.1f} MB of code in {seconds:.0f} s{written}")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
