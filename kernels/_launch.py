@@ -267,7 +267,7 @@ class Kernel:
             types = tuple(sorted((k, v) for k, v in declared.items() if k in variables))
             constants = tuple(sorted((k, v) for k, v in declared.items() if k not in variables))
             for row in rows(table, self.name, arch):
-                if row.serves(dict(types).get("T", ""), {name: 0 for name in row.upto}):
+                if row.serves(dict(types).get("T", ""), dict.fromkeys(row.upto, 0)):
                     for aligned in (True, False):
                         yield Variant(self, row, types, constants, aligned)
 

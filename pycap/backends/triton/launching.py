@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,8 @@ except ImportError:  # a checkout that is not installed: kernels/ stands at its 
     from kernels._rows import Row, choose
 
 __all__ = [
-    "ELEMENTS", "PRODUCTS", "Array", "Kernel", "Row", "blocks", "element", "expect", "gpu", "interpreting", "precision",
-    "row", "scratch",
+    "ELEMENTS", "PRODUCTS", "Array", "Kernel", "Row", "blocks", "element", "expect", "gpu", "interpreting",
+    "kernel_module", "precision", "row", "scratch",
 ]  # fmt: skip
 
 Array = Any
@@ -76,3 +78,8 @@ def expect(primitive: str, **arrays: tuple[Array, tuple[int, ...]]) -> None:
     for name, (array, shape) in arrays.items():
         if array is not None and array.shape != shape:
             raise ValueError(f"{primitive}: {name} has shape {array.shape}, expected {shape}")
+
+
+def kernel_module(name: str) -> ModuleType:
+    """A module of the folder of kernels, as this package sees it: `pycap.kernels.NAME`, or `kernels.NAME` in a checkout."""
+    return importlib.import_module(f"{Kernel.__module__.rpartition('.')[0]}.{name}")
