@@ -14,8 +14,11 @@ TORCH_INDEX_ARGS ?= --extra-index-url https://download.pytorch.org/whl/cpu
 
 comma := ,
 # Backends whose absence fails the tests instead of skipping them (docs/env.md).
-PYCAP_REQUIRE ?= reference,cpp$(if $(PEERS),$(comma)peers)
+PYCAP_REQUIRE ?= reference,cpp,triton-interpret$(if $(PEERS),$(comma)peers)
 PYTEST_ARGS ?=
+# What tests of the GPU kernels need, without a GPU: Triton's interpreter and compiler, and CuPy's names. Not part of `make dev`:
+# a third of a gigabyte to download.
+GPU_TESTS := "triton>=3.9" "cupy-cuda13x>=14"
 # More options of benchmarks.run, as in make bench BENCH_ARGS="--op lstm".
 BENCH_ARGS ?=
 
@@ -28,7 +31,7 @@ MODULE = $(firstword $(wildcard pycap/_cpu.*.so))
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CSRC_CPP := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
 
-.PHONY: help dev run test lint format bench gpu clean
+.PHONY: help dev run test lint format bench gpu cubins wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,7 +41,7 @@ dev: $(VENV)/.built ## .venv with all dependencies, and the C++ backend built in
 run: dev ## train on COCO if it is there, else on the demo set; then caption held-out images
 	$(PY) train.py --stage coco
 
-test: lint $(if $(PEERS),$(VENV)/.peers) ## lint and tests; PEERS=1 installs PyTorch (CPU) and compares with it
+test: lint $(VENV)/.gpu-tests $(if $(PEERS),$(VENV)/.peers) ## lint and tests; PEERS=1 installs PyTorch (CPU) and compares with it
 	PYCAP_REQUIRE=$(PYCAP_REQUIRE) $(PY) -m pytest $(if $(PEERS),,-m "not peers") $(PYTEST_ARGS)
 
 lint: dev ## ruff, mypy and clang-format, changing nothing
@@ -60,8 +63,14 @@ gpu: ## says what this version does on a GPU
 	@echo "A machine with a GPU trains on its CPU: make run." >&2
 	@exit 1
 
+cubins: $(VENV)/.gpu-tests ## compile every GPU kernel for sm_80 (which serves sm_86 and sm_89) and sm_90; needs no GPU
+	TRITON_INTERPRET=0 $(PY) -m pycap.cubins
+
+wheel: cubins ## dist/*.whl with the compiled GPU kernels, which needs CuPy but no Triton on a GPU
+	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
 clean: ## remove .venv and everything built; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info pycap/_*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info kernels/cubins pycap/_*.so .pytest_cache .mypy_cache .ruff_cache
 	find pycap kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: a second call finds them newer than what they depend on and does nothing.
@@ -91,6 +100,11 @@ $(VENV)/.editable: $(VENV)/.installed setup.py
 $(VENV)/.built: $(VENV)/.editable CMakeLists.txt $(CSRC)
 	@if [ -z "$(MODULE)" ] || [ -n "$$(find csrc CMakeLists.txt -newer "$(MODULE)" -print -quit)" ]; then \
 		echo "building pycap._cpu" && $(PY) setup.py --quiet build_ext --inplace; fi
+	@touch $@
+
+$(VENV)/.gpu-tests: $(VENV)/.built
+	@echo "installing Triton and CuPy for the tests of GPU kernels (no GPU is needed)"
+	@$(PIP) install --quiet $(GPU_TESTS)
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.built

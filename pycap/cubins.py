@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,27 @@ except ImportError:  # a checkout that is not installed: kernels/ stands at its 
 SHARED = {"sm_80": _compile.SHARED_LIMIT["sm_86"], "sm_90": _compile.SHARED_LIMIT["sm_90"]}
 
 
-def variants(arch: str, only: str = "") -> list[Any]:
-    """Every declared variant of every kernel whose name begins with `only`, for an architecture."""
+def variants(arch: str, only: str = "", float16: bool = False) -> list[Any]:
+    """Every declared variant of every kernel whose name begins with `only`, for an architecture.
+
+    float16: those in bfloat16, and in float16 instead.
+    """
     for module in pkgutil.iter_modules(host.__path__):
         importlib.import_module(f"{host.__name__}.{module.name}")
     kernels = (_launch.KERNELS[name] for name in sorted(_launch.KERNELS) if name.startswith(only))
-    return [variant for kernel in kernels for variant in kernel.built_variants(configs.ROWS, arch)]
+    declared = [variant for kernel in kernels for variant in kernel.built_variants(configs.ROWS, arch)]
+    if not float16:
+        return declared
+    halves = [variant for variant in declared if "bf16" in dict(variant.types).values()]
+    return [
+        replace(variant, types=tuple((name, kind.replace("bf16", "fp16")) for name, kind in variant.types))
+        for variant in halves
+    ]
 
 
-def build(arch: str, number: int, only: str) -> tuple[str, str, Any, dict[str, int], str]:
+def build(arch: str, number: int, only: str, float16: bool) -> tuple[str, str, Any, dict[str, int], str]:
     """Compile one variant, by its place among `variants`: (description, key, code, resources, what is wrong or "")."""
-    variant = variants(arch, only)[number]
+    variant = variants(arch, only, float16)[number]
     try:
         compiled, ptx = variant.compile(arch)
     except (RuntimeError, ValueError) as error:
@@ -64,17 +75,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--arch", nargs="+", default=["sm_80", "sm_90"], choices=sorted(SHARED), metavar="sm_NN")
     parser.add_argument("--only", default="", metavar="PREFIX", help="kernels whose names begin so")
     parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--float16", action="store_true", help="check the variants in bfloat16 in float16 instead")
     parser.add_argument("--verbose", action="store_true", help="a line a variant")
     parser.add_argument("--jobs", type=int, default=cpu_count(), metavar="N")
     parser.add_argument("--output", type=Path, default=_store.HERE / "cubins", metavar="DIR")
     args = parser.parse_args(argv)
+    if args.float16 and not args.check:
+        parser.error("--float16 goes with --check: no precision of pycap uses it")
     failed = 0
     for arch in args.arch:
         start = time.monotonic()
-        count = len(variants(arch, args.only))
+        count = len(variants(arch, args.only, args.float16))
         made = {}
         with ProcessPoolExecutor(args.jobs) as pool:
-            results = pool.map(build, [arch] * count, range(count), [args.only] * count)
+            chosen = ([arch] * count, range(count), [args.only] * count, [args.float16] * count)
+            results = pool.map(build, *chosen, chunksize=4)
             for number, (description, key, compiled, usage, problem) in enumerate(results, 1):
                 if problem:
                     failed += 1

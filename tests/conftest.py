@@ -13,6 +13,8 @@ import pytest
 # bit on every run; OpenMP on two, so that the division of work among threads is tested on every machine.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Triton's kernels run in its interpreter, on NumPy arrays; `make gpu` sets 0, and they run on the GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = {
     "reference": ("pycap.backends.reference", "make dev"),
     "cpp": ("pycap.backends.cpp", "make dev"),
+    "triton-interpret": ("triton.runtime.interpreter", "make dev"),
     "peers": ("torch", "make test PEERS=1"),
 }
 
@@ -59,6 +62,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     skips = {}
     if importlib.util.find_spec("torch") is None:
         skips["peers"] = pytest.mark.skip(reason="PyTorch is not installed; make test PEERS=1 installs it")
+    if importlib.util.find_spec("triton") is None:
+        skips["triton"] = pytest.mark.skip(reason="Triton is not installed: pip install triton")
+    if os.environ["TRITON_INTERPRET"] != "0":
+        skips["gpu"] = pytest.mark.skip(reason="runs on a GPU: make gpu")
+    else:
+        skips["triton"] = pytest.mark.skip(reason="runs in Triton's interpreter, which TRITON_INTERPRET=0 turns off")
     if find_data() is None:
         skips["realdata"] = pytest.mark.skip(reason="no real data: set PYCAP_DATA to its folder (docs/env.md)")
     for item in items:
