@@ -52,10 +52,11 @@ def _call_device_function(self: Any, *arguments: Any, **named: Any) -> Any:
 @contextmanager
 def _mended() -> Iterator[None]:
     """Within this, two things of the interpreter are as they should be: bfloat16 is rounded to nearest (it truncates),
-    and calling a device function costs the call (it patches the whole language anew, a hundred times the work)."""
+    and calling a device function costs the call (it patches the whole language anew, a hundred times the work). The
+    language is patched here once, as the language's own device functions see it (`tl.zeros` and the like)."""
     import triton.language as tl
     from ml_dtypes import bfloat16
-    from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
+    from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle, _patch_lang
 
     call, cast = InterpretedFunction.__call__, InterpreterBuilder.cast_impl
 
@@ -69,9 +70,11 @@ def _mended() -> Iterator[None]:
         return cast(self, source, target)
 
     InterpretedFunction.__call__, InterpreterBuilder.cast_impl = _call_device_function, cast_impl
+    patched = _patch_lang(tl.zeros.fn)
     try:
         yield
     finally:
+        patched.restore()
         InterpretedFunction.__call__, InterpreterBuilder.cast_impl = call, cast
 
 

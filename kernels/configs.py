@@ -13,4 +13,25 @@ ROWS: Table = {
         "interpreter": (Row({"BLOCK": 64}),),
         "sm_80": (Row({"BLOCK": 1024}, warps=4, stages=1),),
     },
+    # -- dropout
+    "dropout.forward": {
+        "interpreter": (Row({"BLOCK": 2048}),),
+        "sm_80": (Row({"BLOCK": 1024}, warps=4, stages=1),),
+    },
+    # -- embedding: rows of 256 to 512 numbers in one block
+    "embedding.forward": {
+        "interpreter": (Row({"BLOCK_M": 8, "BLOCK_E": 32}),),
+        "sm_80": (
+            Row({"BLOCK_M": 4, "BLOCK_E": 256}, warps=4, stages=1, upto={"e": 256}),
+            Row({"BLOCK_M": 4, "BLOCK_E": 512}, warps=4, stages=1),
+        ),
+    },
+    "embedding.clear": {
+        "interpreter": (Row({"BLOCK_E": 256}),),
+        "sm_80": (Row({"BLOCK_E": 512}, warps=4, stages=1),),
+    },
+    "embedding.backward": {
+        "interpreter": (Row({"SCAN": 32, "BLOCK_M": 16, "BLOCK_E": 256}),),
+        "sm_80": (Row({"SCAN": 1024, "BLOCK_M": 32, "BLOCK_E": 256}, warps=4, stages=1),),
+    },
 }

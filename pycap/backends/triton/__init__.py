@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pycap.backends.triton import launching
 from pycap.backends.triton.cast import cast
+from pycap.backends.triton.dropout import dropout
+from pycap.backends.triton.embedding import embedding_backward, embedding_forward
 
 
 def check() -> None:
@@ -29,4 +31,4 @@ def check() -> None:
         raise ImportError("no NVIDIA GPU was found; TRITON_INTERPRET=1 runs the kernels on the CPU")
 
 
-__all__ = ["cast", "check"]
+__all__ = ["cast", "check", "dropout", "embedding_backward", "embedding_forward"]

@@ -1,0 +1,86 @@
+"""Gather of rows of a table, and its transpose, the scatter-add: in a fixed order, without atomics (docs/math/embedding.md)."""
+
+import triton
+import triton.language as tl
+
+from ._device import accumulate
+
+
+@triton.jit
+def forward(
+    y,  # [M, E]
+    table,  # [V, E]
+    ids,  # [M]
+    m,
+    e,
+    v,
+    BLOCK_M: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """y = table[ids]; zeros for ids outside the table."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
+    row_ids = tl.load(ids + rows, mask=rows < m, other=0)
+    inside = (rows < m)[:, None] & (columns < e)[None, :]
+    known = inside & ((row_ids >= 0) & (row_ids < v))[:, None]
+    value = tl.load(table + row_ids.to(tl.int64)[:, None] * e + columns[None, :], mask=known, other=0.0)
+    tl.store(y + rows[:, None] * e + columns[None, :], value, mask=inside)
+
+
+@triton.jit
+def clear(
+    dtable,  # [V, E]
+    stale,  # [M]
+    e,
+    v,
+    BLOCK_E: tl.constexpr,
+):
+    """dtable[stale] = 0. A program: a block of one row; a row that is named twice is cleared twice."""
+    row = tl.load(stale + tl.program_id(0)).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
+    if (row >= 0) & (row < v):
+        nothing = tl.zeros([BLOCK_E], tl.float32).to(dtable.dtype.element_ty)
+        tl.store(dtable + row * e + columns, nothing, mask=columns < e)
+
+
+@triton.jit
+def backward(
+    dtable,  # [V, E]
+    dy,  # [M, E]
+    ids,  # [M]
+    m,
+    e,
+    v,
+    every_row,
+    beta,
+    SCAN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """dtable = beta * dtable + the sum of the rows of dy that an id names, in order, rounded once.
+
+    A program: a block of one row's columns. every_row: program i owns the table's row i, so that all rows are written.
+    Else it owns the row that ids[i] names, if no earlier id names it, and rows that are never named are not touched.
+    """
+    number = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
+    row = number
+    first = 0
+    owned = 1
+    if every_row == 0:
+        row = tl.load(ids + number)
+        first = (number // BLOCK_M) * BLOCK_M
+        for start in range(0, number, SCAN):
+            at = start + tl.arange(0, SCAN)
+            same = (tl.load(ids + at, mask=at < number, other=-1) == row) & (at < number)
+            owned = tl.where(tl.max(same.to(tl.int32), 0) > 0, 0, owned)
+    if (owned != 0) & (row >= 0) & (row < v):
+        total = tl.zeros([BLOCK_E], tl.float32)
+        for start in range(first, m, BLOCK_M):
+            at = start + tl.arange(0, BLOCK_M)
+            same = (tl.load(ids + at, mask=at < m, other=-1) == row) & (at < m)
+            if tl.max(same.to(tl.int32), 0) > 0:  # most blocks hold no such id
+                where = dy + at.to(tl.int64)[:, None] * e + columns[None, :]
+                taken = tl.load(where, mask=same[:, None] & (columns < e)[None, :], other=0.0)
+                total += tl.sum(taken.to(tl.float32), 0)
+        accumulate(dtable + row.to(tl.int64) * e + columns, total, beta, columns < e)

@@ -1,0 +1,24 @@
+"""Dropout in the Triton backend."""
+
+from __future__ import annotations
+
+from pycap.backends.triton.launching import ELEMENTS, Array, Kernel, blocks, expect, row
+
+_WORD = 0xFFFFFFFF
+
+_forward = Kernel(
+    "dropout.forward",
+    "y:*T x:*T size:i32/16 step_blocks:i32 first:u32 stride:u32 seed_low:u32 seed_high:u32 threshold:u32 scale:fp32 beta:fp32",
+    variants=ELEMENTS,
+)
+
+
+def dropout(y: Array, x: Array, p: float, seed: int, total: int, offset: int, beta: float) -> None:
+    expect("dropout", x=(x, y.shape))
+    steps, n, features = x.shape
+    how = row(_forward, x)
+    step_blocks = blocks(n * features, how.blocks["BLOCK"])
+    _forward(
+        (steps * step_blocks, 1, 1), how, y, x, n * features, step_blocks, offset * features & _WORD,
+        total * features & _WORD, seed & _WORD, seed >> 32 & _WORD, int(p * 2**32), 1 / (1 - p), beta,
+    )  # fmt: skip
