@@ -1,0 +1,217 @@
+"""Times pycap's GPU kernels beside PyTorch: python -m benchmarks.gpu [--op conv2d] [--json FILE].
+
+Both work in one process, in turns, on the same memory of one GPU; a turn is timed from an idle device to an idle device.
+--rehearse goes through everything on a CPU with small sizes: pycap in Triton's interpreter, PyTorch on its CPU kernels;
+its times mean nothing, its comparison of results does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import gpu_cases, gpu_pycap, machine
+from benchmarks.cases import Case, select
+from benchmarks.measure import rates
+from benchmarks.results import Row, Writer
+from benchmarks.sides import Unavailable, Work, distance, sample
+from benchmarks.timing import Budget, Samples, alternate
+
+RESULTS = Path(__file__).parent / "results"
+BUDGET = Budget(rounds=5, most_rounds=9, seconds=0.8, turn_s=0.04)
+ONCE = Budget(rounds=1, most_rounds=1, seconds=0.0, turn_s=0.0)
+DISTRIBUTIONS = ("pycap-captioning", "numpy", "cupy-cuda13x", "triton", "ml_dtypes", "torch", "nvidia-cudnn-cu13")
+
+
+class Machine:
+    """Where the cases run: its array module, its name, and how to wait for it."""
+
+    def __init__(self, rehearsal: bool) -> None:
+        if rehearsal:
+            self.xp: Any = np
+            self.name = f"rehearsal: {machine.cpu_name()}"
+            self.synchronize: Callable[[], None] = lambda: None
+            return
+        import cupy
+
+        self.xp = cupy
+        properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.device.get_device_id())
+        driver = cupy.cuda.runtime.driverGetVersion()
+        self.name = f"{properties['name'].decode()}, CUDA {driver // 1000}.{driver % 1000 // 10}"
+        self.synchronize = cupy.cuda.runtime.deviceSynchronize
+
+    def host(self, array: Any) -> np.ndarray:
+        """A sample of an array of pycap's or PyTorch's, in float32 on the host."""
+        if hasattr(array, "detach"):
+            array = array.detach().float().contiguous().cpu().numpy()
+        elif hasattr(array, "get"):
+            flat = array.reshape(-1)
+            array = flat[:: max(1, -(-flat.size // (1 << 18)))].get()
+            return array.astype(np.float32)
+        return sample(array)
+
+
+def timed(run: Callable[[], Any], synchronize: Callable[[], None]) -> Callable[[int], list[float]]:
+    """A turn: n calls, from an idle device to an idle device; the mean counts once."""
+
+    def turn(calls: int) -> list[float]:
+        synchronize()
+        begin = time.perf_counter()
+        for _ in range(calls):
+            run()
+        synchronize()
+        return [(time.perf_counter() - begin) / calls]
+
+    return turn
+
+
+def measure_ceilings(synchronize: Callable[[], None], n: int, copied: int) -> dict[str, float]:
+    """FLOP/s of an n^3 matrix product by dtype, and bytes/s of a copy, read and written, by PyTorch."""
+    from benchmarks.peers import torch_gpu
+
+    best = {}
+    for what, run in torch_gpu.ceilings(n, copied).items():
+        turn = timed(run, synchronize)
+        turn(2)
+        best[what] = (2.0 * copied if what == "copy" else 2.0 * n**3) / min(turn(5)[0] for _ in range(5))
+    return best
+
+
+def run_case(
+    case: Case, where: Machine, peers: Sequence[str], primitives: Any, budget: Budget
+) -> tuple[Samples | None, dict[str, tuple[Samples, float] | str], str]:
+    """(pycap's samples, by peer its samples and pycap's distance from its result or why there are none, pycap's error)."""
+    arrays = gpu_cases.arrays(case, where.xp)
+    works: dict[str, Work] = {}
+    outputs: dict[str, dict[str, np.ndarray]] = {}
+    failed: dict[str, str] = {}
+    for name in ("pycap", *(p for p in case.peers if p in peers)):
+        try:
+            if name == "pycap":
+                work = gpu_pycap.prepare(case, arrays, where.xp, primitives)
+            else:
+                from benchmarks.peers import torch_gpu
+
+                work = torch_gpu.prepare(case, arrays, name)
+            result = work.run()
+            where.synchronize()
+            outputs[name] = {key: where.host(array) for key, array in work.outputs(result).items()}
+            works[name] = work
+        except Unavailable as reason:
+            failed[name] = str(reason)
+        except (
+            Exception
+        ) as error:  # one side's failure is a row's note, whatever its framework raises; the rest goes on
+            failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"
+    first = {}
+    for name, work in works.items():
+        turn = timed(work.run, where.synchronize)
+        turn(1)
+        first[name] = turn(1)[0]
+    samples = alternate({n: timed(w.run, where.synchronize) for n, w in works.items()}, first, budget)
+    found: dict[str, tuple[Samples, float] | str] = {}
+    for name in case.peers:
+        if name in samples:
+            far = distance(outputs["pycap"], outputs[name]) if "pycap" in outputs else float("nan")
+            found[name] = (samples[name], far)
+        elif name in failed:
+            found[name] = failed[name]
+    return samples.get("pycap"), found, failed.get("pycap", "")
+
+
+def rows_of(
+    case: Case,
+    ours: Samples | None,
+    peers: Mapping[str, tuple[Samples, float] | str],
+    problem: str,
+    ceilings: Mapping[str, float],
+    about: Row,
+) -> list[Row]:
+    """One row a peer; where there is none, one row."""
+    base: Row = {"op": case.op, "case": case.name, "mode": case.mode, "dtype": case.dtype, "backend": "triton", **about}
+    base |= {"flops": case.flops, "bytes": case.nbytes, "ceilings": dict(ceilings)}
+    if problem:
+        base["note"] = f"pycap: {problem}"
+    if ours is not None:
+        base |= {"median_s": ours.median, "q20_s": ours.quantile(0.2), "q80_s": ours.quantile(0.8)}
+        base |= {"calls": len(ours.seconds), **rates(case, ours.median, ceilings)}
+    rows = []
+    for name, outcome in peers.items():
+        row = {**base, "peer": f"torch {name}"}
+        if isinstance(outcome, str):
+            row["note"] = "; ".join(filter(None, [base.get("note", ""), f"{name}: {outcome}"]))
+        else:
+            samples, far = outcome
+            row |= {"peer_median_s": samples.median, "peer_q20_s": samples.quantile(0.2), "err": far}
+            row |= {"peer_q80_s": samples.quantile(0.8), "peer_calls": len(samples.seconds)}
+            if ours is not None:
+                row["ratio"] = samples.median / ours.median
+        rows.append(row)
+    return rows or [base]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text, one line a case and peer."""
+    lines = [f"{'case':44}{'pycap ms':>10}{'peer ms':>10}{'ratio':>7}{'TFLOP/s':>9}{'GB/s':>7}{'limit':>7}  peer, note"]
+    for row in rows:
+        cells = [f"{row['op']} {row['case']} {row['mode']} {row['dtype']}".ljust(44)]
+        for key, form, scale, width in (
+            ("median_s", ".3f", 1e3, 10), ("peer_median_s", ".3f", 1e3, 10), ("ratio", ".2f", 1, 7),
+            ("gflops", ".1f", 1e-3, 9), ("gbps", ".0f", 1, 7), ("ceiling_pct", ".0f", 1, 6),
+        ):  # fmt: skip
+            value = row.get(key)
+            cells.append((f"{value * scale:{form}}" if value is not None else "-").rjust(width))
+        lines.append("".join(cells) + f"%  {row.get('peer') or ''} {row.get('note') or ''}".rstrip())
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the command line describes. Returns 1 where pycap failed on a case."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--op", default="", metavar="OP,...", help="only these operations")
+    parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose id holds this")
+    parser.add_argument("--batch", type=int, default=64, help="images (default: %(default)s)")
+    parser.add_argument("--peers", default="eager,compile", help="eager, compile (default: both)")
+    parser.add_argument("--seconds", type=float, default=300.0, help="begin no case after so long")
+    parser.add_argument("--rehearse", action="store_true", help="small sizes, on the CPU")
+    parser.add_argument("--json", type=Path, default=RESULTS / "local" / "gpu.jsonl", metavar="FILE")
+    own = parser.parse_args(argv)
+    from pycap.backends import triton as primitives
+
+    primitives.check()
+    where = Machine(own.rehearse)
+    cases = gpu_cases.registry(2 if own.rehearse else own.batch, 16 if own.rehearse else 1)
+    chosen = select(cases, ops=[op for op in own.op.split(",") if op], name=own.case)
+    peers = [p for p in own.peers.split(",") if p] if importlib.util.find_spec("torch") else []
+    ceilings = {}
+    if peers:
+        ceilings = measure_ceilings(where.synchronize, *((256, 1 << 20) if own.rehearse else (8192, 1 << 30)))
+        print(", ".join(f"{k} {v / 1e12:.3g} T{'B' if k == 'copy' else 'FLOP'}/s" for k, v in ceilings.items()))
+    about: Row = {"commit": machine.commit(), "hardware": where.name, "versions": machine.versions(DISTRIBUTIONS)}
+    writer = Writer(own.json)
+    begin, failures = time.perf_counter(), 0
+    for case in chosen:
+        if time.perf_counter() - begin > own.seconds:
+            print(f"{own.seconds:.0f} s are over; the cases from {case.id} on were not run")
+            break
+        ours, found, problem = run_case(case, where, peers, primitives, ONCE if own.rehearse else BUDGET)
+        failures += bool(problem)
+        for row in rows_of(case, ours, found, problem, ceilings, about):
+            writer.add(row)
+            print(table([row]).splitlines()[1], flush=True)
+        gc.collect()
+    writer.close()
+    print(f"\n{table(writer.rows)}\nrows: {writer.jsonl} and {writer.csv.name}")
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
