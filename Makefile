@@ -58,10 +58,8 @@ format: dev ## what lint asks for, done
 bench: dev $(VENV)/.peers $(VENV)/.bench ## README's table of speed, beside PyTorch, ONNX Runtime, OpenVINO and ncnn, in five minutes
 	$(PY) -m benchmarks.run --headline --short --plot $(BENCH_ARGS)
 
-gpu: ## says what this version does on a GPU
-	@echo "pycap 0.1 has no GPU kernels yet: its backends are 'cpp' (OpenMP and SIMD) and 'reference' (NumPy), both on the CPU." >&2
-	@echo "A machine with a GPU trains on its CPU: make run." >&2
-	@exit 1
+gpu: ## on a machine with an NVIDIA GPU: tests its kernels and times them beside PyTorch; results in $$OUT or benchmarks/results/gpu
+	$(if $(wildcard $(VENV)/.built),$(PY),$(PYTHON)) -m benchmarks.gpu_check
 
 cubins: $(VENV)/.gpu-tests ## compile every GPU kernel for sm_80 (which serves sm_86 and sm_89) and sm_90; needs no GPU
 	TRITON_INTERPRET=0 $(PY) -m pycap.cubins

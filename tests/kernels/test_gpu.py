@@ -67,3 +67,61 @@ def test_tensorfloat32_errs_by_its_own_rounding_only(primitive):
 
 def test_torch_is_not_imported():
     assert "torch" not in sys.modules
+
+
+SMALL = [
+    case for primitive in backends.PRIMITIVES for case in CASES[primitive] if case.name in ("primes", "one", "odd")
+]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.primitive}-{case.name}")
+def test_sanitized(case):
+    """Few and small, for a run under compute-sanitizer."""
+    compare(case, OnDevice(importlib.import_module("pycap.backends.triton"), 1))
+
+
+class _Recorder:
+    """A backend whose outputs are kept as bytes."""
+
+    def __init__(self, backend):
+        self.backend, self.seen = backend, []
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            getattr(self.backend, name)(*arguments)
+            self.seen.append([a.tobytes() for a in arguments if isinstance(a, np.ndarray)])
+
+        return call
+
+
+@pytest.mark.parametrize("primitive", PRODUCTS)
+def test_results_repeat_bit_for_bit(primitive):
+    backend = OnDevice(importlib.import_module("pycap.backends.triton"))
+    for case in CASES[primitive][::4]:
+        runs = [_Recorder(backend) for _ in range(2)]
+        for recorder in runs:
+            compare(case, recorder)
+        assert runs[0].seen == runs[1].seen, f"{primitive}[{case.name}]"
+
+
+def test_launches_are_captured_in_a_graph():
+    """Two launches into one graph, replayed on new contents of the same arrays."""
+    import cupy
+
+    triton = importlib.import_module("pycap.backends.triton")
+    x = cupy.arange(5000, dtype=np.float32)
+    half, back = cupy.empty(5000, bfloat16()), cupy.empty_like(x)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        for _ in range(2):  # code is loaded before the capture
+            triton.cast(half, x, 0.0)
+            triton.cast(back, half, 0.0)
+        stream.synchronize()
+        stream.begin_capture()
+        triton.cast(half, x, 0.0)
+        triton.cast(back, half, 0.0)
+        graph = stream.end_capture()
+        x[...] = 3.0
+        graph.launch(stream)
+    stream.synchronize()
+    assert (back.get() == 3.0).all()

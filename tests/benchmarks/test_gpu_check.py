@@ -1,0 +1,50 @@
+"""`make gpu` on a machine without a GPU, and how its steps run, fail, and are cut off."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from benchmarks import gpu_check
+from benchmarks.gpu_check import Step, run
+
+
+def _python(name, script, seconds=20.0, **more):
+    return Step(name, (sys.executable, "-c", script), seconds, **more)
+
+
+def test_without_a_gpu_it_says_so(monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    assert gpu_check.main() == 1
+    assert "needs an NVIDIA GPU and its driver" in capsys.readouterr().err
+
+
+def test_every_step_runs_and_a_failure_is_told(tmp_path, capsys):
+    todo = [
+        _python("first", "print('one'); raise SystemExit(3)"),
+        _python("second", "import os; print(os.environ['WORD'])"),
+        _python("third", "", skip="no tool"),
+        Step("fourth", (str(tmp_path / "absent"),), 5.0),
+    ]
+    outcome = run(todo, tmp_path / "out", {**os.environ, "WORD": "two"}, 60.0)
+    assert outcome["first"] == "failed: status 3" and outcome["second"] == "passed"
+    assert outcome["third"] == "skipped: no tool" and "No such file" in outcome["fourth"]
+    assert (tmp_path / "out" / "second.log").read_text() == "two\n"
+    assert "one" in capsys.readouterr().out
+
+
+def test_a_step_is_cut_off_at_its_limit_and_at_the_whole(tmp_path):
+    forever = "import time; print('begun', flush=True); time.sleep(60)"
+    outcome = run([_python("slow", forever, 2.0), _python("late", "")], tmp_path, os.environ, 6.5)
+    assert outcome["slow"] == "failed: not done after 2 s"
+    assert (tmp_path / "slow.log").read_text() == "begun\n"
+    assert outcome["late"] == "skipped: the time is over"
+
+
+@pytest.mark.parametrize(("arch", "code"), [("sm_86", "sm_80"), ("sm_90", "sm_90")])
+def test_kernels_are_compiled_for_the_gpu_that_is_there(tmp_path, arch, code):
+    by_name = {step.name: step for step in gpu_check.steps(arch, tmp_path)}
+    assert by_name["cubins"].command[-2:] == ("--arch", code)
+    assert str(tmp_path / "gpu.jsonl") in by_name["benchmarks"].command
