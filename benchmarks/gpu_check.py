@@ -52,7 +52,7 @@ def steps(arch: str, out: Path) -> list[Step]:
     built = "sm_80" if arch.startswith("sm_8") else arch
     tests = (python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", "gpu", "tests/kernels/test_gpu.py")
     return [
-        Step("machine", (python, "-m", "pycap.cli", "doctor"), 30, 40),
+        Step("machine", (python, "-c", "from pycap.cli import main; main(['doctor'])"), 30, 40),
         Step(
             "build", (python, "setup.py", "--quiet", "build_ext", "--inplace"), 120,
             skip=f"the C++ backend needs {', '.join(missing)}; the GPU needs none of it" if missing else "",

@@ -107,11 +107,14 @@ class _Gpu:
         self.runtime = cupy.cuda.runtime
         self.device = cupy.cuda.device.get_device_id
         self.stream = cupy.cuda.get_current_stream
+        self._archs: dict[int, str] = {}
 
     def arch(self, device: int) -> str:
         """The compute capability of a device, as "sm_90"."""
-        properties = self.runtime.getDeviceProperties(device)
-        return f"sm_{properties['major']}{properties['minor']}"
+        if device not in self._archs:
+            properties = self.runtime.getDeviceProperties(device)
+            self._archs[device] = f"sm_{properties['major']}{properties['minor']}"
+        return self._archs[device]
 
 
 _gpu: Any = None

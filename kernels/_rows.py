@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -11,7 +15,7 @@ class Row:
 
     blocks: its compile-time constants (block sizes). warps: of 32 threads, a program. stages: of the software pipeline.
     types: the element types (of the type variable T) that it is for; empty: any. upto: it is for sizes up to these, by
-    the names that the caller of `choose` gives. ctas: blocks of a cluster.
+    the names that the caller of `choose` gives.
     """
 
     blocks: dict[str, int | bool | str]
@@ -57,3 +61,37 @@ def choose(table: Table, kernel: str, arch: str, element: str, **sizes: int) -> 
         if row.serves(element, sizes):
             return row
     raise KeyError(f"kernels/configs.py has no row for {kernel} on {arch} with {element} and {sizes}")
+
+
+#: What `python -m benchmarks.tune` measured: rows that stand in place of those that arithmetic chose.
+TUNED = Path(__file__).with_name("tuned.json")
+
+
+def tuned(path: Path = TUNED) -> Table:
+    """The rows in a file that `write_tuned` wrote; none where there is no file."""
+    if not path.is_file():
+        return {}
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        kernel: {arch: tuple(_from_json(row) for row in entry["rows"]) for arch, entry in by_arch.items()}
+        for kernel, by_arch in entries.items()
+    }
+
+
+def write_tuned(kernel: str, arch: str, rows: Iterable[Row], about: dict[str, Any], path: Path = TUNED) -> None:
+    """Put a kernel's rows for an architecture into the file, whole or not at all. about: hardware, commit, versions."""
+    entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    entries.setdefault(kernel, {})[arch] = {**about, "rows": [_to_json(row) for row in rows]}
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _to_json(row: Row) -> dict[str, Any]:
+    return {
+        "blocks": row.blocks, "warps": row.warps, "stages": row.stages, "types": list(row.types), "upto": row.upto,
+    }  # fmt: skip
+
+
+def _from_json(entry: dict[str, Any]) -> Row:
+    return Row(entry["blocks"], entry["warps"], entry["stages"], tuple(entry["types"]), entry["upto"])

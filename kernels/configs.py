@@ -1,11 +1,12 @@
-"""The configuration table: block sizes of every kernel, by architecture. Data: `python -m benchmarks.tune` writes it.
+"""The configuration table: block sizes of every kernel, by architecture. Data; what `python -m benchmarks.tune` measured
+on a GPU stands in tuned.json and replaces the rows here.
 
 Rows are tried in order; the first that is for the type and the sizes serves (`_rows.Row`). "sm_80" rows serve every
 sm_8x and, where there are no others, newer architectures too; "interpreter" rows are small, so that small arrays
 have several tiles and edges.
 """
 
-from ._rows import Row, Table
+from ._rows import Row, Table, tuned
 
 ROWS: Table = {
     # -- cast
@@ -35,3 +36,6 @@ ROWS: Table = {
         "sm_80": (Row({"SCAN": 1024, "BLOCK_M": 32, "BLOCK_E": 256}, warps=4, stages=1),),
     },
 }
+
+for _kernel, _rows in tuned().items():
+    ROWS[_kernel] = {**ROWS[_kernel], **_rows}
