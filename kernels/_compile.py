@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ class Compiled:
 
     cubin: the code. symbol: the function's name in it. shared: bytes of dynamic shared memory. threads: a block.
     scratch: trailing pointer parameters that Triton adds for itself, to be passed as null. cooperative: whether all blocks
-    must run at once.
+    must run at once. descriptors: of each tensor descriptor among the parameters, in order, (box, swizzle) as the driver's
+    tensor map takes them.
     """
 
     cubin: bytes
@@ -33,6 +34,7 @@ class Compiled:
     threads: int
     scratch: int
     cooperative: bool = False
+    descriptors: tuple[tuple[tuple[int, ...], int], ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """All but the code, for a JSON file."""
@@ -86,14 +88,24 @@ def compile_kernel(
         ) from error
     if made.metadata.global_scratch_size or made.metadata.profile_scratch_size:
         raise RuntimeError(f"{kernel} {dict(constants)} for {arch} asks for scratch memory, which pycap does not give")
-    own = sum(kind != "constexpr" for kind in signature.values())
-    described = sum(kind.startswith("tensordesc") for kind in signature.values())
-    declared = len(ptx_parameters(made.asm["ptx"]))
-    scratch = declared - own if not described else 2
+    described = tuple((tuple(d["block_size"]), d["swizzle"]) for d in made.metadata.tensordesc_meta or ())
+    # A descriptor is passed as a tensor map, and the array's size and stride in each dimension.
+    own = sum(kind != "constexpr" for kind in signature.values()) + sum(2 * len(box) for box, _ in described)
+    scratch = len(ptx_parameters(made.asm["ptx"])) - own
+    threads = int(re.search(r"\.reqntid (\d+)", made.asm["ptx"])[1])  # type: ignore[index]
     compiled = Compiled(
-        made.asm["cubin"], made.metadata.name, made.metadata.shared, made.metadata.num_warps * 32, scratch, cooperative
+        made.asm["cubin"], made.metadata.name, made.metadata.shared, threads, scratch, cooperative, described
     )
     return compiled, made.asm["ptx"]
+
+
+def descriptor_type(element: str, box: Sequence[int]) -> str:
+    """Triton's type of a tensor descriptor that moves boxes of this shape, in shared memory's default layout for them."""
+    from triton.experimental.gluon import language as gl
+
+    types = {"fp32": gl.float32, "bf16": gl.bfloat16, "fp16": gl.float16}
+    layout = gl.NVMMASharedLayout.get_default_for(list(box), types[element])
+    return f"tensordesc<{element}[{','.join(map(str, box))}],{layout!r}>"
 
 
 def ptx_parameters(ptx: str) -> list[tuple[int, int]]:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 _LIBRARY = "libcuda.so.1"
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _BUFFER_POINTER, _BUFFER_SIZE, _END = 1, 2, 0  # CU_LAUNCH_PARAM_*
 _COOPERATIVE = 2  # CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+_TENSOR_MAP_BYTES = 128
+_TENSOR_MAP_TYPES = {"fp16": 6, "fp32": 7, "bf16": 9}  # CU_TENSOR_MAP_DATA_TYPE_*
+_PROMOTE_TO_128_BYTES = 2  # CU_TENSOR_MAP_L2_PROMOTION_L2_128B
 _PARAMETER_BYTES = 4096  # the most that a kernel of any supported architecture takes
 
 
@@ -65,6 +69,9 @@ class Driver:
         library.cuModuleLoadData.argtypes = [ctypes.POINTER(pointer), ctypes.c_char_p]
         library.cuModuleGetFunction.argtypes = [ctypes.POINTER(pointer), pointer, ctypes.c_char_p]
         library.cuFuncSetAttribute.argtypes = [pointer, ctypes.c_int, ctypes.c_int]
+        library.cuTensorMapEncodeTiled.argtypes = [
+            pointer, ctypes.c_int, ctypes.c_uint, pointer, pointer, pointer, pointer, pointer, *[ctypes.c_int] * 4,
+        ]  # fmt: skip
         library.cuGetErrorName.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)]
         self.launch_kernel = library.cuLaunchKernel
 
@@ -88,6 +95,27 @@ class Driver:
             allowed = self.library.cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, shared)
             self.check(allowed, f"{symbol}: asking for {shared} bytes of shared memory")
         return int(function.value or 0)
+
+    def tensor_map(
+        self, address: int, element: str, shape: Sequence[int], strides: Sequence[int], box: Sequence[int], swizzle: int
+    ) -> bytes:
+        """A tensor map (CUtensorMap): how the copy engine moves boxes of an array; what lies outside the array is 0.
+
+        strides: bytes, a multiple of 16 but for the last, which is an element's size. swizzle: CUtensorMapSwizzle. Raises
+        DriverError where the driver refuses the layout.
+        """
+        rank = len(shape)
+        raw = ctypes.create_string_buffer(_TENSOR_MAP_BYTES + 64)
+        start = -ctypes.addressof(raw) % 64
+        innermost_first = slice(None, None, -1)
+        status = self.library.cuTensorMapEncodeTiled(
+            ctypes.addressof(raw) + start, _TENSOR_MAP_TYPES[element], rank, address,
+            (ctypes.c_uint64 * rank)(*shape[innermost_first]), (ctypes.c_uint64 * rank)(*strides[innermost_first][1:]),
+            (ctypes.c_uint32 * rank)(*box[innermost_first]), (ctypes.c_uint32 * rank)(*[1] * rank),
+            0, swizzle, _PROMOTE_TO_128_BYTES, 0,
+        )  # fmt: skip
+        self.check(status, f"describing an array {tuple(shape)} of {element} in boxes of {tuple(box)}")
+        return raw.raw[start : start + _TENSOR_MAP_BYTES]
 
     def launch_cooperative(
         self, function: int, grid: tuple[int, int, int], threads: int, shared: int, stream: int, extra: Any

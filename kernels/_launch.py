@@ -8,7 +8,8 @@ driver, on CuPy's current stream. So it may stand in a CUDA graph's capture, onc
     forward = Kernel("linear.forward", "y:*T x:*T w:*W b:*fp32 m:i32 i:i32/16 o:i32", variants=[{"T": "bf16", "W": "fp32"}])
     forward((programs, 1, 1), row, y, x, w, None, m, i, o, RELU=True)
 
-Types: ``*T`` is a pointer to a type variable's type, ``*fp32`` to a fixed one; None passes a null pointer. ``i32/16``
+Types: ``*T`` is a pointer to a type variable's type, ``*fp32`` to a fixed one; None passes a null pointer. ``#T(A,B)`` is a
+tensor descriptor of an array with two dimensions, moved in boxes of the row's blocks A by B. ``i32/16``
 is compiled for multiples of 16 wherever the arguments allow it, all pointers being multiples of 16 bytes too. Other
 keywords are compile-time constants, and so is what the row holds.
 """
@@ -45,15 +46,29 @@ def interpreting() -> bool:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A run-time parameter. kind: "*T", "*fp32", "i32"; divisible: specialised to multiples of 16 where they are."""
+    """A run-time parameter. kind: "*T", "*fp32", "#T", "i32"; divisible: specialised to multiples of 16 where they are.
+
+    box: of a tensor descriptor, the names of the row's blocks, one a dimension.
+    """
 
     name: str
     kind: str
     divisible: bool = False
+    box: tuple[str, ...] = ()
 
     @property
     def pointer(self) -> bool:
         return self.kind.startswith("*")
+
+    @property
+    def array(self) -> bool:
+        """Whether an array is passed for it, as a pointer or a tensor descriptor."""
+        return self.kind[0] in "*#"
+
+    @property
+    def variable(self) -> str:
+        """The type variable of its elements, or ""."""
+        return self.kind[1:] if self.array and len(self.kind) == 2 else ""
 
 
 @dataclass(frozen=True)
@@ -80,10 +95,14 @@ class Variant:
     def compile(self, arch: str) -> tuple[_compile.Compiled, str]:
         """Machine code and PTX, by Triton."""
         types = dict(self.types)
-        signature = {
-            p.name: f"*{types.get(p.kind[1:], p.kind[1:])}" if p.pointer else p.kind for p in self.kernel.parameters
-        }
         constants = {**self.row.blocks, **dict(self.constants)}
+        signature = {}
+        for p in self.kernel.parameters:
+            element = types.get(p.kind[1:], p.kind[1:])
+            if p.box:
+                signature[p.name] = _compile.descriptor_type(element, [constants[name] for name in p.box])
+            else:
+                signature[p.name] = f"*{element}" if p.pointer else p.kind
         signature |= dict.fromkeys(constants, "constexpr")
         aligned = {p.name: 16 for p in self.kernel.parameters if self.aligned and (p.pointer or p.divisible)}
         order = _compile.parameter_names(self.kernel.name)
@@ -153,8 +172,10 @@ class Kernel:
         self.parameters = tuple(_parse(text) for text in signature.split())
         self.variants = tuple(dict(v) for v in variants)
         self._pointers = tuple(i for i, p in enumerate(self.parameters) if p.pointer)
+        self._described = tuple((i, p) for i, p in enumerate(self.parameters) if p.box)
         self._divisible = tuple(i for i, p in enumerate(self.parameters) if p.divisible)
         self._ready: dict[Any, Any] = {}
+        self._maps: dict[Any, tuple[Any, ...]] = {}
         KERNELS[name] = self
 
     def __call__(self, grid: tuple[int, int, int], row: Row, *arguments: Any, **constants: Any) -> None:
@@ -185,12 +206,16 @@ class Kernel:
                     raise ValueError(self._not_contiguous(i))
         for i in self._divisible:
             bits |= arguments[i]
+        for i, _ in self._described:
+            types.append(arguments[i].dtype)
         device = machine.device()
         key = (device, row, bits & 15 == 0, tuple(types), tuple(constants.items()))
         ready = self._ready.get(key)
         if ready is None:
             ready = self._ready[key] = self._prepare(machine, device, row, bits & 15 == 0, arguments, constants)
-        pack_into, size, function, threads, shared = ready
+        pack_into, size, function, threads, shared, descriptors = ready
+        if descriptors:
+            values = self._describe(machine, arguments, values, descriptors)
         parameters = _driver.parameters
         pack_into(parameters.buffer, 0, *values)
         parameters.size.value = size
@@ -204,6 +229,32 @@ class Kernel:
         if status:
             machine.driver.check(status, f"launching {self.name} on a grid of {grid}")
 
+    def _describe(self, machine: Any, arguments: Sequence[Any], values: list[Any], descriptors: Any) -> list[Any]:
+        """The values with each described array as its tensor map, sizes and strides."""
+        flat: list[Any] = []
+        boxes = iter(descriptors)
+        for parameter, value in zip(self.parameters, values, strict=True):
+            if not parameter.box:
+                flat.append(value)
+                continue
+            box, swizzle = next(boxes)
+            shape, item = tuple(value.shape), value.dtype.itemsize
+            key = (value.data.ptr, shape, value.dtype, box, swizzle)
+            made = self._maps.get(key)
+            if made is None:
+                if not value.flags.c_contiguous:
+                    raise ValueError(f"{self.name}: {parameter.name} must be C-contiguous")
+                strides = [item]
+                for n in shape[:0:-1]:
+                    strides.insert(0, strides[0] * n)
+                element = TYPES[value.dtype.name]
+                encoded = machine.driver.tensor_map(value.data.ptr, element, shape, strides, box, swizzle)
+                if len(self._maps) >= 512:  # addresses come and go with an allocator's pool
+                    self._maps.clear()
+                made = self._maps[key] = (encoded, *shape, *(stride // item for stride in strides))
+            flat += made
+        return flat
+
     def _not_contiguous(self, i: int) -> str:
         return f"{self.name}: {self.parameters[i].name} must be C-contiguous"
 
@@ -213,7 +264,7 @@ class Kernel:
             raise TypeError(f"{self.name} takes {len(self.parameters)} arguments, got {len(arguments)}")
         bound: dict[str, str] = {}
         for parameter, argument in zip(self.parameters, arguments, strict=True):
-            if not parameter.pointer:
+            if not parameter.array:
                 if not isinstance(argument, (int, float)):
                     raise TypeError(f"{self.name}: {parameter.name} must be a number, got {type(argument).__name__}")
                 continue
@@ -221,15 +272,15 @@ class Kernel:
                 continue
             wanted = parameter.kind[1:]
             got = TYPES.get(argument.dtype.name, argument.dtype.name)
-            expected = bound.setdefault(wanted, got) if len(wanted) == 1 else wanted
+            expected = bound.setdefault(wanted, got) if parameter.variable else wanted
             if got != expected:
                 names = {v: k for k, v in TYPES.items()}
                 raise TypeError(
                     f"{self.name}: {parameter.name} must be {names.get(expected, expected)}, got {argument.dtype}"
                 )
         for parameter in self.parameters:  # a type that only absent arrays have may be any
-            if parameter.pointer and len(parameter.kind) == 2:
-                bound.setdefault(parameter.kind[1:], "fp32")
+            if parameter.variable:
+                bound.setdefault(parameter.variable, "fp32")
         return bound
 
     def _prepare(
@@ -249,10 +300,10 @@ class Kernel:
                     f"{variant.describe()}: no prebuilt code for {arch}, and no Triton to compile it with: pip install triton"
                 ) from error
             _store.save(variant.key(arch), compiled)
-        layout = packing(self.parameters, compiled.scratch)
+        layout = packing(self.parameters, compiled.scratch, [len(box) for box, _ in compiled.descriptors])
         machine.runtime.free(0)  # makes the device's context, where this is the thread's first use of it
         function = machine.driver.load(compiled.cubin, compiled.symbol, compiled.shared)
-        return layout.pack_into, layout.size, function, compiled.threads, compiled.shared
+        return layout.pack_into, layout.size, function, compiled.threads, compiled.shared, compiled.descriptors
 
     def _interpret(self, grid: Any, row: Row, arguments: Sequence[Any], constants: dict[str, Any]) -> None:
         from . import _interpret
@@ -266,7 +317,7 @@ class Kernel:
     def built_variants(self, table: Table, arch: str) -> Iterator[Variant]:
         """The variants built ahead for an architecture: the declared ones with each row that is for their types."""
         for declared in self.variants:
-            variables = {p.kind[1:] for p in self.parameters if p.pointer and len(p.kind) == 2}
+            variables = {p.variable for p in self.parameters if p.variable}
             types = tuple(sorted((k, v) for k, v in declared.items() if k in variables))
             constants = tuple(sorted((k, v) for k, v in declared.items() if k not in variables))
             for row in rows(table, self.name, arch):
@@ -280,12 +331,25 @@ def _parse(text: str) -> Parameter:
     kind, slash, multiple = kind.partition("/")
     if slash and multiple != "16":
         raise ValueError(f"{text}: only /16 is known")
-    return Parameter(name, kind, bool(slash))
+    kind, described, box = kind.partition("(")
+    if bool(described) != kind.startswith("#"):
+        raise ValueError(f"{text}: a tensor descriptor is written #T(A,B)")
+    return Parameter(name, kind, bool(slash), tuple(box.rstrip(")").split(",")) if described else ())
 
 
-def packing(parameters: Sequence[Parameter], scratch: int) -> struct.Struct:
-    """How parameters lie in a launch's buffer: each at a multiple of its size, Triton's own null pointers at the end."""
-    codes = ["P" if p.pointer else _PACK[p.kind] for p in parameters]
-    fields = "@" + "".join(codes)
-    end = -(-struct.calcsize(fields) // 8) * 8
-    return struct.Struct(f"{fields}{end - struct.calcsize(fields)}x{8 * scratch}x" if scratch else fields)
+def packing(parameters: Sequence[Parameter], scratch: int, ranks: Sequence[int] = ()) -> struct.Struct:
+    """How parameters lie in a launch's buffer: each at a multiple of its size, Triton's own null pointers at the end.
+
+    ranks: dimensions of each described array; it is passed as a tensor map (at a multiple of 64), its sizes (32 bits) and
+    its strides (64 bits).
+    """
+    fields = ""
+    remaining = iter(ranks)
+    for parameter in parameters:
+        if parameter.box:
+            rank = next(remaining)
+            fields += f"{-struct.calcsize('@' + fields) % 64}x128s{rank}i{rank}q"
+        else:
+            fields += "P" if parameter.pointer else _PACK[parameter.kind]
+    end = -struct.calcsize("@" + fields) % 8
+    return struct.Struct(f"@{fields}{end}x{8 * scratch}x" if scratch else f"@{fields}")

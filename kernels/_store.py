@@ -59,12 +59,23 @@ def load(name: str) -> Compiled | None:
     """The variant stored under a key, or None."""
     bundle = _bundle(name.split("-")[0])
     if bundle is not None and name in bundled(name.split("-")[0]):
-        return Compiled(bundle.read(f"{name}.cubin"), **json.loads(bundle.read(f"{name}.json")))
+        return _compiled(bundle.read(f"{name}.cubin"), bundle.read(f"{name}.json"))
     path = cache_folder() / f"{name}.json"
     try:
-        return Compiled(path.with_suffix(".cubin").read_bytes(), **json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):  # not there, or half of it, or of another version: it is compiled again
+        return _compiled(path.with_suffix(".cubin").read_bytes(), path.read_bytes())
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ):  # not there, or half of it, or of another version: it is compiled again
         return None
+
+
+def _compiled(cubin: bytes, facts: bytes) -> Compiled:
+    known = json.loads(facts)
+    known["descriptors"] = tuple((tuple(box), swizzle) for box, swizzle in known["descriptors"])
+    return Compiled(cubin, **known)
 
 
 def save(name: str, compiled: Compiled) -> None:

@@ -60,7 +60,8 @@ def build(arch: str, number: int, only: str, float16: bool) -> tuple[str, str, A
         problems.append(f"{usage['STACK']} bytes of stack")
     if compiled.shared > SHARED[arch]:
         problems.append(f"{compiled.shared} bytes of shared memory; {SHARED[arch]} are there")
-    layout = _launch.packing(variant.kernel.parameters, compiled.scratch)
+    ranks = [len(box) for box, _ in compiled.descriptors]
+    layout = _launch.packing(variant.kernel.parameters, compiled.scratch, ranks)
     end = 0
     for size, alignment in _compile.ptx_parameters(ptx):
         end = -(-end // alignment) * alignment + size

@@ -71,6 +71,22 @@ int cuFuncSetAttribute(void*, int attribute, int value) {
   return 0;
 }
 
+// Notes its arguments in the map: address, type, rank, swizzle, then sizes, strides and the box, innermost first.
+int cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address, const uint64_t* sizes,
+                           const uint64_t* strides, const uint32_t* box, const uint32_t* steps, int interleave,
+                           int swizzle, int promotion, int fill) {
+  if (reinterpret_cast<uint64_t>(map) % 64 || interleave || fill || promotion != 2 || steps[0] != 1) return 1;
+  uint32_t* out = static_cast<uint32_t*>(map);
+  std::memcpy(out, &address, 8);
+  out[2] = type, out[3] = rank, out[4] = swizzle;
+  for (unsigned i = 0; i < rank; ++i) {
+    out[8 + i] = static_cast<uint32_t>(sizes[i]);
+    out[16 + i] = i + 1 < rank ? static_cast<uint32_t>(strides[i]) : 0;
+    out[24 + i] = box[i];
+  }
+  return 0;
+}
+
 int cuGetErrorName(int status, const char** name) {
   *name = status == 200 ? "CUDA_ERROR_INVALID_IMAGE" : status == 500 ? "CUDA_ERROR_NOT_FOUND" : "CUDA_ERROR_LAUNCH_FAILED";
   return 0;

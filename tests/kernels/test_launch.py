@@ -203,6 +203,33 @@ def test_wrong_arguments_are_named(machine):
     assert not machine.built
 
 
+def test_described_arrays_are_passed_as_maps_sizes_and_strides(machine, library, monkeypatch):
+    boxes = (((1, 8, 16, 64), 3), ((32, 64), 2))
+    compiled = _compile.Compiled(b"code", "kernel", 0, 384, 2, descriptors=boxes)
+    monkeypatch.setattr(_launch.Variant, "compile", lambda variant, arch: (compiled, ""))
+    kernel = _launch.Kernel("cast.forward", "x:#T(A,B,C,D) w:#T(N,D) y:*T n:i32")
+    x, w = Array(0x10000, ml_dtypes.bfloat16), Array(0x20000, ml_dtypes.bfloat16)
+    x.shape, w.shape = (2, 14, 15, 128), (64, 1152)
+    for _ in range(2):  # the second time from the cache of maps
+        kernel((7, 1, 1), ROW, x, w, Array(0x30000, ml_dtypes.bfloat16), 9)
+        last = library.Last().contents
+        raw = bytes(last.parameters)
+        first = struct.unpack_from("<QIII12x4I16x3I20x4I", raw)
+        assert first == (0x10000, 9, 4, 3, 128, 15, 14, 2, 256, 3840, 53760, 64, 16, 8, 1)
+        assert struct.unpack_from("<4i4q", raw, 128) == (2, 14, 15, 128, 26880, 1920, 128, 1)
+        second = 192  # the next multiple of 64 after 128 + 4*4 + 4*8
+        assert struct.unpack_from("<QIII12x2I", raw, second) == (0x20000, 9, 2, 2, 1152, 64)
+        assert struct.unpack_from("<2i2q", raw, second + 128) == (64, 1152, 1152, 1)
+        assert struct.unpack_from("<Qi", raw, second + 152) == (0x30000, 9)
+        assert last.parameter_bytes == second + 168 + 16 and list(last.block) == [384, 1, 1]
+
+
+def test_a_signature_that_says_nothing_is_refused():
+    for text in ("x:#T", "x:*T(A)", "n:i32/8"):
+        with pytest.raises(ValueError, match=r"x:#T: a tensor|x:\*T\(A\): a tensor|n:i32/8: only /16"):
+            _launch.Kernel("cast.forward", text)
+
+
 def test_threads_do_not_share_their_parameters(machine, library):
     """Each thread packs into a buffer of its own: the driver call lets other threads run before it has copied."""
     addresses = []
