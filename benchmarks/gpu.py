@@ -186,7 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = parser.parse_args(argv)
     from pycap.backends import triton as primitives
 
-    primitives.check()
+    try:
+        primitives.check()
+    except ImportError as error:
+        parser.error(str(error))
     where = Machine(own.rehearse)
     cases = gpu_cases.registry(2 if own.rehearse else own.batch, 16 if own.rehearse else 1)
     chosen = select(cases, ops=[op for op in own.op.split(",") if op], name=own.case)

@@ -156,7 +156,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
     parser.add_argument("--output", type=Path, default=_rows.TUNED, metavar="FILE")
     own = parser.parse_args(argv)
-    primitives.check()
+    try:
+        primitives.check()
+    except ImportError as error:
+        parser.error(str(error))
     if launching.interpreting():
         parser.error("there is nothing to tune in the interpreter: set TRITON_INTERPRET=0 on a machine with a GPU")
     where, arch = Machine(False), _launch.arch()

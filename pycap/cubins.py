@@ -47,6 +47,16 @@ def variants(arch: str, only: str = "", float16: bool = False) -> list[Any]:
     ]
 
 
+def coverage(arch: str) -> tuple[int, int]:
+    """(how many of the declared variants lie prebuilt for an architecture, how many there are)."""
+    built = _launch.code_arch(arch)
+    if built not in SHARED:
+        return 0, len(variants("sm_80"))
+    declared = variants(built)
+    there = _store.bundled(built)
+    return sum(variant.key(built) in there for variant in declared), len(declared)
+
+
 def build(arch: str, number: int, only: str, float16: bool) -> tuple[str, str, Any, dict[str, int], str]:
     """Compile one variant, by its place among `variants`: (description, key, code, resources, what is wrong or "")."""
     variant = variants(arch, only, float16)[number]
