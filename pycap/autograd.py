@@ -38,15 +38,15 @@ class Tensor:
 
     `data`: the array. `requires_grad`: whether gradients flow to it. `grad`: for a leaf (a parameter), the buffer of
     its gradient, kept between steps; `fresh` says that it holds this step's value (else the next write uses beta 0).
-    `rows`: the only rows of `grad` that may be other than zero, or None for any (set by Embedding, so that a step
-    touches just the rows it used).
+    `rows`: the only rows of `grad` that may be other than zero (a host array), or None for any (set by Embedding, so that
+    a step touches just the rows it used).
     """
 
     __slots__ = ("__weakref__", "data", "fresh", "grad", "index", "node", "requires_grad", "rows")
     __array_priority__ = 100  # NumPy's operators defer to ours
 
     def __init__(self, data: Any, requires_grad: bool = False, node: Function | None = None, index: int = 0) -> None:
-        self.data = data if hasattr(data, "dtype") else np.asarray(data, np.float32)
+        self.data = data if hasattr(data, "dtype") else memory.asarray(data)
         self.requires_grad, self.node, self.index = requires_grad, node, index
         self.grad: Any = None
         self.fresh = False
@@ -84,7 +84,7 @@ class Tensor:
         if self.node.done:
             raise _used_up(self.node)
         if seed is None:
-            seed = np.ones_like(self.data)
+            seed = memory.filled_like(self.data, 1)
         elif getattr(seed, "shape", None) != self.shape:
             raise ValueError(f"backward seed has shape {getattr(seed, 'shape', None)}, the tensor has {self.shape}")
         self.node.douts[self.index] = seed

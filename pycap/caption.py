@@ -13,25 +13,28 @@ if TYPE_CHECKING:
     from pycap.captioner import Caption, Captioner
 
 
-def load(path: str | Path, precision: str | None = None) -> Captioner:
+def load(path: str | Path, precision: str | None = None, device: str | None = None) -> Captioner:
     """A trained model, ready to caption: ``load("runs/coco/best").caption(["a.jpg"], beam_size=3)``.
 
-    path: a checkpoint, or a run's folder (its best checkpoint, else the last). precision: of the CNN's activations, "fp32"
-    or "bf16"; None: what it was trained in. Raises CheckpointError, and ValueError for another precision.
+    path: a checkpoint, or a run's folder (its best checkpoint, else the last). precision: "fp32", "tf32"
+    or "bf16"; None: what it was trained in. device: "cpu", "cuda", or "auto" for a GPU where one can serve; it holds for
+    the whole process; None: the current one, at first the CPU. Raises CheckpointError, DeviceError where the device cannot
+    be used, and ValueError for another precision.
     """
     from pycap.captioner import Captioner
 
-    return Captioner.load(path, precision)
+    return Captioner.load(path, precision, device)
 
 
 def caption_files(args: argparse.Namespace) -> int:
     """`pycap caption`: a JSON line an image, to --output or the screen. Status 1 where an image could not be read."""
     from rich.progress import track
 
-    from pycap.backends import set_threads
+    from pycap.backends import select, set_threads
     from pycap.data.images import find_images
     from pycap.device import cpu_count
 
+    select(args.device, args.backend)
     set_threads(args.threads or cpu_count())
     paths = find_images(args.images)
     captioner = load(args.checkpoint, args.precision)

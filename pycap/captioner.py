@@ -11,12 +11,12 @@ import numpy as np
 
 from pycap import checkpoint, ops
 from pycap.autograd import no_grad
-from pycap.backends import WeightCache, constant_weights
+from pycap.backends import WeightCache, constant_weights, select, set_float32_products
 from pycap.config import TrainConfig
 from pycap.data.images import ImageError, PreprocessSpec, centre_crops, iterate_images
 from pycap.data.vocab import Vocabulary
 from pycap.decode import beam_search
-from pycap.device import activation_dtype
+from pycap.device import activation_dtype, float32_products
 from pycap.models.nic import NIC
 from pycap.models.vgg import VGG
 
@@ -57,8 +57,8 @@ def build_model(config: TrainConfig, vocabulary: int, *, draw: bool = True, word
 def load_weights(model: NIC, saved: checkpoint.Checkpoint, *, copy: bool = True) -> None:
     """Give a model a checkpoint's weights. CheckpointError names what does not fit: the vocabulary, or arrays.
 
-    copy: into the model's own arrays; else the checkpoint's mapped arrays become the model's: nothing is read before it
-    is used, and a first write to a page copies it.
+    copy: into the model's own arrays; else, on the CPU, the checkpoint's mapped arrays become the model's: nothing is read
+    before it is used, and a first write to a page copies it.
     The classifier of words that `--pretrain-words` trains may be missing on either side: captioning has no use for it.
     """
     table = saved.model.get("word_embedding.weight")
@@ -85,18 +85,21 @@ class Captioner:
     def __init__(
         self, model: NIC, vocab: Vocabulary, spec: PreprocessSpec, config: TrainConfig, precision: str | None = None
     ) -> None:
-        """precision: "fp32", "bf16", or None for the one that the model was trained in. ValueError for others."""
+        """precision: "fp32", "tf32", "bf16", or None for the one that the model was trained in. ValueError for others."""
         self.model, self.vocab, self.spec, self.config = model, vocab, spec, config
         self.precision = precision or config.precision
-        self._dtype = activation_dtype(self.precision)
+        self._dtype, self._products = activation_dtype(self.precision), float32_products(self.precision)
         self.weights = WeightCache()
 
     @classmethod
-    def load(cls, path: str | Path, precision: str | None = None) -> Captioner:
+    def load(cls, path: str | Path, precision: str | None = None, device: str | None = None) -> Captioner:
         """Read a checkpoint folder, or the best (else the last) one of a run. CheckpointError says what is wrong.
 
-        precision: as for the constructor; weights are saved in float32 whatever they were trained in.
+        precision: as for the constructor; weights are saved in float32 whatever they were trained in. device: "cpu",
+        "cuda" or "auto", for this model and the whole process (`backends.select`); None: the current one.
         """
+        if device is not None:
+            select(device)
         saved = checkpoint.load(path)
         model = build_model(saved.config, len(saved.vocab), draw=False, word_head="word_head.weight" in saved.model)
         load_weights(model, saved, copy=False)
@@ -108,8 +111,9 @@ class Captioner:
     ) -> list[list[tuple[str, float]]]:
         """Captions of decoded images: for each, (text, logprob) of its beams, best first.
 
-        images uint8 [N,R,R,3], crops int32 [N,3] (top, left, flip), as the loader gives them.
+        images uint8 [N,R,R,3], crops int32 [N,3] (top, left, flip), arrays of the host, as the loader gives them.
         """
+        set_float32_products(self._products)
         vocab = self.vocab
         with no_grad(), self.model.evaluating(), constant_weights(self.weights):
             x = ops.preprocess(images, crops, self.spec.crop, self.spec.mean, self.spec.std, self._dtype)

@@ -1,4 +1,4 @@
-"""The command `pycap`: caption, evaluate, score, train."""
+"""The command `pycap`: train, caption, evaluate, score, doctor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 def _parser() -> argparse.ArgumentParser:
     from pycap import __version__
-    from pycap.config import PRECISIONS
+    from pycap.config import BACKENDS, DEVICES, PRECISIONS
 
     parser = argparse.ArgumentParser(prog="pycap", description="Train image captioners, and caption images with them.")
     parser.add_argument("--version", action="version", version=f"pycap {__version__}")
@@ -38,13 +38,20 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("results", help='[{"image_id": ..., "caption": ...}]')
     score.add_argument("annotations", help="COCO captions file")
 
+    doctor = commands.add_parser("doctor", help="what this machine has, and which kernels run where")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+
     for command in (caption, evaluate):
         command.add_argument("--beam-size", "--beam_size", type=_positive, default=3, metavar="N")
         command.add_argument(
             "--batch-size", "--batch_size", type=_positive, default=16, metavar="N", help="images at once"
         )
         command.add_argument(
-            "--precision", choices=PRECISIONS, help="activations of the CNN (default: as the model was trained)"
+            "--device", choices=DEVICES, default="auto", help="where to compute (default: %(default)s)"
+        )
+        command.add_argument("--backend", choices=BACKENDS, default="auto", help="whose kernels (default: %(default)s)")
+        command.add_argument(
+            "--precision", choices=PRECISIONS, help="of products and activations (default: as the model was trained)"
         )
         command.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
     return parser
@@ -67,9 +74,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     args = _parser().parse_args(argv)
     from pycap.caption import caption_files
+    from pycap.doctor import examine
     from pycap.evaluate import evaluate_checkpoint, score_files
 
-    commands = {"caption": caption_files, "evaluate": evaluate_checkpoint, "score": score_files}
+    commands = {"caption": caption_files, "evaluate": evaluate_checkpoint, "score": score_files, "doctor": examine}
     try:
         status = commands[args.command](args)
     except KeyboardInterrupt:

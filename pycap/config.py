@@ -13,7 +13,9 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-PRECISIONS = ("fp32", "bf16")  # as in pycap.device, which this file does not need otherwise
+DEVICES = ("auto", "cpu", "cuda")
+BACKENDS = ("auto", "reference", "cpp", "triton")
+PRECISIONS = ("fp32", "tf32", "bf16")  # as in pycap.device, which this file does not need otherwise
 CNNS = ("vgg16", "vgg11", "vgg13", "vgg19", "vgg_micro", "vgg_small6")
 _EXTRA_KEYS = ("preprocess",)  # what a checkpoint's config.yaml holds besides options
 _GROUPS = {  # first option of each group in --help
@@ -105,10 +107,12 @@ class TrainConfig:
     resume: Path | None = _opt(None, "continue this run or checkpoint exactly; its options are the defaults")
     init_from: Path | None = _opt(None, "run or checkpoint to take the weights from")
 
-    device: str = _opt("auto", "where to compute", choices=("auto", "cpu", "cuda"))
-    backend: str = _opt("auto", "whose kernels", choices=("auto", "reference", "cpp"))
+    device: str = _opt("auto", "where to compute (auto: on a GPU that the kernels can use)", choices=DEVICES)
+    backend: str = _opt("auto", "whose kernels", choices=BACKENDS)
     precision: str = _opt(
-        "fp32", "activations of the CNN; weights, language model and losses are fp32 in any case", choices=PRECISIONS
+        "fp32",
+        "tf32: matrix products on a GPU; bf16: activations of the CNN; all else, weights and losses too, is fp32",
+        choices=PRECISIONS,
     )
     threads: int = _opt(0, "CPU threads (0: all)", low=0)
 

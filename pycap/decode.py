@@ -9,6 +9,7 @@ import numpy as np
 
 from pycap import ops
 from pycap.autograd import Tensor, no_grad
+from pycap.device import to_host
 
 
 class Decoder(Protocol):
@@ -65,11 +66,9 @@ def beam_search(
                 break
             logits, state = model.advance(state, words)
             wide = min(k + 1, logits.shape[1] - len(set(suppress)))  # one more than k: END may take a place
-            values, ids = ops.log_softmax_topk(logits, wide, suppress)
+            values, ids = map(to_host, ops.log_softmax_topk(logits, wide, suppress))
             width = scores.shape[1]
-            totals = (scores[:, :, None] + np.asarray(values, np.float64).reshape(-1, width, wide)).reshape(
-                len(active), -1
-            )
+            totals = (scores[:, :, None] + values.astype(np.float64).reshape(-1, width, wide)).reshape(len(active), -1)
             order = np.argsort(-totals, axis=1, kind="stable")
             ids = ids.reshape(len(active), -1)
             still, rows, kept_words, kept_scores, kept_beams = [], [], [], [], []

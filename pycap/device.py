@@ -1,14 +1,46 @@
-"""What arrays are made of: NumPy or CuPy (imported only when asked for), float32 or bfloat16 (ml_dtypes, likewise)."""
+"""Where arrays live (NumPy on the CPU, CuPy on a GPU, imported only when asked for) and what they are made of."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+#: The devices: the CPU, and CUDA's current GPU (CUDA_VISIBLE_DEVICES says which).
+DEVICES = ("cpu", "cuda")
+
+#: What `--precision` may say. bf16: activations of the image network are bfloat16. tf32: arrays are float32, and a GPU
+#: multiplies them in TensorFloat-32; a CPU, which has no such unit, multiplies as in fp32.
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+#: The oldest GPUs that the kernels run on: compute capability 8.0 (Ampere).
+CAPABILITY = 80
+
+_module: ModuleType = np
+
+
+class DeviceError(RuntimeError):
+    """A device that was asked for by name cannot be used; the text names what is missing and the remedy."""
+
+
+# The current device ---------------------------------------------------------------------------------------------------
+
+
+def current() -> str:
+    """The device on which new arrays lie: "cpu" (at the start) or "cuda"."""
+    return "cpu" if _module is np else "cuda"
+
+
+def module() -> ModuleType:
+    """The module that makes arrays of the current device: NumPy or CuPy."""
+    return _module
 
 
 def array_module(array: Any) -> ModuleType:
@@ -17,8 +49,120 @@ def array_module(array: Any) -> ModuleType:
     return cupy if cupy is not None and isinstance(array, cupy.ndarray) else np
 
 
-#: What `--precision` may say, and what activations of the image network are stored in then.
-PRECISIONS = ("fp32", "bf16")
+def set_device(name: str) -> None:
+    """New arrays lie on device `name` from now on. `backends.select` calls this, and resolves the kernels to match.
+
+    Raises DeviceError for an unknown name, and for "cuda" where `obstacle` has something to say.
+    """
+    global _module
+    require(name)
+    if name == "cuda":
+        import cupy
+
+        _module = cupy
+    else:
+        _module = np
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Within this, new arrays lie on device `name`. Kernels stay as they are: `backends.use` changes both."""
+    global _module
+    before = _module
+    set_device(name)
+    try:
+        yield
+    finally:
+        _module = before
+
+
+def require(name: str) -> None:
+    """DeviceError unless device `name` exists and can be used."""
+    if name not in DEVICES:
+        raise DeviceError(f"device {name!r} is unknown; choose from auto, {', '.join(DEVICES)}")
+    reason = obstacle() if name == "cuda" else ""
+    if reason:
+        raise DeviceError(f"device cuda cannot be used: {reason}; or choose --device cpu")
+
+
+def obstacle() -> str:
+    """Why pycap cannot use a GPU here, with the remedy; empty where it can. Imports CuPy only where there is a driver."""
+    reason = missing_driver()
+    if reason:
+        return reason
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy does not import ({error}): pip install cupy-cuda13x, or cupy-cuda12x for a driver of CUDA 12"
+    runtime = cupy.cuda.runtime
+    try:
+        runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        driver, built = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+        if 0 < driver < built // 1000 * 1000:
+            return (
+                f"the driver is for CUDA {cuda_version(driver)}, CuPy for {cuda_version(built)}: update the driver, or "
+                f"pip install cupy-cuda{driver // 1000}x"
+            )
+        return f"the driver shows no GPU ({error}): see what nvidia-smi and CUDA_VISIBLE_DEVICES say"
+    capability = int(cupy.cuda.Device().compute_capability)
+    if capability < CAPABILITY:
+        return f"the GPU is of compute capability {capability / 10}, and the kernels need {CAPABILITY / 10} or newer"
+    return ""
+
+
+def missing_driver() -> str:
+    """Why CUDA's driver cannot be loaded, with the remedy; empty where it can."""
+    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return f"no NVIDIA driver ({library} does not load): on a machine with an NVIDIA GPU, install its driver"
+    return ""
+
+
+def cuda_version(number: int) -> str:
+    """CUDA's way to write a version as a number, 13020, as people do: 13.2."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+# Between host and device ----------------------------------------------------------------------------------------------
+
+
+def to_device(array: Any) -> Any:
+    """`array` (host or device) as an array of the current device: itself where it lies there, else a C-contiguous copy."""
+    if _module is np:
+        return array if isinstance(array, np.ndarray) else to_host(array)
+    return array if isinstance(array, _module.ndarray) else _module.asarray(np.asarray(array, order="C"))
+
+
+def to_host(array: Any) -> np.ndarray:
+    """`array` (host or device) as a NumPy array: itself where it is one, else a copy, made when the device is done."""
+    return np.asarray(array) if array_module(array) is np else array.get()
+
+
+def assign(target: Any, array: Any) -> None:
+    """target[...] = array, equally shaped, each on either side; from the host without a second copy on the device."""
+    if array_module(target) is np:
+        target[...] = to_host(array)
+    elif array_module(array) is np:
+        target.set(np.asarray(array, target.dtype, order="C"))
+    else:
+        target[...] = array
+
+
+def address(array: Any) -> int:
+    """Where the first element lies: a pointer of the host or of the GPU."""
+    return array.__array_interface__["data"][0] if array_module(array) is np else array.data.ptr
+
+
+def synchronize() -> None:
+    """Wait until the current device has done all that it was given."""
+    if _module is not np:
+        _module.cuda.get_current_stream().synchronize()
+
+
+# What arrays are made of ----------------------------------------------------------------------------------------------
 
 
 @cache
@@ -42,6 +186,11 @@ def activation_dtype(precision: str) -> np.dtype:
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
     return bfloat16() if precision == "bf16" else np.dtype(np.float32)
+
+
+def float32_products(precision: str) -> str:
+    """How float32 matrices are multiplied for a value of `--precision`: what `backends.set_float32_products` takes."""
+    return "tf32" if precision == "tf32" else "fp32"
 
 
 def cpu_count() -> int:

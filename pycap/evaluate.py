@@ -23,11 +23,12 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     """`pycap evaluate`: caption a split with a checkpoint, score it, write COCO results JSON where asked."""
     from rich.progress import track
 
-    from pycap.backends import set_threads
+    from pycap.backends import select, set_threads
     from pycap.captioner import Captioner
     from pycap.data import load_split
     from pycap.device import cpu_count
 
+    select(args.device, args.backend)
     set_threads(args.threads or cpu_count())
     captioner = Captioner.load(args.checkpoint, args.precision)
     examples, problems = load_split(args.stage or captioner.config.stage, Path(args.data), args.split)

@@ -1,20 +1,26 @@
-"""The one place that allocates arrays: pooled, 64-byte aligned blocks that are reused as soon as no array views them."""
+"""The one place that allocates arrays, on the current device: pooled blocks, reused as soon as no array views them.
+
+On the CPU the pool is ours, and blocks are 64-byte aligned; on a GPU it is CuPy's.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from pycap import device
+
 _ALIGN = 64
 _free: dict[int, list[np.ndarray]] = {}
 _lock = threading.Lock()
 _poison = False
-_scratch = np.empty(0, np.uint8)
+_scratch: dict[ModuleType, Any] = {}  # by the module of its arrays
 
 
 class _Block:
@@ -40,12 +46,18 @@ def _size_class(nbytes: int) -> int:
     return -(-nbytes // step) * step
 
 
-def empty(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:
-    """An uninitialised C-contiguous array, 64-byte aligned, from the pool; NaN-filled while `poisoned`.
+def empty(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Any:
+    """An uninitialised C-contiguous array on the current device, from the pool; NaN-filled while `poisoned`.
 
-    Small arrays (under 4 KiB) come straight from NumPy: the pool would cost more than it saves.
+    On the CPU it is 64-byte aligned; small arrays (under 4 KiB) come straight from NumPy: the pool would cost more than it
+    saves.
     """
     dtype = np.dtype(dtype)
+    if device.module() is not np:
+        array = device.module().empty(shape, dtype)
+        if _poison:
+            _fill_on_device(array)
+        return array
     nbytes = dtype.itemsize
     for n in shape:
         nbytes *= n
@@ -65,39 +77,70 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:
     return array
 
 
-def empty_like(array: Any) -> np.ndarray:
+def _fill_on_device(array: Any) -> None:
+    if array.dtype.kind in "fV":
+        array.reshape(-1).view(np.uint8).fill(0xFF)  # NaN in every float format
+    else:
+        array.fill(np.iinfo(array.dtype).max)
+
+
+def empty_like(array: Any) -> Any:
     """An uninitialised array of `array`'s shape and dtype."""
     return empty(array.shape, array.dtype)
 
 
-def workspace(nbytes: int) -> np.ndarray:
-    """A uint8 array of at least `nbytes`, 64-byte aligned, shared by all kernels that run one after another.
+def zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Any:
+    """An array of zeros on the current device, not from our pool: for what lives long, as parameters do."""
+    return device.module().zeros(shape, dtype)
 
-    Its contents do not outlive the call that asked for it. It grows to the largest request and stays; while `poisoned`
-    it is filled with NaN on every request.
+
+def filled_like(array: Any, value: float) -> Any:
+    """An array of `array`'s shape and dtype, every element `value`."""
+    made = empty_like(array)
+    made.fill(value)
+    return made
+
+
+def asarray(values: Any, dtype: DTypeLike = np.float32) -> Any:
+    """Python numbers, nested as they may be, as an array on the current device."""
+    return device.to_device(np.asarray(values, dtype))
+
+
+def workspace(nbytes: int) -> Any:
+    """A uint8 array of at least `nbytes` on the current device, shared by all kernels that run one after another.
+
+    On the CPU it is 64-byte aligned. Its contents do not outlive the call that asked for it. It grows to the largest request
+    and stays; while `poisoned` it is filled with NaN on every request.
     """
-    global _scratch
+    module = device.module()
     with _lock:
-        if _scratch.nbytes < nbytes:
-            _scratch = np.empty(0, np.uint8)  # let the old one go first: both at once would raise the peak
-            raw = np.empty(nbytes + _ALIGN, np.uint8)
-            start = -raw.ctypes.data % _ALIGN
-            _scratch = raw[start : start + nbytes]
+        scratch = _scratch.get(module)
+        if scratch is None or scratch.nbytes < nbytes:
+            scratch = None  # let the old one go first: both at once would raise the peak
+            _scratch.pop(module, None)
+            raw = module.empty(nbytes + _ALIGN, np.uint8)
+            start = -device.address(raw) % _ALIGN
+            _scratch[module] = scratch = raw[start : start + nbytes]
         if _poison:
-            _scratch.fill(0xFF)  # NaN in every float format
-        return _scratch
+            scratch.fill(0xFF)  # NaN in every float format
+        return scratch
 
 
 def trim() -> int:
-    """Give the unused pooled blocks back to the system; returns how many bytes they held."""
+    """Give the unused pooled blocks back to the system, the current GPU's too; returns how many bytes they held."""
     held = pooled_bytes()
     _free.clear()
+    if device.module() is not np:
+        device.module().get_default_memory_pool().free_all_blocks()
     return held
 
 
 def pooled_bytes() -> int:
-    """Bytes that lie unused in the pool."""
-    return sum(size * len(blocks) for size, blocks in list(_free.items()))
+    """Bytes that lie unused in the pool; where the current device is a GPU, in CuPy's too."""
+    held = sum(size * len(blocks) for size, blocks in list(_free.items()))
+    if device.module() is not np:
+        held += device.module().get_default_memory_pool().free_bytes()
+    return held
 
 
 @contextmanager

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from pycap import memory
 from pycap.autograd import Tensor
 from pycap.backends import kernels, weights_changed
+from pycap.device import assign
 
 
 class NonFiniteGradient(FloatingPointError):
@@ -127,7 +129,7 @@ class Optimizer(ABC):
                 tensors = [group.params[name] for name in names]
                 for name, tensor in zip(names, tensors, strict=True):
                     if name not in self._state:
-                        self._state[name] = {slot: np.zeros_like(tensor.data) for slot in self.slots}
+                        self._state[name] = {slot: memory.zeros(tensor.shape, tensor.dtype) for slot in self.slots}
                     self._steps[name] = step
                 slots = [[self._state[name][slot] for name in names] for slot in self.slots]
                 data, grads = [t.data for t in tensors], [t.grad for t in tensors]
@@ -145,24 +147,24 @@ class Optimizer(ABC):
         for group in self.groups:
             group.lr = schedule.lr(group.initial_lr, step)
 
-    def state_arrays(self) -> dict[str, np.ndarray]:
-        """The state as arrays, keyed NAME.SLOT and NAME.step (int64), of parameters stepped so far.
+    def state_arrays(self) -> dict[str, Any]:
+        """The state as arrays, keyed NAME.SLOT and NAME.step (int64, on the host), of parameters stepped so far.
 
-        The arrays are the live ones (no copies): write them out before the next step.
+        The arrays are the live ones (no copies), where the parameters are: write them out before the next step.
         """
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, Any] = {}
         for name, slots in self._state.items():
             arrays.update({f"{name}.{slot}": array for slot, array in slots.items()})
             arrays[f"{name}.step"] = np.array(self._steps[name], np.int64)
         return arrays
 
-    def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take up what `state_arrays` gave, exactly; parameters it lacks start afresh.
+    def load_state_arrays(self, arrays: Mapping[str, Any]) -> None:
+        """Take up what `state_arrays` gave, exactly, from host or device; parameters it lacks start afresh.
 
         Raises:
             OptimizerStateError: a name, slot or shape does not fit; the state is then as before.
         """
-        found: dict[str, dict[str, np.ndarray]] = {}
+        found: dict[str, dict[str, Any]] = {}
         for key, array in arrays.items():
             name, _, slot = key.rpartition(".")
             if name not in self.tensors:
@@ -185,7 +187,9 @@ class Optimizer(ABC):
         for name, slots in found.items():
             data = self.tensors[name].data
             self._steps[name] = int(slots["step"])
-            self._state[name] = {slot: np.array(slots[slot], data.dtype, like=data) for slot in self.slots}
+            self._state[name] = {slot: memory.zeros(data.shape, data.dtype) for slot in self.slots}
+            for slot, array in self._state[name].items():
+                assign(array, slots[slot])
 
 
 class SGD(Optimizer):
@@ -250,13 +254,13 @@ class Combined:
         for o in self.optimizers:
             o.set_lr(schedule, step)
 
-    def state_arrays(self) -> dict[str, np.ndarray]:
+    def state_arrays(self) -> dict[str, Any]:
         """As Optimizer.state_arrays."""
         return {key: array for o in self.optimizers for key, array in o.state_arrays().items()}
 
-    def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def load_state_arrays(self, arrays: Mapping[str, Any]) -> None:
         """As Optimizer.load_state_arrays."""
-        parts: list[dict[str, np.ndarray]] = [{} for _ in self.optimizers]
+        parts: list[dict[str, Any]] = [{} for _ in self.optimizers]
         for key, array in arrays.items():
             name = key.rpartition(".")[0]
             owner = next((i for i, o in enumerate(self.optimizers) if name in o.tensors), 0)

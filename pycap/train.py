@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def train(config: TrainConfig) -> RunResult:
     """Train a captioner as `config` says; returns the run's folder and scores.
 
-    Raises ConfigError, DataError, CheckpointError, BackendError, Diverged, each with what to do about it; Stopped after
-    Ctrl-C or SIGTERM, when everything is saved.
+    Raises ConfigError, DataError, CheckpointError, DeviceError, BackendError, Diverged, each with what to do about it;
+    Stopped after Ctrl-C or SIGTERM, when everything is saved.
     """
     from pycap.training.run import run
 
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pycap.backends import BackendError
     from pycap.checkpoint import CheckpointError
     from pycap.data import DataError
+    from pycap.device import DeviceError
 
     config = configuration.parse_args(argv)
     from pycap.optim import OptimizerStateError
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(stop, flush=True)
         sys.exit(128 + stop.signal_number)
     except (
-        configuration.ConfigError, DataError, CheckpointError, BackendError, Diverged, OptimizerStateError, OSError, MemoryError
+        configuration.ConfigError, DataError, CheckpointError, DeviceError, BackendError, Diverged, OptimizerStateError,
+        OSError, MemoryError,
     ) as error:  # fmt: skip
         sys.exit(f"train.py: error: {error}")

@@ -15,6 +15,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 # Triton's kernels run in its interpreter, on NumPy arrays; `make gpu` sets 0, and they run on the GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# On a machine with a GPU too: what is meant for one names it.
+os.environ.setdefault("PYCAP_DEVICE", "cpu")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -93,8 +93,9 @@ TABLE: dict[str, Row] = {
 }
 TABLE |= {
     name: row(FULL, packages="numpy PIL rich", lazy_packages="h5py nltk pycocoevalcap jsonargparse yaml")
-    for name in ("train", "evaluate", "caption", "features", "paper", "doctor")
+    for name in ("train", "evaluate", "caption", "features", "paper")
 }
+TABLE["doctor"] = row(FULL, "kernels", packages="numpy")
 
 FRAMEWORKS = frozenset(
     ("torch", "torchvision", "tensorflow", "jax", "jaxlib", "flax", "keras", "mxnet", "tinygrad", "chainer", "paddle")

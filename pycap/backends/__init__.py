@@ -103,6 +103,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from pycap import device as devices
 from pycap.backends.weights import WeightCache, constant_weights, weight_cache, weights_changed
 
 __all__ = [
@@ -112,10 +113,13 @@ __all__ = [
     "Choice",
     "WeightCache",
     "available",
+    "choose",
     "constant_weights",
     "explain",
     "float32_products",
     "kernels",
+    "no_gpu",
+    "resolve",
     "select",
     "set_float32_products",
     "set_threads",
@@ -171,7 +175,10 @@ BFLOAT16 = (
 )
 
 #: For each device, the backends in the order they are tried.
-CHAINS = {"cpu": ("cpp", "reference")}
+CHAINS = {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")}
+
+#: For each device, backends that serve it only where they are asked for by name: Triton's interpreter.
+BY_NAME: dict[str, tuple[str, ...]] = {"cpu": ("triton",), "cuda": ()}
 
 
 class BackendError(RuntimeError):
@@ -199,6 +206,7 @@ class _Kernels:
 
 kernels = _Kernels()
 _choices: list[Choice] = []
+_no_gpu = ""
 
 
 def _load(name: str) -> ModuleType:
@@ -209,8 +217,11 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-def available(name: str) -> str:
-    """An empty string where the backend `name` can serve, else the reason why it cannot."""
+def available(name: str, device: str = "cpu") -> str:
+    """An empty string where the backend `name` can serve on `device`, else the reason why it cannot."""
+    reason = (devices.obstacle() if device == "cuda" else "") or _unfit(name, device)
+    if reason:
+        return reason
     try:
         _load(name)
     except ImportError as error:
@@ -218,74 +229,124 @@ def available(name: str) -> str:
     return ""
 
 
-def select(device: str = "cpu", backend: str | None = None) -> None:
-    """Resolve every primitive once.
+def _unfit(name: str, device: str) -> str:
+    """Why Triton's kernels, compiled or interpreted as the environment has it, cannot take arrays of `device`."""
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # as Triton reads it
+    if name == "triton" and interpreted != (device == "cpu"):
+        if interpreted:
+            return "TRITON_INTERPRET=1 has kernels interpreted on the CPU: unset it"
+        return "on the CPU, Triton's kernels only run interpreted, for tests: set TRITON_INTERPRET=1"
+    return ""
 
-    device: a key of `CHAINS`. backend: one of its chain, "auto", or None for $PYCAP_BACKEND (default "auto"). A named
-    backend that cannot serve raises BackendError; "auto" falls through its chain and `explain` says why.
+
+def resolve(device: str | None = None, backend: str | None = None) -> tuple[str, str]:
+    """(the device that `select` with these arguments takes, why it is not the GPU that "auto" would have preferred).
+
+    "auto" takes a GPU where CUDA, CuPy and a backend other than the reference can serve on it.
     """
-    backend = backend or os.environ.get("PYCAP_BACKEND") or "auto"
-    if device not in CHAINS:
-        raise BackendError(f"device {device!r}: this version of pycap runs on {', '.join(CHAINS)} only")
-    chain = CHAINS[device]
-    if backend not in (*chain, "auto"):
-        raise BackendError(f"backend {backend!r} is unknown on device {device!r}; choose from auto, {', '.join(chain)}")
-    tried = chain if backend == "auto" else (backend,)
+    if device in (None, "auto"):
+        device = os.environ.get("PYCAP_DEVICE") or device or "cpu"
+    backend = _asked(backend)
+    if device != "auto":
+        return device, ""
+    fast = [name for name in CHAINS["cuda"] if name != "reference" and backend in (name, "auto")]
+    if not fast:
+        return "cpu", f"backend {backend} was asked for"
+    reasons = {name: available(name, "cuda") for name in fast}
+    return ("cuda", "") if "" in reasons.values() else ("cpu", "; ".join(dict.fromkeys(reasons.values())))
+
+
+def _asked(backend: str | None) -> str:
+    """What was asked for on the command line, else in the environment."""
+    return (os.environ.get("PYCAP_BACKEND") or "auto") if backend in (None, "auto") else backend
+
+
+def select(device: str | None = None, backend: str | None = None) -> str:
+    """Resolve every primitive once, and put new arrays on the same device; returns the device.
+
+    device: "cpu", "cuda", "auto" (a GPU that can serve, else the CPU), or None for the CPU; $PYCAP_DEVICE says instead of
+    the last two. backend: one of the device's, or "auto" or None for $PYCAP_BACKEND, else the chain. A named backend that
+    cannot serve raises BackendError and a named device that cannot be used DeviceError, and nothing has changed then;
+    "auto" falls through, and `explain` says why.
+    """
+    global _no_gpu
+    device, no_gpu = resolve(device, backend)
+    backend = _asked(backend)
+    devices.require(device)
+    named = (*CHAINS[device], *BY_NAME[device])
+    if backend not in (*named, "auto"):
+        raise BackendError(f"backend {backend!r} is unknown on device {device!r}; choose from auto, {', '.join(named)}")
+    choices = choose(device, backend, no_gpu)
+    devices.set_device(device)
+    kernels.__dict__.update({choice.primitive: getattr(_load(choice.backend), choice.primitive) for choice in choices})
+    _choices[:], _no_gpu = choices, no_gpu
+    return device
+
+
+def choose(device: str, backend: str = "auto", no_gpu: str = "") -> list[Choice]:
+    """Which backend would serve each primitive on `device`; BackendError, with `no_gpu` as a further reason, where none can."""
+    tried = CHAINS[device] if backend == "auto" else (backend,)
     modules: list[tuple[str, ModuleType]] = []
     refusals: list[str] = []
     for name in tried:
-        try:
+        reason = available(name, device)
+        if reason:
+            refusals.append(f"{name}: {reason}")
+        else:
             modules.append((name, _load(name)))
-        except ImportError as error:
-            refusals.append(f"{name}: {error}")
     choices = []
     for primitive in PRIMITIVES:
-        for name, module in modules:
-            function = getattr(module, primitive, None)
-            if function is not None:
-                lacking = [f"{n}: lacks it" for n, m in modules if m is not module and not hasattr(m, primitive)]
-                choices.append(
-                    (function, Choice(primitive, name, "; ".join(refusals + lacking) or "first of the chain"))
-                )
-                break
-        else:
+        serving = next((name for name, module in modules if hasattr(module, primitive)), None)
+        if serving is None:
+            reasons = "; ".join((*refusals, *([f"no GPU: {no_gpu}"] if no_gpu else []))) or "not implemented"
+            remedy = "build pycap with `make dev`, or choose" if backend == "cpp" else "choose"
             raise BackendError(
-                f"backend {backend!r} cannot serve {primitive} on {device!r} ({'; '.join(refusals) or 'not implemented'}); "
-                "build pycap with `make dev`, or choose --backend auto"
+                f"backend {backend!r} cannot serve {primitive} on {device!r} ({reasons}); {remedy} --backend auto"
             )
-    kernels.__dict__.update({choice.primitive: function for function, choice in choices})
-    _choices[:] = [choice for _, choice in choices]
+        lacking = [f"{name}: lacks it" for name, module in modules if not hasattr(module, primitive)]
+        first = "first of the chain" if backend == "auto" else "asked for"
+        choices.append(Choice(primitive, serving, "; ".join(refusals + lacking) or first))
+    return choices
 
 
 @contextmanager
 def use(backend: str, device: str = "cpu") -> Iterator[None]:
-    """Within this, `backend` serves every primitive."""
-    held = dict(kernels.__dict__)
-    choices = list(_choices)
+    """Within this, `backend` serves every primitive, and new arrays lie on `device`."""
+    global _no_gpu
+    held, choices, before, no_gpu = dict(kernels.__dict__), list(_choices), devices.current(), _no_gpu
     select(device, backend)
     try:
         yield
     finally:
         kernels.__dict__.clear()
         kernels.__dict__.update(held)
-        _choices[:] = choices
+        _choices[:], _no_gpu = choices, no_gpu
+        devices.set_device(before)
+
+
+def no_gpu() -> str:
+    """Why the device "auto" came to be the CPU; empty where a device was named, or it is a GPU."""
+    return _no_gpu
 
 
 def explain() -> list[Choice]:
-    """Print which backend serves each primitive and why; returns the same as a list."""
+    """Print the device, which backend serves each primitive, and why; returns the choices as a list."""
     if not _choices:
         select()
+    print(f"device {devices.current()}{f' ({_no_gpu})' if _no_gpu else ''}")
     for choice in _choices:
         print(f"{choice.primitive:24} {choice.backend:10} {choice.reason}")
     return list(_choices)
 
 
 def bfloat16_unit() -> str:
-    """What multiplies bfloat16 matrices: "amx" (the CPU's tiles), or "float32" after widening, at float32's speed."""
+    """What multiplies bfloat16 matrices: "amx" (the CPU's tiles), "tensor cores", or "float32" after widening, at its speed."""
     if not _choices:
         select()
     serving = {choice.primitive: choice.backend for choice in _choices}.get("conv2d_forward")
-    return _load("cpp").info()["bf16"] if serving == "cpp" else "float32"
+    if serving == "cpp":
+        return _load("cpp").info()["bf16"]
+    return "tensor cores" if serving == "triton" and devices.current() == "cuda" else "float32"
 
 
 _float32_products = "fp32"
@@ -309,6 +370,6 @@ def float32_products() -> str:
 
 
 def set_threads(count: int) -> None:
-    """How many threads the kernels use from now on (the reference has no say over NumPy's)."""
-    if not available("cpp"):
+    """How many threads the C++ kernels use from now on (the reference has no say over NumPy's)."""
+    if devices.current() == "cpu" and not available("cpp"):
         _load("cpp").set_num_threads(count)

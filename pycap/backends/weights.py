@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from pycap.device import address
+
 Form = TypeVar("Form", np.ndarray, tuple[np.ndarray, ...])
 
 _caches: weakref.WeakSet[WeightCache] = weakref.WeakSet()
@@ -38,8 +40,7 @@ class WeightCache:
 
         Two forms that differ in anything (layout, block sizes, number of threads they are cut for) need two names.
         """
-        interface = array.__array_interface__
-        key = (interface["data"][0], array.shape, array.strides, array.dtype, form)
+        key = (address(array), array.shape, array.strides, array.dtype, form)
         found = self._forms.get(key)
         if found is not None:
             return found[1]  # type: ignore[return-value]  # what `make` of the same name returned

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pycap import ops
+from pycap import memory, ops
 from pycap.autograd import Tensor
+from pycap.device import to_device
 from pycap.models.vgg import VGG
 from pycap.nn import LSTM, Dropout, Embedding, Linear, Module
 
@@ -23,7 +24,8 @@ class State:
     c: Tensor
 
     def rows(self, index: Any) -> State:
-        """The states of the rows `index` (int array), for reordering beams."""
+        """The states of the rows `index` (int array of the host), for reordering beams."""
+        index = to_device(index)
         return State(Tensor(self.h.data[index]), Tensor(self.c.data[index]))
 
 
@@ -31,9 +33,9 @@ class NIC(Module):
     """The image's fc7 vector, linearly embedded, is the LSTM's first input; then START, the words, and END is predicted.
 
     h0 = c0 = 0. Input and output embeddings are separate. Dropout acts on the LSTM's outputs (and, inside the CNN, on fc6
-    and fc7). Tokens are int32, time-major: START, words, END, padding (0). word_head: with a classifier of words on fc7,
-    which `word_loss` trains. Images in bfloat16 go through the CNN and the image embedding in bfloat16; what the CNN hands
-    over is cast then: the language model, and so every loss, is float32.
+    and fc7). Tokens are int32, time-major, arrays of the host: START, words, END, padding (0). word_head: with a classifier
+    of words on fc7, which `word_loss` trains. Images in bfloat16 go through the CNN and the image embedding in bfloat16; what
+    the CNN hands over is cast then: the language model, and so every loss, is float32.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class NIC(Module):
         first = ops.embedding(embedded, np.repeat(np.arange(images.shape[0], dtype=np.int32), n // images.shape[0]))
         words = self.word_embedding(tokens[:-1])
         # A step whose target is padding is not needed, nor is any after it.
-        runs = (np.asarray(tokens) != 0).astype(np.uint8)
+        runs = (tokens != 0).astype(np.uint8)
         h, _ = self.lstm(ops.concatenate([ops.reshape(first, (1, n, -1)), words]), mask=runs)
         outputs = ops.reshape(self.drop(ops.getitem(h, slice(1, None))), ((steps - 1) * n, self.lstm.hidden))
         targets = np.ascontiguousarray(tokens[1:]).reshape(-1)
@@ -97,7 +99,7 @@ class NIC(Module):
     def begin(self, images: Tensor) -> State:
         """The state after the LSTM has seen the images [N,S,S,3]."""
         x = self._embedded(images)
-        zero = Tensor(np.zeros((x.shape[0], self.lstm.hidden), np.float32))
+        zero = Tensor(memory.zeros((x.shape[0], self.lstm.hidden)))
         return State(*self.lstm.step(x, zero, zero))
 
     def advance(self, state: State, words: Any) -> tuple[Any, State]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pycap import device, memory
 from pycap.autograd import Tensor
 from pycap.backends import weights_changed
 
@@ -69,7 +70,8 @@ class Module:
     def load_arrays(self, arrays: dict[str, Any], *, copy: bool = True) -> None:
         """Copy arrays into the parameters or, with copy False, let the arrays themselves be the parameters' values.
 
-        Raises ValueError that names every missing, extra or misshapen one.
+        Arrays of the host are copied to a model on a GPU in any case. Raises ValueError that names every missing, extra or
+        misshapen one.
         """
         parameters = self.named_parameters()
         wrong = [f"{n}: lacks" for n in parameters if n not in arrays] + [
@@ -85,29 +87,39 @@ class Module:
                 f"the weights do not fit the model: {'; '.join(wrong[:8])}{' ...' if len(wrong) > 8 else ''}"
             )
         for name, parameter in parameters.items():
-            if copy or arrays[name].dtype != parameter.dtype:
-                parameter.data[...] = arrays[name]
+            array = arrays[name]
+            kept = device.array_module(array) is device.array_module(parameter.data) and array.dtype == parameter.dtype
+            if copy or not kept:
+                device.assign(parameter.data, array)
             else:
-                parameter.data = arrays[name]
+                parameter.data = array
         weights_changed()
+
+
+# Initial values are drawn on the host: a seed gives the same model on every device.
 
 
 def uniform(rng: np.random.Generator | None, shape: tuple[int, ...], bound: float) -> Tensor:
     """A parameter drawn from U(-bound, bound), float32; without rng its values are left open, for `load_arrays`."""
     if rng is None:
-        return Tensor(np.empty(shape, np.float32), True)
-    return Tensor(rng.uniform(-bound, bound, shape).astype(np.float32), True)
+        return _open(shape)
+    return Tensor(device.to_device(rng.uniform(-bound, bound, shape).astype(np.float32)), True)
 
 
 def normal(rng: np.random.Generator | None, shape: tuple[int, ...], std: float) -> Tensor:
     """A parameter drawn from N(0, std^2), float32; without rng its values are left open, for `load_arrays`."""
     if rng is None:
-        return Tensor(np.empty(shape, np.float32), True)
+        return _open(shape)
     values = rng.standard_normal(shape, np.float32)
     values *= np.float32(std)
-    return Tensor(values, True)
+    return Tensor(device.to_device(values), True)
 
 
 def zeros(shape: tuple[int, ...]) -> Tensor:
     """A parameter of zeros, float32."""
-    return Tensor(np.zeros(shape, np.float32), True)
+    return Tensor(memory.zeros(shape), True)
+
+
+def _open(shape: tuple[int, ...]) -> Tensor:
+    """Not from the pool of activations: on the CPU its memory is never touched where mapped weights take its place."""
+    return Tensor(device.module().empty(shape, np.float32), True)

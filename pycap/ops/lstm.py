@@ -9,6 +9,7 @@ import numpy as np
 from pycap import memory
 from pycap.autograd import Function, Tensor
 from pycap.backends import kernels
+from pycap.device import to_device
 
 
 def _check(op: str, features: int, w_x: Any, w_h: Any, b: Any) -> int:
@@ -34,6 +35,7 @@ class LSTM(Function):
             raise ValueError("lstm: a sequence of no steps has no last state")
         if mask is not None and (mask.shape != (steps, n) or mask.dtype != np.uint8):
             raise ValueError(f"lstm: mask {mask.shape} {mask.dtype} is not uint8 [T,N] = {(steps, n)}")
+        mask = None if mask is None else to_device(mask)
         h, c = memory.empty((steps, n, hidden), x.dtype), memory.empty((steps, n, hidden), x.dtype)
         gates = memory.empty((steps, n, 4 * hidden), x.dtype)
         kernels.lstm_forward(h, c, gates, x, h0, c0, w_x, w_h, b, mask)
@@ -80,8 +82,8 @@ def lstm(
     """An LSTM over a sequence (Hochreiter & Schmidhuber 1997, with forget gates; no peepholes).
 
     x [T,N,I]; w_x [4H,I], w_h [4H,H], b [4H], gates stacked i, f, g, o; h0, c0 [N,H] or None for zeros; mask uint8
-    [T,N] or None: where it is 0 the state is carried over unchanged. Returns (h [T,N,H], the last cell state [N,H]);
-    the last hidden state is h[T-1]. Raises ValueError where shapes do not fit, or for T = 0.
+    [T,N], an array of the host, or None: where it is 0 the state is carried over unchanged. Returns (h [T,N,H], the last
+    cell state [N,H]); the last hidden state is h[T-1]. Raises ValueError where shapes do not fit, or for T = 0.
     """
     return LSTM.apply(x, h0, c0, w_x, w_h, b, mask=mask)
 

@@ -10,14 +10,16 @@ from numpy.typing import DTypeLike
 from pycap import memory
 from pycap.autograd import Tensor
 from pycap.backends import kernels
+from pycap.device import to_device
 
 
 def preprocess(images: Any, crops: Any, size: int, mean: Any, std: Any, dtype: DTypeLike = np.float32) -> Tensor:
     """(pixel - mean) / std of a window of each image.
 
-    images uint8 [N,H,W,3]; crops int32 [N,3]: top, left (pixels) and whether to mirror left and right; size: the side
-    of the window in pixels; mean, std [3] in units of 0..255. Returns [N,size,size,3] of `dtype`, float32 or bfloat16, and
-    with it decides what the layers that follow compute in. Raises ValueError for a window that sticks out.
+    images uint8 [N,H,W,3]; crops int32 [N,3]: top, left (pixels) and whether to mirror left and right; both arrays of the
+    host, which go to the current device here. size: the side of the window in pixels; mean, std [3] in units of 0..255.
+    Returns [N,size,size,3] of `dtype`, float32 or bfloat16, and with it decides what the layers that follow compute in.
+    Raises ValueError for a window that sticks out.
     """
     n, h, w, channels = images.shape
     if channels != 3 or images.dtype != np.uint8 or crops.shape != (n, 3):
@@ -29,5 +31,6 @@ def preprocess(images: Any, crops: Any, size: int, mean: Any, std: Any, dtype: D
     scale = (1.0 / np.asarray(std, np.float64)).astype(np.float32)
     shift = (-np.asarray(mean, np.float64) / np.asarray(std, np.float64)).astype(np.float32)
     y = memory.empty((n, size, size, 3), dtype)
-    kernels.preprocess(y, images, crops.astype(np.int32, copy=False), scale, shift)
+    crops = crops.astype(np.int32, copy=False)
+    kernels.preprocess(y, *(to_device(array) for array in (images, crops, scale, shift)))
     return Tensor(y)

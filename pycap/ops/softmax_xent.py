@@ -9,7 +9,7 @@ import numpy as np
 from pycap import memory
 from pycap.autograd import Function, Tensor
 from pycap.backends import kernels
-from pycap.device import array_module
+from pycap.device import to_device, to_host
 
 
 class LinearCrossEntropy(Function):
@@ -21,20 +21,20 @@ class LinearCrossEntropy(Function):
             )
         if b.shape != w.shape[:1]:
             raise ValueError(f"linear_cross_entropy: b {b.shape} is not [V] = {w.shape[:1]}")
-        xp = array_module(h)
-        rows = xp.flatnonzero(targets != ignore).astype(np.int32)
+        targets = to_host(targets)
+        rows = np.flatnonzero(targets != ignore).astype(np.int32)
         self.compacted = len(rows) != len(targets)
         if self.compacted:  # padding never reaches the vocabulary-sized work
-            self.rows, self.shape = rows, h.shape
+            self.rows = to_device(rows)
             kept = memory.empty((len(rows), h.shape[1]), h.dtype)
-            kernels.embedding_forward(kept, h, rows)
+            kernels.embedding_forward(kept, h, self.rows)
             h, targets = kept, targets[rows]
         if targets.size and not (0 <= int(targets.min()) and int(targets.max()) < w.shape[0]):
             bad = int(targets.max()) if int(targets.min()) >= 0 else int(targets.min())
             raise IndexError(f"linear_cross_entropy: target {bad} is outside the vocabulary of {w.shape[0]}")
         losses = memory.empty((len(targets),), h.dtype)
         dlogits = memory.empty((len(targets), w.shape[0]), h.dtype)
-        kernels.linear_xent_forward(losses, dlogits, h, w, b, targets)
+        kernels.linear_xent_forward(losses, dlogits, h, w, b, to_device(targets))
         self.scale = 1.0 / (len(targets) if normalizer is None else normalizer) if len(targets) else 0.0
         if any(self.needs):
             self.h, self.w, self.dlogits = h, w, dlogits
@@ -58,8 +58,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """The mean of -log softmax(h w^T + b)[target], in nats, over the positions whose target is not `ignore`.
 
-    h [M,H], w [V,H], b [V], targets int32 [M]. normalizer: divide by this instead of by the number of positions that
-    count (the whole batch's count, when a batch is worked off in pieces). Returns a scalar, 0 where no position counts.
-    Raises ValueError for other shapes, IndexError for a target outside the vocabulary.
+    h [M,H], w [V,H], b [V], targets int32 [M], an array of the host. normalizer: divide by this instead of by the number of
+    positions that count (the whole batch's count, when a batch is worked off in pieces). Returns a scalar, 0 where no
+    position counts. Raises ValueError for other shapes, IndexError for a target outside the vocabulary.
     """
     return LinearCrossEntropy.apply(h, w, b, targets=targets, ignore=ignore, normalizer=normalizer)

@@ -19,7 +19,7 @@ from pycap.data.demo import is_true
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
 from pycap.data.vocab import Vocabulary
-from pycap.device import cpu_count
+from pycap.device import cpu_count, current, to_host
 from pycap.training import folder as run_folder
 from pycap.training import sources
 from pycap.training.folder import Log, Sample
@@ -62,8 +62,7 @@ class Position:
 def run(config: TrainConfig) -> RunResult:
     """Train as `config` says, in its run folder. Raises the errors of its parts, and Stopped after Ctrl-C or SIGTERM."""
     config.validate()
-    device = "cpu" if config.device == "auto" else config.device
-    backends.select(device, config.backend)
+    backends.select(config.device, config.backend)
     backends.set_threads(config.threads or cpu_count())
     return _Run(config).go()
 
@@ -291,8 +290,8 @@ class _Run:
         }
         checkpoint.save(
             self.folder / name,
-            model=self.model.state_arrays(),
-            optimizer=self.trainer.optimizer.state_arrays() if name == "last" else None,
+            model=_on_host(self.model.state_arrays()),
+            optimizer=_on_host(self.trainer.optimizer.state_arrays()) if name == "last" else None,
             state=state,
             vocab=self.vocab,
             config=self.config,
@@ -331,11 +330,14 @@ class _Run:
             f"{len(self.vocab)} words; {unknown:.1f} % of the training captions' words are not among them",
             f"{self.config.model} on {self.config.cnn} in {self.config.precision}: "
             f"{self.model.parameter_count():,} parameters; run folder {self.folder}",
+            f"computing on {current()}{f' (no GPU: {backends.no_gpu()})' if backends.no_gpu() else ''}",
         ]
-        if self.config.precision == "bf16" and backends.bfloat16_unit() != "amx":
+        if self.config.precision == "bf16" and backends.bfloat16_unit() == "float32":
             lines.append(
                 "bf16 without AMX (the CPU or the backend lacks it): it saves memory, but is no faster than --precision fp32"
             )
+        if self.config.precision == "tf32" and current() == "cpu":
+            lines.append("tf32 is a GPU's: on the CPU it computes as --precision fp32 does")
         if source.problems:
             lines.append(
                 f"{len(source.problems)} entries of the data set cannot be used: {self.folder / 'skipped.jsonl'}"
@@ -379,3 +381,7 @@ class _Run:
                 yield batch
         finally:
             batches.close()  # type: ignore[attr-defined]
+
+
+def _on_host(arrays: dict[str, Any]) -> dict[str, Any]:
+    return {name: to_host(array) for name, array in arrays.items()}

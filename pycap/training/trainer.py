@@ -11,11 +11,12 @@ import numpy as np
 
 from pycap import ops, optim
 from pycap.autograd import no_grad
+from pycap.backends import set_float32_products
 from pycap.config import TrainConfig
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
 from pycap.data.vocab import END, PAD
-from pycap.device import activation_dtype
+from pycap.device import activation_dtype, float32_products
 from pycap.models.nic import NIC
 from pycap.nn.layers import place_dropout
 
@@ -40,7 +41,7 @@ class Trainer:
 
     def __init__(self, model: NIC, config: TrainConfig, spec: PreprocessSpec, steps_per_epoch: int) -> None:
         self.model, self.config, self.spec = model, config, spec
-        self._dtype = activation_dtype(config.precision)
+        self._dtype, self._products = activation_dtype(config.precision), float32_products(config.precision)
         self.step_number = 0
         self.words_only = False
         self._word_steps = config.pretrain_words * steps_per_epoch
@@ -76,6 +77,7 @@ class Trainer:
 
         Raises Diverged, with the files of the batch, where the loss or a gradient is not finite: nothing has changed then.
         """
+        set_float32_products(self._products)
         images = len(batch.images)
         per_image = batch.tokens.shape[1] // images
         tokens = int(np.count_nonzero(batch.tokens[1:] > END if self.words_only else batch.tokens[1:] != PAD))
@@ -115,6 +117,7 @@ class Trainer:
 
     def loss(self, batches: Iterable[Batch]) -> float:
         """Mean cross-entropy a token in nats over all captions of `batches`, without dropout (END counts)."""
+        set_float32_products(self._products)
         total, count = 0.0, 0
         with no_grad(), self.model.evaluating():
             for batch in batches:

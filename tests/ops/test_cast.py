@@ -82,7 +82,7 @@ def test_refuses_other_dtypes():
 
 def test_precisions():
     assert activation_dtype("fp32") == np.float32 and activation_dtype("bf16") == bfloat16()
-    with pytest.raises(ValueError, match="'fp16' is unknown; choose from fp32, bf16"):
+    with pytest.raises(ValueError, match="'fp16' is unknown; choose from fp32, tf32, bf16"):
         activation_dtype("fp16")
     assert is_bfloat16(np.zeros(1, bfloat16()))
     assert not any(map(is_bfloat16, (None, 1.0, np.zeros(1, np.float16), np.zeros(1, "V2"), np.zeros(1, np.uint16))))

@@ -1,0 +1,221 @@
+"""The command `pycap doctor`: what this machine has, which kernels run where and why, and in what precision."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import sys
+import textwrap
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pycap import __version__, backends, device
+
+#: Instruction sets that matter to the C++ kernels: Linux's name -> the one people know.
+_FEATURES = {
+    "avx2": "AVX2", "fma": "FMA", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_tile": "AMX",
+    "amx_bf16": "AMX BF16", "asimd": "NEON", "sve": "SVE", "bf16": "BF16",
+}  # fmt: skip
+
+#: Packages that decide what can run: the import's name -> the names it is distributed by.
+_PACKAGES = {
+    "numpy": ("numpy",),
+    "ml_dtypes": ("ml_dtypes",),
+    "cupy": ("cupy-cuda13x", "cupy-cuda12x", "cupy"),
+    "triton": ("triton",),
+}
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def examine(args: argparse.Namespace) -> int:
+    """`pycap doctor`: print the report, as JSON where args.json. Status 0 whatever it finds."""
+    found = report()
+    print(json.dumps(found, indent=1) if args.json else as_text(found))
+    return 0
+
+
+def report() -> dict[str, Any]:
+    """Plain JSON values. system, cpu, gpu, packages: what there is. devices: for each, what serves each primitive and why,
+    and what each precision means there. auto: what `--device auto` comes to, and why not a GPU."""
+    chosen, no_gpu = backends.resolve("auto")
+    return {
+        "pycap": __version__,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
+        "cpu": _cpu(),
+        "gpu": _gpu(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "auto": {"device": chosen, "no_gpu": no_gpu},
+        "devices": {name: _device(name) for name in device.DEVICES},
+    }
+
+
+# What there is --------------------------------------------------------------------------------------------------------
+
+
+def _cpu() -> dict[str, Any]:
+    path = Path("/proc/cpuinfo")
+    text = path.read_text("utf-8") if path.exists() else ""
+    lines: dict[str, str] = dict(re.findall(r"^([^\t\n]+?)\s*: (.*)$", text, re.MULTILINE))
+    flags = lines.get("flags", lines.get("Features", "")).split()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return {
+        "name": lines.get("model name") or platform.processor() or platform.machine(),
+        "features": [name for flag, name in _FEATURES.items() if flag in flags],
+        "threads": device.cpu_count(),
+        "cpus": os.cpu_count(),
+        "memory_bytes": memory,
+    }
+
+
+def _gpu() -> dict[str, Any]:
+    """The current GPU and its driver, or under "obstacle" why none can be used."""
+    found: dict[str, Any] = {"obstacle": device.obstacle(), "driver": _driver()}
+    cupy = sys.modules.get("cupy")
+    if found["obstacle"] or cupy is None:
+        return found
+    runtime = cupy.cuda.runtime
+    number = cupy.cuda.Device().id
+    properties = runtime.getDeviceProperties(number)
+    arch = f"sm_{properties['major']}{properties['minor']}"
+    prebuilt = _coverage(arch)
+    return {
+        **found,
+        "name": properties["name"].decode(),
+        "number": number,
+        "count": runtime.getDeviceCount(),
+        "capability": f"{properties['major']}.{properties['minor']}",
+        "arch": arch,
+        "memory_bytes": properties["totalGlobalMem"],
+        "multiprocessors": properties["multiProcessorCount"],
+        "cuda": {
+            "driver": device.cuda_version(runtime.driverGetVersion()),
+            "cupy": device.cuda_version(runtime.runtimeGetVersion()),
+        },
+        "prebuilt": None if prebuilt is None else {"kernels": prebuilt[0], "covered": prebuilt[1]},
+    }
+
+
+def _driver() -> str | None:
+    """The NVIDIA kernel driver's version, as 580.95.05, where the system tells it."""
+    found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", _DRIVER.read_text("utf-8")) if _DRIVER.exists() else None
+    return found[0] if found else None
+
+
+def _coverage(arch: str) -> tuple[int, int] | None:
+    """How many kernels there are, and how many of them lie ready for `arch`; None where nobody counts."""
+    try:
+        from pycap.kernels import _launch
+    except ImportError:  # a checkout that is not installed: kernels/ stands at its top
+        try:
+            from kernels import _launch
+        except ImportError:
+            return None
+    count = getattr(_launch, "coverage", None)
+    return None if count is None else count(arch)
+
+
+def _version(name: str) -> str | None:
+    """A package's version, without importing it; None where it is not installed."""
+    for distribution in _PACKAGES[name]:
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+# What runs where ------------------------------------------------------------------------------------------------------
+
+
+def _device(name: str) -> dict[str, Any]:
+    obstacle = device.obstacle() if name == "cuda" else ""
+    if obstacle:
+        return {"obstacle": obstacle, "precisions": {}, "choices": []}
+    with backends.use("auto", name):
+        unit = backends.bfloat16_unit()
+    choices = backends.choose(name)
+    choice = next(c for c in choices if c.primitive == "linear_forward")
+    return {
+        "obstacle": "",
+        "precisions": _precisions(choice.backend, unit),
+        "choices": [{"primitive": c.primitive, "backend": c.backend, "reason": c.reason} for c in choices],
+    }
+
+
+def _precisions(backend: str, unit: str) -> dict[str, str]:
+    """What each value of --precision means where `backend` multiplies, and `unit` does so in bfloat16."""
+    triton = backend == "triton"
+    return {
+        "fp32": "three TensorFloat-32 products each, as exact as float32" if triton else "float32",
+        "tf32": "one TensorFloat-32 product each" if triton else "the same as fp32",
+        "bf16": "needs the package ml_dtypes"
+        if _version("ml_dtypes") is None
+        else "widened to float32: saves memory, is no faster"
+        if unit == "float32"
+        else unit.replace("amx", "AMX tiles"),
+    }
+
+
+# As text --------------------------------------------------------------------------------------------------------------
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The report for people: a line a fact, then for each device its precisions and who serves which primitives."""
+    cpu, auto = found["cpu"], found["auto"]
+    have = [f"{name} {version}" for name, version in found["packages"].items() if version]
+    lack = [name for name, version in found["packages"].items() if not version]
+    why = f": {auto['no_gpu']}" if auto["no_gpu"] not in ("", found["gpu"]["obstacle"]) else ""
+    lines = [
+        _row("pycap", f"{found['pycap']} on {found['system']}"),
+        _row("cpu", f"{cpu['name']}: {', '.join(cpu['features']) or 'no SIMD that pycap knows'}"),
+        _row("", f"{cpu['threads']} of {cpu['cpus']} threads, {_gib(cpu['memory_bytes'])} of memory"),
+        *_gpu_lines(found["gpu"]),
+        _row("packages", ", ".join(have) + (f"; not installed: {', '.join(lack)}" if lack else "")),
+        _row("auto", f"--device auto computes on {auto['device']}{why}"),
+    ]
+    for name, what in found["devices"].items():
+        lines += ["", f"on {name}"]
+        if what["obstacle"]:
+            lines.append(_row("  nothing", "no GPU, as told above"))
+            continue
+        lines += [_row(f"  {precision}", meaning) for precision, meaning in what["precisions"].items()]
+        groups: dict[tuple[str, str], list[str]] = {}
+        for choice in what["choices"]:
+            groups.setdefault((choice["backend"], choice["reason"]), []).append(choice["primitive"])
+        for (backend, reason), primitives in groups.items():
+            lines.append(_row(f"  {backend}", f"{' '.join(primitives)} ({reason})"))
+    return "\n".join(lines)
+
+
+def _gpu_lines(gpu: dict[str, Any]) -> list[str]:
+    if gpu["obstacle"]:
+        driver = f" (driver {gpu['driver']})" if gpu["driver"] else ""
+        return [_row("gpu", f"none that pycap can use{driver}: {gpu['obstacle']}")]
+    others = f", number {gpu['number']} of {gpu['count']}" if gpu["count"] > 1 else ""
+    ready = "unknown"
+    if gpu["prebuilt"]:
+        ready = f"{gpu['prebuilt']['covered']} of {gpu['prebuilt']['kernels']} kernels"
+    return [
+        _row(
+            "gpu",
+            f"{gpu['name']}{others}: compute capability {gpu['capability']}, {_gib(gpu['memory_bytes'])} of memory",
+        ),
+        _row(
+            "",
+            f"driver {gpu['driver'] or 'unknown'}, CUDA {gpu['cuda']['driver']}; CuPy for CUDA {gpu['cuda']['cupy']}",
+        ),
+        _row("", f"prebuilt for {gpu['arch']}: {ready}"),
+    ]
+
+
+def _row(name: str, text: str) -> str:
+    return textwrap.fill(text, 110, initial_indent=f"{name:13}", subsequent_indent=" " * 13, break_on_hyphens=False)
+
+
+def _gib(count: int | None) -> str:
+    return "unknown size" if count is None else f"{count / 2**30:.1f} GiB"

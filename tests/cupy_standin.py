@@ -1,0 +1,222 @@
+"""A stand-in for CuPy on NumPy memory, for machines without a GPU: as strict as CuPy in not mixing with NumPy arrays.
+
+`make()` gives a module to be put in `sys.modules` as "cupy". Its `ndarray` is no NumPy array and becomes none by itself:
+`np.asarray(it)` and any operation with a NumPy array of one axis or more raise TypeError, as they do in CuPy. New arrays
+of `empty` hold NaN. `ndarray.reads` counts what a GPU would have to finish its work for: copies to the host, and numbers.
+
+It has only what pycap uses; `tests/test_cupy_standin.py` holds each name against the real CuPy where that is installed.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+#: Methods and operators that give arrays.
+METHODS = [
+    "reshape", "astype", "copy", "sum", "mean", "max", "min", "argmax", "argsort", "clip", "transpose", "swapaxes",
+    "view", "ravel", "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__",
+    "__pow__", "__rpow__", "__matmul__", "__rmatmul__", "__and__", "__or__", "__xor__", "__lshift__", "__rshift__",
+    "__neg__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__",
+]  # fmt: skip
+IN_PLACE = ["__iadd__", "__isub__", "__imul__", "__itruediv__"]
+ATTRIBUTES = ["shape", "dtype", "ndim", "size", "nbytes", "itemsize", "strides", "flags"]
+#: Functions of the module that take and give arrays.
+FUNCTIONS = [
+    "arange", "argsort", "array", "concatenate", "exp", "flatnonzero", "full", "isnan", "log", "maximum", "ones", "pad",
+    "take_along_axis", "tanh", "where", "zeros", "zeros_like",
+]  # fmt: skip
+CONSTANTS = ["bool_", "float32", "float64", "inf", "int32", "int64", "nan", "uint32", "uint64", "uint8"]
+
+
+class ndarray:
+    """An array of the device."""
+
+    reads = 0
+    __array_ufunc__ = None  # NumPy's operators leave the operation to ours, which refuse NumPy's arrays
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, host: np.ndarray) -> None:
+        self._host = host
+
+    def __array__(self, *arguments: Any, **how: Any) -> Any:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
+
+    def __array_function__(self, function: Any, *arguments: Any) -> Any:
+        raise TypeError(f"numpy.{function.__name__} on an array of the device: make it with the device's module")
+
+    def __getitem__(self, key: Any) -> ndarray:
+        plain = _plain(key)
+        taken = self._host[plain]
+        if isinstance(taken, np.generic):  # an element is an array of no axes here, and a view
+            taken = self._host[(*plain, ...) if isinstance(plain, tuple) else (plain, ...)]
+        return ndarray(taken)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._host[_plain(key)] = _plain(value)
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def __repr__(self) -> str:
+        return f"device {self._host!r}"
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    @property
+    def T(self) -> ndarray:
+        return ndarray(self._host.T)
+
+    @property
+    def base(self) -> ndarray | None:
+        return None if self._host.base is None else ndarray(self._host.base)  # type: ignore[arg-type]
+
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=self._host.ctypes.data)
+
+    def fill(self, value: Any) -> None:
+        self._host.fill(_plain(value))
+
+    def get(self) -> np.ndarray:
+        ndarray.reads += 1
+        return self._host.copy()
+
+    def set(self, array: np.ndarray) -> None:
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"only a NumPy array can be set, not {type(array)}")
+        if array.dtype != self.dtype or array.shape != self.shape:
+            raise ValueError(f"{array.dtype} {array.shape} cannot be set to {self.dtype} {self.shape}")
+        self._host[...] = array
+
+    def item(self) -> Any:
+        ndarray.reads += 1
+        return self._host.item()
+
+    def tolist(self) -> list[Any]:
+        ndarray.reads += 1
+        return self._host.tolist()
+
+
+def _plain(value: Any) -> Any:
+    """An argument with the device's arrays as NumPy's; TypeError for a NumPy array among them."""
+    if isinstance(value, ndarray):
+        return value._host
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"Unsupported type {np.ndarray} in an operation on the device")
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    return value
+
+
+def _on_device(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_on_device, value))
+    return ndarray(np.asarray(value)) if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def _lifted(function: Any) -> Any:
+    """A NumPy function on arrays of the device."""
+
+    def lifted(*arguments: Any, **how: Any) -> Any:
+        result = function(*map(_plain, arguments), **{name: _plain(value) for name, value in how.items()})
+        return _on_device(result)
+
+    return lifted
+
+
+def _in_place(name: str) -> Any:
+    def operator(self: ndarray, other: Any) -> ndarray:
+        getattr(self._host, name)(_plain(other))
+        return self
+
+    return operator
+
+
+for _name in METHODS:
+    setattr(ndarray, _name, _lifted(getattr(np.ndarray, _name)))
+for _name in IN_PLACE:
+    setattr(ndarray, _name, _in_place(_name))
+for _name in ATTRIBUTES:
+    setattr(ndarray, _name, property(lambda self, name=_name: getattr(self._host, name)))
+
+
+def _asarray(values: Any) -> ndarray:
+    """Itself, or a copy of an array of the host: the one way onto the device besides `ndarray.set`."""
+    return values if isinstance(values, ndarray) else ndarray(np.array(values, order="C"))
+
+
+def _empty(shape: Any, dtype: Any = float) -> ndarray:
+    host = np.empty(shape, dtype)
+    host.reshape(-1).view(np.uint8).fill(0xFF)  # NaN in every float format
+    return ndarray(host)
+
+
+class CUDARuntimeError(RuntimeError):
+    """What CUDA's calls raise."""
+
+
+class Device:
+    """The current GPU."""
+
+    def __init__(self, id: int = 0) -> None:
+        self.id = id
+
+    compute_capability = "90"
+
+
+def make(name: str = "Stand-in 9000", capability: tuple[int, int] = (9, 0), count: int = 1, driver: int = 13000) -> Any:
+    """The module. name, capability: of its GPU. count: GPUs; with none, counting them raises as CUDA does. driver: the CUDA
+    version that it serves, 0: there is none."""
+
+    def count_devices() -> int:
+        if not count or driver < 13000:
+            kind = "cudaErrorNoDevice: no CUDA-capable device is detected"
+            raise CUDARuntimeError(
+                kind if driver >= 13000 else "cudaErrorInsufficientDriver: insufficient for CUDA runtime"
+            )
+        return count
+
+    def properties(number: int) -> dict[str, Any]:
+        major, minor = capability
+        own = {
+            "name": name.encode(),
+            "major": major,
+            "minor": minor,
+            "totalGlobalMem": 8 << 30,
+            "multiProcessorCount": 4,
+        }
+        return own if number < count else {}
+
+    module: Any = ModuleType("cupy")
+    module.__version__ = "14.2.0"
+    module.ndarray, module.asarray, module.empty = ndarray, _asarray, _empty
+    module.add = _lifted(np.add)
+    module.add.at = _lifted(np.add.at)
+    for function in FUNCTIONS:
+        setattr(module, function, _lifted(getattr(np, function)))
+    for constant in CONSTANTS:
+        setattr(module, constant, getattr(np, constant))
+    pool = SimpleNamespace(free_bytes=lambda: 4096, free_all_blocks=lambda: None)
+    module.get_default_memory_pool = lambda: pool
+    module.cuda = SimpleNamespace(
+        Device=type("Device", (Device,), {"compute_capability": f"{capability[0]}{capability[1]}"}),
+        get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None),
+        runtime=SimpleNamespace(
+            CUDARuntimeError=CUDARuntimeError,
+            getDeviceCount=count_devices,
+            getDeviceProperties=properties,
+            driverGetVersion=lambda: driver,
+            runtimeGetVersion=lambda: 13020,
+        ),
+    )
+    return module

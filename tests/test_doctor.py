@@ -1,0 +1,151 @@
+"""pycap doctor: with and without a GPU, CuPy and a driver; as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from pycap import backends, device, doctor
+from pycap.cli import main
+from tests import cupy_standin
+
+
+def told(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    with pytest.raises(SystemExit) as exit:
+        main(["doctor", *options])
+    assert exit.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def no_driver(monkeypatch):
+    monkeypatch.delenv("PYCAP_DEVICE")
+    monkeypatch.setattr(device, "missing_driver", lambda: "no NVIDIA driver here")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    module = cupy_standin.make("Stand-in 9000", (9, 0), count=2)
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr(device, "missing_driver", lambda: "")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # so that no kernel is loaded on the stand-in
+    return module
+
+
+def test_without_a_driver_the_cpu_and_the_reason(no_driver, capsys):
+    found = json.loads(told(capsys, "--json"))
+    assert found["gpu"]["obstacle"] == "no NVIDIA driver here" and "name" not in found["gpu"]
+    assert found["auto"] == {"device": "cpu", "no_gpu": "no NVIDIA driver here"}
+    assert found["devices"]["cuda"] == {"obstacle": "no NVIDIA driver here", "precisions": {}, "choices": []}
+    cpu = found["devices"]["cpu"]
+    assert [c["primitive"] for c in cpu["choices"]] == list(backends.PRIMITIVES) and cpu["precisions"]["tf32"]
+    assert found["cpu"]["threads"] >= 1 and found["cpu"]["memory_bytes"] > 1 << 20
+    text = told(capsys)
+    assert text.count("no NVIDIA driver here") == 1 and "--device auto computes on cpu" in text
+
+
+def test_the_choices_are_those_that_would_be_made(no_driver):
+    with backends.use("auto"):
+        assert doctor.report()["devices"]["cpu"]["choices"] == [vars(choice) for choice in backends.explain()]
+
+
+def test_a_missing_backend_is_told_with_its_reason(no_driver, monkeypatch, capsys):
+    load = backends._load
+
+    def broken(name):
+        if name == "cpp":
+            raise ImportError("no compiler here")
+        return load(name)
+
+    monkeypatch.setattr(backends, "_load", broken)
+    found = json.loads(told(capsys, "--json"))["devices"]["cpu"]
+    assert {(c["backend"], c["reason"]) for c in found["choices"]} == {("reference", "cpp: no compiler here")}
+    assert "widened to float32" in found["precisions"]["bf16"]
+    assert "(cpp: no compiler here)" in told(capsys)
+
+
+def test_with_a_gpu_its_name_memory_versions_and_chain(gpu, capsys):
+    found = json.loads(told(capsys, "--json"))
+    assert found["gpu"] | {"driver": None, "prebuilt": None} == {
+        "obstacle": "", "driver": None, "name": "Stand-in 9000", "number": 0, "count": 2, "capability": "9.0",
+        "arch": "sm_90", "memory_bytes": 8 << 30, "multiprocessors": 4, "cuda": {"driver": "13.0", "cupy": "13.2"},
+        "prebuilt": None,
+    }  # fmt: skip
+    cuda = found["devices"]["cuda"]
+    assert cuda["obstacle"] == "" and len(cuda["choices"]) == len(backends.PRIMITIVES)
+    assert {c["backend"] for c in cuda["choices"]} == {"reference"}
+    assert all("triton: TRITON_INTERPRET=1" in c["reason"] for c in cuda["choices"])
+    text = told(capsys)
+    assert "Stand-in 9000, number 0 of 2: compute capability 9.0, 8.0 GiB of memory" in text
+    assert "CUDA 13.0; CuPy for CUDA 13.2" in text
+    assert device.current() == "cpu"
+
+
+def test_where_triton_serves_precisions_are_the_tensor_cores(gpu, monkeypatch):
+    load = backends._load
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr(backends, "_load", lambda name: load("reference") if name == "triton" else load(name))
+    found = doctor.report()
+    assert found["auto"] == {"device": "cpu", "no_gpu": ""}  # the tests' PYCAP_DEVICE
+    assert {c["backend"] for c in found["devices"]["cuda"]["choices"]} == {"triton"}
+    assert found["devices"]["cuda"]["precisions"]["bf16"] == "tensor cores"
+    assert "three TensorFloat-32" in found["devices"]["cuda"]["precisions"]["fp32"]
+
+
+@pytest.mark.parametrize(("counted", "said"), [((12, 9), "9 of 12 kernels"), (None, "unknown")])
+def test_prebuilt_kernels_are_counted_where_something_counts_them(gpu, monkeypatch, capsys, counted, said):
+    asked = []
+    monkeypatch.setattr(doctor, "_coverage", lambda arch: asked.append(arch) or counted)
+    assert f"prebuilt for sm_90: {said}" in told(capsys)
+    assert asked == ["sm_90"]
+
+
+def test_without_cupy_the_remedy(monkeypatch, capsys):
+    monkeypatch.setattr(device, "missing_driver", lambda: "")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    text = " ".join(told(capsys).split())
+    assert "none that pycap can use" in text and "pip install cupy-cuda13x" in text
+
+
+def test_packages_are_found_without_being_imported(monkeypatch, capsys):
+    def version(name):
+        if name in ("numpy", "cupy-cuda12x"):
+            return "1.2.3"
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    found = json.loads(told(capsys, "--json"))
+    assert found["packages"] == {"numpy": "1.2.3", "ml_dtypes": None, "cupy": "1.2.3", "triton": None}
+    assert found["devices"]["cpu"]["precisions"]["bf16"] == "needs the package ml_dtypes"
+    assert "numpy 1.2.3, cupy 1.2.3; not installed: ml_dtypes, triton" in told(capsys)
+
+
+def test_the_drivers_version_is_read_from_the_system(monkeypatch, tmp_path):
+    text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\nGCC version: 12.2.0\n"
+    (tmp_path / "version").write_text(text)
+    monkeypatch.setattr(doctor, "_DRIVER", tmp_path / "version")
+    assert doctor._driver() == "580.95.05"
+    monkeypatch.setattr(doctor, "_DRIVER", tmp_path / "absent")
+    assert doctor._driver() is None
+
+
+def test_it_runs_where_nothing_optional_is_installed() -> None:
+    """In a process in which none of these imports."""
+    program = (
+        "import sys\n"
+        "for name in ('cupy', 'triton', 'ml_dtypes', 'scipy_openblas32', 'rich', 'h5py', 'PIL', 'yaml', 'jsonargparse'):\n"
+        "    sys.modules[name] = None\n"
+        "from pycap.cli import main\n"
+        "main(['doctor'])\n"
+    )
+    root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "TRITON_INTERPRET": "0"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "reference" in run.stdout and "--device auto computes on cpu" in run.stdout

@@ -1,0 +1,204 @@
+"""Whole runs on device "cuda", the stand-in for CuPy under the reference: bit for bit what the CPU gives, never mixed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pycap
+from pycap import backends, checkpoint, config, device
+from pycap.captioner import Captioner
+from pycap.cli import main
+from pycap.models import nic
+from pycap.training.run import _Run
+from pycap.training.trainer import Trainer
+from tests import cupy_standin
+from tests.train.runs import tiny
+
+
+@pytest.fixture(autouse=True)
+def _gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(sys.modules, "cupy", cupy_standin.make())
+    monkeypatch.setattr(device, "missing_driver", lambda: "")
+    with backends.use("reference"):
+        yield
+
+
+def losses(folder: Path) -> list[tuple[str, float]]:
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [(row["kind"], row.get("loss", row.get("val_loss"))) for row in rows]
+
+
+def same_checkpoints(one: Path, other: Path) -> bool:
+    a, b = (checkpoint.load(folder, prefer="last") for folder in (one, other))
+    pairs = [(a.model, b.model), (a.optimizer or {}, b.optimizer or {})]
+    return all(x.keys() == y.keys() and all(x[n].tobytes() == y[n].tobytes() for n in x) for x, y in pairs)
+
+
+JOINT = {"optimizer": "rmsprop", "pretrain_words": 1, "micro_batch": 5, "grad_clip": 0.5, "grad_clip_mode": "norm"}
+APART = {"cnn_optimizer": "sgd", "finetune_cnn_after": 1, "precision": "bf16", "beam_size": 2}
+
+
+@pytest.mark.parametrize("options", [JOINT, APART], ids=["joint", "apart"])
+def test_training_saving_and_captioning_are_the_cpus_bit_for_bit(
+    data: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    made = {}
+    for name in ("cpu", "cuda"):
+        made[name] = pycap.train(tiny(data, tmp_path / name, device=name, backend="reference", **options))
+        assert device.current() == name
+    assert losses(tmp_path / "cuda") == losses(tmp_path / "cpu") and len(losses(tmp_path / "cpu")) >= 8
+    assert made["cuda"].scores == made["cpu"].scores
+    assert same_checkpoints(tmp_path / "cuda", tmp_path / "cpu")
+    for file in ("captions.jsonl", "samples.html"):
+        assert (tmp_path / "cuda" / file).read_text() == (tmp_path / "cpu" / file).read_text()
+
+
+@pytest.mark.parametrize(("first", "then"), [("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_run_goes_on_on_either_device_bit_for_bit(data: Path, tmp_path: Path, first: str, then: str) -> None:
+    how = {"backend": "reference", "epochs": 1}
+    pycap.train(tiny(data, tmp_path / "whole", device="cpu", **how))
+    pycap.train(tiny(data, tmp_path / "parts", device=first, max_steps=2, **how))
+    pycap.train(config.resumed(tmp_path / "parts", device=then, max_steps=0))
+    rows = [row for row in losses(tmp_path / "parts") if row[0] == "train"]
+    assert rows == [row for row in losses(tmp_path / "whole") if row[0] == "train"] and len(rows) == 3
+    assert same_checkpoints(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_every_parameter_gradient_and_moment_lies_on_the_device(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers: list[Trainer] = []
+    plain = Trainer.step
+
+    def stepped(self: Trainer, batch: Any) -> Any:
+        trainers.append(self)
+        before = cupy_standin.ndarray.reads
+        result = plain(self, batch)
+        reads.append(cupy_standin.ndarray.reads - before)
+        return result
+
+    reads: list[int] = []
+    monkeypatch.setattr(Trainer, "step", stepped)
+    pycap.train(tiny(data, tmp_path / "run", device="cuda", backend="reference", epochs=1))
+    trainer = trainers[-1]
+    arrays = trainer.model.state_arrays()
+    arrays |= {f"{n}.grad": t.grad for n, t in trainer.model.named_parameters().items()}
+    arrays |= {n: a for n, a in trainer.optimizer.state_arrays().items() if not n.endswith(".step")}
+    assert len(arrays) == 4 * len(trainer.model.named_parameters())
+    assert {type(array) for array in arrays.values()} == {cupy_standin.ndarray}
+    # What a GPU is waited for in a step: where each image's crop is (the reference asks), the loss, the seed of the
+    # backward, and a norm for each of the two groups.
+    assert reads == [5] * 3
+
+
+def test_captions_and_scores_are_the_cpus(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {}
+    for name in ("cpu", "cuda"):
+        how = ["--device", name, "--backend", "reference", "--batch-size", "4"]
+        for command in (
+            ["caption", str(trained), str(data / "val2017"), "--output", str(tmp_path / f"{name}.jsonl"), *how],
+            ["evaluate", str(trained), "--data", str(data), "--output", str(tmp_path / f"{name}.json"), *how],
+        ):
+            with pytest.raises(SystemExit) as exit:
+                main(command)
+            assert exit.value.code == 0
+            assert device.current() == name
+        told[name] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("BLEU")]
+    assert told["cuda"] == told["cpu"] and len(told["cpu"]) == 4
+    for suffix in ("jsonl", "json"):
+        assert (tmp_path / f"cuda.{suffix}").read_bytes() == (tmp_path / f"cpu.{suffix}").read_bytes()
+
+
+def test_a_loaded_model_lies_on_the_device_that_was_asked_for(trained: Path) -> None:
+    captioner = pycap.load(trained, device="cuda")
+    assert {type(a) for a in captioner.model.state_arrays().values()} == {cupy_standin.ndarray}
+    captioner = pycap.load(trained, device="cpu")
+    assert {type(a) for a in captioner.model.state_arrays().values()} == {np.ndarray}
+    assert device.current() == "cpu"
+
+
+def test_an_array_that_stayed_on_the_host_is_caught(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the runs above would prove nothing: here the beam's order does not cross."""
+    monkeypatch.setattr(nic, "to_device", lambda array: array)
+    with pytest.raises(TypeError, match="Unsupported type"):
+        pycap.train(tiny(data, tmp_path / "run", device="cuda", backend="reference", epochs=1))
+
+
+def test_a_device_that_cannot_be_used_is_told_in_one_line(
+    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(device, "missing_driver", lambda: "no NVIDIA driver here")
+    told = []
+    for command in (
+        ["train", "--stage", "coco", "--data", str(data), "--out-dir", str(tmp_path / "run"), "--device", "cuda"],
+        ["caption", str(trained), str(data / "val2017"), "--device", "cuda"],
+        ["evaluate", str(trained), "--data", str(data), "--device", "cuda"],
+    ):
+        with pytest.raises(SystemExit) as exit:
+            main(command)
+        told.append(str(exit.value.code))
+    assert all("device cuda cannot be used: no NVIDIA driver here; or choose --device cpu" in text for text in told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_run_says_where_it_computes_and_why(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(**options: Any) -> str:
+        run = _Run(tiny(data, tmp_path / "run", **options).validate())
+        try:
+            run._announce()
+        finally:
+            run.log.close()
+        return capsys.readouterr().out
+
+    monkeypatch.delenv("PYCAP_DEVICE")
+    with backends.use("reference", "cuda"):
+        assert "computing on cuda\n" in said()
+    backends.select("auto", "reference")
+    assert "computing on cpu (no GPU: backend reference was asked for)" in said()
+    backends.select("cpu", "reference")
+    assert "computing on cpu\n" in (plain := said()) and "tf32" not in plain
+    assert "tf32 is a GPU's: on the CPU it computes as --precision fp32 does" in said(precision="tf32")
+
+
+def test_tf32_is_what_kernels_are_told_while_a_tf32_model_works(
+    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    plain = backends.kernels.linear_forward
+
+    def linear_forward(*arguments: Any) -> None:
+        told.append(backends.float32_products())
+        plain(*arguments)
+
+    def while_working(precision: str) -> set[str]:
+        told.clear()
+        captioner = Captioner.load(trained, precision)
+        for _ in captioner.caption(sorted((data / "val2017").iterdir())[:1]):
+            break
+        return set(told)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backends.kernels, "linear_forward", linear_forward)
+        assert while_working("tf32") == {"tf32"}
+        assert while_working("bf16") == while_working("fp32") == {"fp32"}
+
+
+def test_on_the_cpu_tf32_is_fp32(data: Path, tmp_path: Path) -> None:
+    for precision in ("fp32", "tf32"):
+        pycap.train(tiny(data, tmp_path / precision, backend="reference", precision=precision, epochs=1))
+    assert losses(tmp_path / "tf32") == losses(tmp_path / "fp32")
+    assert backends.float32_products() == "tf32"
+    backends.set_float32_products("fp32")
