@@ -24,6 +24,9 @@ from benchmarks.measure import rates
 from benchmarks.results import Row, Writer
 from benchmarks.sides import Unavailable, Work, distance, sample
 from benchmarks.timing import Budget, Samples, alternate
+from pycap import backends
+from pycap.backends import triton as primitives
+from pycap.device import DeviceError
 
 RESULTS = Path(__file__).parent / "results"
 BUDGET = Budget(rounds=5, most_rounds=9, seconds=0.8, turn_s=0.04)
@@ -184,11 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rehearse", action="store_true", help="small sizes, on the CPU")
     parser.add_argument("--json", type=Path, default=RESULTS / "local" / "gpu.jsonl", metavar="FILE")
     own = parser.parse_args(argv)
-    from pycap.backends import triton as primitives
-
     try:
-        primitives.check()
-    except ImportError as error:
+        backends.select("cpu" if own.rehearse else "cuda", "triton")
+    except (backends.BackendError, DeviceError) as error:
         parser.error(str(error))
     where = Machine(own.rehearse)
     cases = gpu_cases.registry(2 if own.rehearse else own.batch, 16 if own.rehearse else 1)

@@ -24,9 +24,10 @@ from benchmarks import gpu_cases, gpu_pycap, machine
 from benchmarks.cases import Case, select
 from benchmarks.gpu import DISTRIBUTIONS, Machine, timed
 from benchmarks.sides import distance
-from pycap import cubins
+from pycap import backends, cubins
 from pycap.backends import triton as primitives
 from pycap.backends.triton import launching
+from pycap.device import DeviceError
 
 _rows, _launch, _store = (launching.kernel_module(name) for name in ("_rows", "_launch", "_store"))
 Row = launching.Row
@@ -157,11 +158,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=_rows.TUNED, metavar="FILE")
     own = parser.parse_args(argv)
     try:
-        primitives.check()
-    except ImportError as error:
+        backends.select("cuda", "triton")
+    except (backends.BackendError, DeviceError) as error:
         parser.error(str(error))
-    if launching.interpreting():
-        parser.error("there is nothing to tune in the interpreter: set TRITON_INTERPRET=0 on a machine with a GPU")
     where, arch = Machine(False), _launch.arch()
     about = {"hardware": where.name, "commit": machine.commit(), "versions": machine.versions(DISTRIBUTIONS)}
     cases = select(gpu_cases.registry(own.batch), ops=[op for op in own.op.split(",") if op], name=own.case)

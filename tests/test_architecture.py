@@ -85,7 +85,7 @@ TABLE: dict[str, Row] = {
     "captioner": row(f"{MODEL} {FILES}"),
     # The parts of train.py (same decision).
     "training": row(f"{MODEL} {FILES} captioner", packages="numpy rich PIL", lazy_packages="yaml"),
-    "testing": row("device memory autograd backends ops", lazy_packages="cupy"),
+    "testing": row("device memory autograd backends ops"),
     "web": row("caption config", packages="numpy", lazy_packages="starlette uvicorn PIL"),
     "cli": row(lazy_rooms="train evaluate caption features paper doctor web config data checkpoint", packages=""),
     # pycap/__init__.py: what its own imports bring along is held down by tests/test_import.py.

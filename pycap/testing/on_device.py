@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from pycap import memory
+
 Array = Any
 
 
 class OnDevice:
-    """A backend for CuPy arrays as one for NumPy arrays.
+    """A backend for CuPy arrays as one for NumPy arrays, while the device is "cuda".
 
     module: the backend. offset: elements by which every array is shifted from the alignment that the device's allocator
     gives, so that kernels for unaligned arrays get their turn.
@@ -40,9 +42,7 @@ class OnDevice:
             return [self._send(a, pairs) for a in argument]
         if not isinstance(argument, np.ndarray):
             return argument
-        import cupy
-
-        buffer = cupy.empty(argument.size + self._offset, argument.dtype)
+        buffer = memory.empty((argument.size + self._offset,), argument.dtype)
         device = buffer[self._offset :].reshape(argument.shape)
         device.set(np.ascontiguousarray(argument))
         pairs.append((argument, device))

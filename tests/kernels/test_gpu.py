@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from pycap import backends, device
+from pycap import backends
 from pycap.device import bfloat16
 from pycap.testing import CASES, ComparisonError, compare
 from pycap.testing.on_device import OnDevice
@@ -23,10 +23,8 @@ TF32_SLACK = 4 * 2.0**-11
 
 @pytest.fixture(autouse=True)
 def _on_the_gpu():
-    before = device.current()
-    device.use("cuda")
-    yield
-    device.use(before)
+    with backends.use("triton", "cuda"):
+        yield
     backends.set_float32_products("fp32")
 
 
