@@ -103,7 +103,7 @@ def descriptor_type(element: str, box: Sequence[int]) -> str:
     """Triton's type of a tensor descriptor that moves boxes of this shape, in shared memory's default layout for them."""
     from triton.experimental.gluon import language as gl
 
-    types = {"fp32": gl.float32, "bf16": gl.bfloat16, "fp16": gl.float16}
+    types = {"fp32": gl.float32, "bf16": gl.bfloat16, "fp16": gl.float16, "u8": gl.uint8}
     layout = gl.NVMMASharedLayout.get_default_for(list(box), types[element])
     return f"tensordesc<{element}[{','.join(map(str, box))}],{layout!r}>"
 

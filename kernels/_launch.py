@@ -9,7 +9,8 @@ driver, on CuPy's current stream. So it may stand in a CUDA graph's capture, onc
     forward((programs, 1, 1), row, y, x, w, None, m, i, o, RELU=True)
 
 Types: ``*T`` is a pointer to a type variable's type, ``*fp32`` to a fixed one; None passes a null pointer. ``#T(A,B)`` is a
-tensor descriptor of an array with two dimensions, moved in boxes of the row's blocks A by B. ``i32/16``
+tensor descriptor of an array with two dimensions, moved in boxes of the row's blocks A by B (or ``64``, or ``A/2``); the
+array may be strided, but for its last dimension. ``i32/16``
 is compiled for multiples of 16 wherever the arguments allow it, all pointers being multiples of 16 bytes too. Other
 keywords are compile-time constants, and so is what the row holds.
 """
@@ -48,7 +49,7 @@ def interpreting() -> bool:
 class Parameter:
     """A run-time parameter. kind: "*T", "*fp32", "#T", "i32"; divisible: specialised to multiples of 16 where they are.
 
-    box: of a tensor descriptor, the names of the row's blocks, one a dimension.
+    box: of a tensor descriptor, one a dimension, what `_extent` takes.
     """
 
     name: str
@@ -100,7 +101,7 @@ class Variant:
         for p in self.kernel.parameters:
             element = types.get(p.kind[1:], p.kind[1:])
             if p.box:
-                signature[p.name] = _compile.descriptor_type(element, [constants[name] for name in p.box])
+                signature[p.name] = _compile.descriptor_type(element, [_extent(size, constants) for size in p.box])
             else:
                 signature[p.name] = f"*{element}" if p.pointer else p.kind
         signature |= dict.fromkeys(constants, "constexpr")
@@ -238,15 +239,15 @@ class Kernel:
                 flat.append(value)
                 continue
             box, swizzle = next(boxes)
-            shape, item = tuple(value.shape), value.dtype.itemsize
-            key = (value.data.ptr, shape, value.dtype, box, swizzle)
+            shape, strides, item = tuple(value.shape), tuple(value.strides), value.dtype.itemsize
+            key = (value.data.ptr, shape, strides, value.dtype, box, swizzle)
             made = self._maps.get(key)
             if made is None:
-                if not value.flags.c_contiguous:
-                    raise ValueError(f"{self.name}: {parameter.name} must be C-contiguous")
-                strides = [item]
-                for n in shape[:0:-1]:
-                    strides.insert(0, strides[0] * n)
+                if strides[-1] != item or any(stride % 16 for stride in strides[:-1]) or value.data.ptr % 16:
+                    raise ValueError(
+                        f"{self.name}: {parameter.name} must be contiguous in its last dimension and else a multiple of 16 "
+                        f"bytes apart, got strides {strides} from {value.data.ptr:#x}"
+                    )
                 element = TYPES[value.dtype.name]
                 encoded = machine.driver.tensor_map(value.data.ptr, element, shape, strides, box, swizzle)
                 if len(self._maps) >= 512:  # addresses come and go with an allocator's pool
@@ -328,13 +329,19 @@ class Kernel:
 
 def _parse(text: str) -> Parameter:
     name, _, kind = text.partition(":")
-    kind, slash, multiple = kind.partition("/")
-    if slash and multiple != "16":
-        raise ValueError(f"{text}: only /16 is known")
     kind, described, box = kind.partition("(")
     if bool(described) != kind.startswith("#"):
         raise ValueError(f"{text}: a tensor descriptor is written #T(A,B)")
+    kind, slash, multiple = kind.partition("/")
+    if slash and multiple != "16":
+        raise ValueError(f"{text}: only /16 is known")
     return Parameter(name, kind, bool(slash), tuple(box.rstrip(")").split(",")) if described else ())
+
+
+def _extent(text: str, constants: Mapping[str, Any]) -> int:
+    """A box's size in one dimension: "64", "BLOCK", "BLOCK/2"."""
+    name, _, divisor = text.partition("/")
+    return (int(name) if name.isdigit() else int(constants[name])) // int(divisor or 1)
 
 
 def packing(parameters: Sequence[Parameter], scratch: int, ranks: Sequence[int] = ()) -> struct.Struct:

@@ -209,7 +209,8 @@ def test_described_arrays_are_passed_as_maps_sizes_and_strides(machine, library,
     monkeypatch.setattr(_launch.Variant, "compile", lambda variant, arch: (compiled, ""))
     kernel = _launch.Kernel("cast.forward", "x:#T(A,B,C,D) w:#T(N,D) y:*T n:i32")
     x, w = Array(0x10000, ml_dtypes.bfloat16), Array(0x20000, ml_dtypes.bfloat16)
-    x.shape, w.shape = (2, 14, 15, 128), (64, 1152)
+    x.shape, x.strides = (2, 14, 15, 128), (53760, 3840, 256, 2)
+    w.shape, w.strides = (64, 1152), (2304, 2)
     for _ in range(2):  # the second time from the cache of maps
         kernel((7, 1, 1), ROW, x, w, Array(0x30000, ml_dtypes.bfloat16), 9)
         last = library.Last().contents
@@ -222,6 +223,16 @@ def test_described_arrays_are_passed_as_maps_sizes_and_strides(machine, library,
         assert struct.unpack_from("<2i2q", raw, second + 128) == (64, 1152, 1152, 1)
         assert struct.unpack_from("<Qi", raw, second + 152) == (0x30000, 9)
         assert last.parameter_bytes == second + 168 + 16 and list(last.block) == [384, 1, 1]
+    w.strides = (2302, 2)
+    with pytest.raises(ValueError, match=r"w must be contiguous in its last dimension.*\(2302, 2\)"):
+        kernel((7, 1, 1), ROW, x, w, Array(0x30000, ml_dtypes.bfloat16), 9)
+
+
+def test_boxes_are_given_by_blocks_numbers_and_parts():
+    constants = {"BLOCK": 64, "N": 6}
+    assert [_launch._extent(text, constants) for text in ("BLOCK", "2", "N/2")] == [64, 2, 3]
+    parameter = _launch._parse("y:#T(BLOCK/2,2,N)")
+    assert (parameter.kind, parameter.box, parameter.variable) == ("#T", ("BLOCK/2", "2", "N"), "T")
 
 
 def test_a_signature_that_says_nothing_is_refused():
