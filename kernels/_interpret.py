@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,14 +52,17 @@ def _call_device_function(self: Any, *arguments: Any, **named: Any) -> Any:
 
 @contextmanager
 def _mended() -> Iterator[None]:
-    """Within this, two things of the interpreter are as they should be: bfloat16 is rounded to nearest (it truncates),
-    and calling a device function costs the call (it patches the whole language anew, a hundred times the work). The
+    """Within this, three things of the interpreter are as they should be: bfloat16 is rounded to nearest (it truncates),
+    calling a device function costs the call (it patches the whole language anew, a hundred times the work), and sums of
+    integers are not made again in 64 bits, for an assertion about overflow that nothing then reads (half the time). The
     language is patched here once, as the language's own device functions see it (`tl.zeros` and the like)."""
     import triton.language as tl
     from ml_dtypes import bfloat16
-    from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle, _patch_lang
+    from triton.runtime.interpreter import (
+        InterpretedFunction, InterpreterBuilder, TensorHandle, _patch_lang, interpreter_builder,
+    )  # fmt: skip
 
-    call, cast = InterpretedFunction.__call__, InterpreterBuilder.cast_impl
+    call, cast, options = InterpretedFunction.__call__, InterpreterBuilder.cast_impl, interpreter_builder.options
 
     def cast_impl(self: Any, source: Any, target: Any) -> Any:
         kinds = source.dtype.scalar, target.scalar
@@ -70,11 +74,13 @@ def _mended() -> Iterator[None]:
         return cast(self, source, target)
 
     InterpretedFunction.__call__, InterpreterBuilder.cast_impl = _call_device_function, cast_impl
+    interpreter_builder.options = replace(options, sanitize_overflow=False)
     patched = _patch_lang(tl.zeros.fn)
     try:
         yield
     finally:
         patched.restore()
+        interpreter_builder.options = options
         InterpretedFunction.__call__, InterpreterBuilder.cast_impl = call, cast
 
 
