@@ -40,3 +40,51 @@ def dropout_keep(counter, seed_low, seed_high, threshold):
     """
     low, high = seed_low.to(tl.uint32), seed_high.to(tl.uint32)
     return mix(mix(counter.to(tl.uint32) + low) ^ high) >= threshold.to(tl.uint32)
+
+
+@triton.jit
+def tile(tall, wide):
+    """(row, column) of this program's tile among tall x wide: eight rows down, then the next column, so that programs which
+    run together share what they read."""
+    program = tl.program_id(0)
+    band = program // (8 * wide)
+    height = tl.minimum(tall - 8 * band, 8)
+    within = program - band * 8 * wide
+    return 8 * band + within % height, within // height
+
+
+@triton.jit
+def rows_product(
+    x,  # [m, k]
+    w,  # [n, k]
+    m,
+    n,
+    k,
+    tile_m,
+    tile_n,
+    start,
+    stop,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """A tile [BLOCK_M, BLOCK_N] of x w^T in float32, over start <= k < stop (stop: start plus a multiple of BLOCK_K, or k).
+
+    w is converted to x's type. Rows and columns past the ends hold anything.
+    """
+    # They read the last row or column, and need no mask.
+    row = tl.minimum(tl.arange(0, BLOCK_M), m - 1 - tile_m * BLOCK_M)
+    column = tl.minimum(tl.arange(0, BLOCK_N), n - 1 - tile_n * BLOCK_N)
+    inner = tl.arange(0, BLOCK_K)
+    left = row[:, None] * k + inner[None, :]
+    right = inner[:, None] + column[None, :] * k
+    x += tile_m.to(tl.int64) * BLOCK_M * k
+    w += tile_n.to(tl.int64) * BLOCK_N * k
+    value = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for at in range(start, stop, BLOCK_K):
+        inside = at + inner < k
+        a = tl.load(x + at + left, mask=inside[None, :], other=0.0)
+        c = tl.load(w + at + right, mask=inside[:, None], other=0.0)
+        value = dot(a, c.to(a.dtype), value, PRECISION)
+    return value

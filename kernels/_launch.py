@@ -323,7 +323,7 @@ class Kernel:
             constants = tuple(sorted((k, v) for k, v in declared.items() if k not in variables))
             for row in rows(table, self.name, arch):
                 if row.serves(dict(types).get("T", ""), dict.fromkeys(row.upto, 0)):
-                    for aligned in (True, False):
+                    for aligned in (True, False) if row.upto.get("odd", 1) else (True,):
                         yield Variant(self, row, types, constants, aligned)
 
 

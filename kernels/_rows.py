@@ -15,7 +15,8 @@ class Row:
 
     blocks: its compile-time constants (block sizes). warps: of 32 threads, a program. stages: of the software pipeline.
     types: the element types (of the type variable T) that it is for; empty: any. upto: it is for sizes up to these, by
-    the names that the caller of `choose` gives.
+    the names that the caller of `choose` gives; {"odd": 0}: only where the kernel's form for aligned arrays serves, which
+    larger blocks fit.
     """
 
     blocks: dict[str, int | bool | str]

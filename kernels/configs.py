@@ -8,6 +8,8 @@ have several tiles and edges.
 
 from ._rows import Row, Table, tuned
 
+_HALF = ("bf16", "fp16")
+
 ROWS: Table = {
     # -- cast
     "cast.forward": {
@@ -34,6 +36,89 @@ ROWS: Table = {
     "embedding.backward": {
         "interpreter": (Row({"SCAN": 32, "BLOCK_M": 16, "BLOCK_E": 256}),),
         "sm_80": (Row({"SCAN": 1024, "BLOCK_M": 32, "BLOCK_E": 256}, warps=4, stages=1),),
+    },
+    # -- linear: up to BLOCK_M rows, the weights are read once
+    "linear.forward": {
+        "interpreter": (Row({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}),),
+        "sm_80": (
+            Row({"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 32}, warps=4, stages=4, types=("fp32",), upto={"m": 32}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",)),
+            Row(
+                {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 64}, warps=4, stages=4, types=_HALF, upto={"m": 32, "odd": 0}
+            ),
+            Row(
+                {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64}, warps=4, stages=4, types=_HALF, upto={"m": 64, "odd": 0}
+            ),
+            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=3, types=_HALF, upto={"odd": 0}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
+        ),
+        "sm_90": (
+            Row({"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 32}, warps=4, stages=4, types=("fp32",), upto={"m": 32}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",)),
+            Row(
+                {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 64}, warps=4, stages=4, types=_HALF, upto={"m": 32, "odd": 0}
+            ),
+            Row(
+                {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64}, warps=4, stages=4, types=_HALF, upto={"m": 64, "odd": 0}
+            ),
+            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=4, types=_HALF, upto={"odd": 0}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
+        ),
+    },
+    "linear.forward_wide": {
+        "interpreter": (Row({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}),),
+        "sm_80": (
+            Row({"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 64}, warps=4, stages=4, upto={"m": 32, "odd": 0}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=4, stages=4, upto={"m": 64, "odd": 0}),
+            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, upto={"odd": 0}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3),
+        ),
+    },
+    "linear.backward_data": {
+        "interpreter": (Row({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}),),
+        "sm_80": (
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",)),
+            Row(
+                {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64}, warps=4, stages=4, types=_HALF, upto={"m": 64, "odd": 0}
+            ),
+            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=3, types=_HALF, upto={"odd": 0}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
+        ),
+        "sm_90": (
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",)),
+            Row(
+                {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64}, warps=4, stages=4, types=_HALF, upto={"m": 64, "odd": 0}
+            ),
+            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=4, types=_HALF, upto={"odd": 0}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
+        ),
+    },
+    "linear.backward_data_wide": {
+        "interpreter": (Row({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}),),
+        "sm_80": (
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=4, stages=4, upto={"m": 64, "odd": 0}),
+            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, upto={"odd": 0}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3),
+        ),
+    },
+    "linear.backward_weight": {
+        "interpreter": (Row({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}),),
+        "sm_80": (
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=("fp32",), upto={"odd": 0}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}, warps=8, stages=3, types=("fp32",)),
+            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=_HALF, upto={"odd": 0}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
+        ),
+        "sm_90": (
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=("fp32",), upto={"odd": 0}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}, warps=8, stages=3, types=("fp32",)),
+            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=3, types=_HALF, upto={"odd": 0}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
+        ),
+    },
+    "linear.finish": {
+        "interpreter": (Row({"BLOCK": 64}),),
+        "sm_80": (Row({"BLOCK": 512}, warps=4, stages=1),),
     },
 }
 

@@ -10,6 +10,7 @@ from pycap.backends.triton import launching
 from pycap.backends.triton.cast import cast
 from pycap.backends.triton.dropout import dropout
 from pycap.backends.triton.embedding import embedding_backward, embedding_forward
+from pycap.backends.triton.linear import linear_backward_data, linear_backward_weight, linear_forward
 
 
 def check() -> None:
@@ -31,4 +32,13 @@ def check() -> None:
         raise ImportError("no NVIDIA GPU was found; TRITON_INTERPRET=1 runs the kernels on the CPU")
 
 
-__all__ = ["cast", "check", "dropout", "embedding_backward", "embedding_forward"]
+__all__ = [
+    "cast",
+    "check",
+    "dropout",
+    "embedding_backward",
+    "embedding_forward",
+    "linear_backward_data",
+    "linear_backward_weight",
+    "linear_forward",
+]

@@ -23,7 +23,7 @@ except ImportError:  # a checkout that is not installed: kernels/ stands at its 
 
 __all__ = [
     "ELEMENTS", "PRODUCTS", "Array", "Kernel", "Row", "blocks", "element", "expect", "forced", "gpu", "interpreting",
-    "kernel_module", "precision", "row", "scratch",
+    "kernel_module", "odd", "precision", "row", "scratch",
 ]  # fmt: skip
 
 Array = Any
@@ -61,6 +61,19 @@ def precision(array: Array) -> str:
     if array.dtype != np.float32:
         return "ieee"
     return "tf32" if backends.float32_products() == "tf32" else "tf32x3"
+
+
+def odd(*arrays: Array | None, sizes: Sequence[int] = ()) -> int:
+    """0 where all arrays lie at multiples of 16 bytes and all sizes are multiples of 16, else 1: rows of the
+    configuration table with upto={"odd": 0} serve the former only."""
+    bits = 0
+    for size in sizes:
+        bits |= size
+    if not interpreting():
+        for array in arrays:
+            if array is not None:
+                bits |= array.data.ptr
+    return int(bits & 15 != 0)
 
 
 def blocks(n: int, size: int) -> int:
