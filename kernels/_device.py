@@ -88,3 +88,49 @@ def rows_product(
         c = tl.load(w + at + right, mask=inside[:, None], other=0.0)
         value = dot(a, c.to(a.dtype), value, PRECISION)
     return value
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)) in float32; exp may overflow to infinity, which gives 0."""
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def tanh(x):
+    """tanh in float32 within two units in the last place.
+
+    Near 0, where the form in exp(-2|x|) would cancel, an odd polynomial: a Chebyshev fit of (tanh(x)/x - 1)/x**2 on
+    |x| < 0.55, whose own error is below float32's rounding.
+    """
+    square = x * x
+    series = -0.006615746766328812 * square + 0.021312739700078964
+    series = series * square - 0.053910065442323685
+    series = series * square + 0.13333117961883545
+    series = series * square - 0.3333333134651184
+    power = tl.exp(-2.0 * tl.abs(x))
+    far = (1.0 - power) / (1.0 + power)
+    return tl.where(tl.abs(x) < 0.55, x + x * square * series, tl.where(x < 0.0, -far, far))
+
+
+@triton.jit
+def split_gates(z, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    """(i, f, g, o), each [ROWS, UNITS], of z [ROWS, 4 * UNITS], whose column 4*unit + k holds gate k."""
+    even, odd = tl.split(tl.reshape(z, [ROWS, UNITS, 2, 2]))
+    i, g = tl.split(even)
+    f, o = tl.split(odd)
+    return i, f, g, o
+
+
+@triton.jit
+def cell_gradients(i, f, g, o, c, c_before, dh, dc):
+    """The gradients of one LSTM step's pre-activations i, f, g, o, and of the cell state before it (docs/math/lstm.md)."""
+    tanh_c = tanh(c)
+    dc += dh * o * (1.0 - tanh_c * tanh_c)
+    return (
+        dc * g * i * (1.0 - i),
+        dc * c_before * f * (1.0 - f),
+        dc * i * (1.0 - g * g),
+        dh * tanh_c * o * (1.0 - o),
+        dc * f,
+    )

@@ -120,6 +120,35 @@ ROWS: Table = {
         "interpreter": (Row({"BLOCK": 64}),),
         "sm_80": (Row({"BLOCK": 512}, warps=4, stages=1),),
     },
+    # -- lstm: a step is small, so that the tiles make about one program for each of an H200's 132 multiprocessors at
+    # H = 512; decoding a few sequences reads the weights once, in as many programs.
+    "lstm.cell_forward": {
+        "interpreter": (Row({"BLOCK_N": 32, "BLOCK_H": 32, "BLOCK_K": 32}),),
+        "sm_80": (
+            Row({"BLOCK_N": 16, "BLOCK_H": 4, "BLOCK_K": 64}, warps=4, stages=4, upto={"n": 16}),
+            Row({"BLOCK_N": 32, "BLOCK_H": 8, "BLOCK_K": 32}, warps=4, stages=4, upto={"n": 64}),
+            Row({"BLOCK_N": 64, "BLOCK_H": 16, "BLOCK_K": 16}, warps=8, stages=5),
+        ),
+    },
+    "lstm.cell_backward": {
+        "interpreter": (Row({"BLOCK_N": 32, "BLOCK_H": 32, "BLOCK_K": 128}),),
+        "sm_80": (
+            Row({"BLOCK_N": 16, "BLOCK_H": 16, "BLOCK_K": 64}, warps=2, stages=4, upto={"n": 16}),
+            Row({"BLOCK_N": 32, "BLOCK_H": 16, "BLOCK_K": 32}, warps=4, stages=4, upto={"n": 64}),
+            Row({"BLOCK_N": 32, "BLOCK_H": 32, "BLOCK_K": 32}, warps=4, stages=4),
+        ),
+    },
+    "lstm.backward_weight": {
+        "interpreter": (Row({"BLOCK_G": 128, "BLOCK_I": 32, "BLOCK_M": 64}),),
+        "sm_80": (
+            Row({"BLOCK_G": 64, "BLOCK_I": 64, "BLOCK_M": 32}, warps=4, stages=3, upto={"g": 1024}),
+            Row({"BLOCK_G": 128, "BLOCK_I": 64, "BLOCK_M": 32}, warps=8, stages=3),
+        ),
+    },
+    "lstm.backward_bias": {
+        "interpreter": (Row({"BLOCK_G": 128, "BLOCK_M": 64}),),
+        "sm_80": (Row({"BLOCK_G": 16, "BLOCK_M": 64}, warps=4, stages=1),),
+    },
 }
 
 for _kernel, _rows in tuned().items():

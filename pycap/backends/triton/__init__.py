@@ -11,6 +11,7 @@ from pycap.backends.triton.cast import cast
 from pycap.backends.triton.dropout import dropout
 from pycap.backends.triton.embedding import embedding_backward, embedding_forward
 from pycap.backends.triton.linear import linear_backward_data, linear_backward_weight, linear_forward
+from pycap.backends.triton.lstm import lstm_backward, lstm_cell_backward, lstm_cell_forward, lstm_forward
 
 
 def check() -> None:
@@ -41,4 +42,8 @@ __all__ = [
     "linear_backward_data",
     "linear_backward_weight",
     "linear_forward",
+    "lstm_backward",
+    "lstm_cell_backward",
+    "lstm_cell_forward",
+    "lstm_forward",
 ]

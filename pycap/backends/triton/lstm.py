@@ -1,0 +1,142 @@
+"""The LSTM in the Triton backend: a launch a step, and one product over all steps each for the inputs and the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pycap.backends.triton.launching import PRODUCTS, Array, Kernel, Row, blocks, expect, precision, row, scratch
+from pycap.backends.triton.linear import linear_backward_data, linear_forward
+
+_cell_forward = Kernel(
+    "lstm.cell_forward",
+    "h:*T c:*fp32 gates:*fp32 x:*T h0:*T c0:*fp32 w_x:*T w_h:*T b:*fp32 mask:*u8 "
+    "step:i32 n:i32 i:i32/16 hidden:i32/16 has_h:i32 has_c:i32 masked:i32",
+    variants=[products | {"FUSED": fused} for products in PRODUCTS for fused in (False, True)],
+)
+_cell_backward = Kernel(
+    "lstm.cell_backward",
+    "gates:*fp32 carry_h:*fp32 carry_c:*fp32 dh0:*T dc0:*fp32 dh:*T dc_n:*fp32 c:*fp32 c0:*fp32 w_h:*T mask:*u8 "
+    "step:i32 steps:i32 n:i32 hidden:i32/16 has_dh:i32 has_dc:i32 has_c:i32 masked:i32 wants_h:i32 wants_c:i32 "
+    "beta_h:fp32 beta_c:fp32",
+    variants=PRODUCTS,
+)
+_backward_weight = Kernel(
+    "lstm.backward_weight",
+    "dw:*fp32 dz:*fp32 first:*T rest:*T mask:*u8 m:i32 g:i32/16 i:i32/16 shift:i32 has_first:i32 masked:i32 beta:fp32",
+    variants=PRODUCTS,
+)
+_backward_bias = Kernel("lstm.backward_bias", "db:*fp32 dz:*fp32 m:i32 g:i32/16 beta:fp32")
+
+
+def _tiles(how: Row, n: int, hidden: int) -> tuple[int, int, int]:
+    return blocks(hidden, how.blocks["BLOCK_H"]), blocks(n, how.blocks["BLOCK_N"]), 1
+
+
+def _check(primitive: str, x: Array, w_h: Array, **arrays: Array) -> None:
+    """Check shapes by the names of `pycap.backends`, x [T,N,I] being a sequence, or [N,I] one step."""
+    (*steps, n, i), hidden = x.shape, w_h.shape[1]
+    g, state = 4 * hidden, (n, hidden)
+    shapes: dict[str, tuple[int, ...]] = {"gates": (*steps, n, g), "mask": (*steps, n), "b": (g,), "db": (g,)}
+    shapes |= dict.fromkeys(("h0", "c0", "dh0", "dc0", "dc_n", "h_prev", "c_prev", "dh_prev", "dc_prev", "dc"), state)
+    shapes |= dict.fromkeys(("h", "c", "dh"), (*steps, *state)) | {"dx": x.shape}
+    shapes |= dict.fromkeys(("w_x", "dw_x"), (g, i)) | {"dw_h": (g, hidden)}
+    expect(primitive, w_h=(w_h, (g, hidden)), **{name: (array, shapes[name]) for name, array in arrays.items()})
+
+
+def lstm_forward(
+    h: Array, c: Array, gates: Array, x: Array, h0: Array, c0: Array, w_x: Array, w_h: Array, b: Array, mask: Array
+) -> None:
+    (steps, n, i), hidden = x.shape, w_h.shape[1]
+    _check("lstm_forward", x, w_h, h=h, c=c, gates=gates, h0=h0, c0=c0, w_x=w_x, b=b, mask=mask)
+    linear_forward(gates.reshape(steps * n, 4 * hidden), x.reshape(steps * n, i), w_x, b, False)
+    how, products = row(_cell_forward, x, n=n), precision(x)
+    grid = _tiles(how, n, hidden)
+    for step in range(steps):
+        _cell_forward(
+            grid, how, h, c, gates, None, h0, c0, None, w_h, None, mask, step, n, i, hidden,
+            int(step > 0 or h0 is not None), int(step > 0 or c0 is not None), int(mask is not None),
+            FUSED=False, PRECISION=products,
+        )  # fmt: skip
+
+
+def lstm_cell_forward(
+    h: Array, c: Array, gates: Array, x: Array, h_prev: Array, c_prev: Array, w_x: Array, w_h: Array, b: Array
+) -> None:
+    (n, i), hidden = x.shape, w_h.shape[1]
+    _check("lstm_cell_forward", x, w_h, h=h, c=c, gates=gates, h_prev=h_prev, c_prev=c_prev, w_x=w_x, b=b)
+    how = row(_cell_forward, x, n=n)
+    _cell_forward(
+        _tiles(how, n, hidden), how, h, c, gates, x, h_prev, c_prev, w_x, w_h, b, None, 0, n, i, hidden, 1, 1, 0,
+        FUSED=True, PRECISION=precision(x),
+    )  # fmt: skip
+
+
+def lstm_backward(
+    dx: Array, dw_x: Array, dw_h: Array, db: Array, dh0: Array, dc0: Array, gates: Array, dh: Array, dc_n: Array,
+    x: Array, h: Array, c: Array, h0: Array, c0: Array, w_x: Array, w_h: Array, mask: Array, betas: Sequence[float],
+) -> None:  # fmt: skip
+    _check(
+        "lstm_backward", x, w_h, dx=dx, dw_x=dw_x, dw_h=dw_h, db=db, dh0=dh0, dc0=dc0,
+        gates=gates, dh=dh, dc_n=dc_n, h=h, c=c, h0=h0, c0=c0, w_x=w_x, mask=mask,
+    )  # fmt: skip
+    _steps_backward(x.shape[0], dh0, dc0, gates, dh, dc_n, c, c0, w_h, mask, betas)
+    _products_backward(dx, dw_x, dw_h, db, gates, x, h, h0, w_x, mask, betas)
+
+
+def lstm_cell_backward(
+    dx: Array, dw_x: Array, dw_h: Array, db: Array, dh_prev: Array, dc_prev: Array, gates: Array, dh: Array, dc: Array,
+    x: Array, c: Array, h_prev: Array, c_prev: Array, w_x: Array, w_h: Array, betas: Sequence[float],
+) -> None:  # fmt: skip
+    _check(
+        "lstm_cell_backward", x, w_h, dx=dx, dw_x=dw_x, dw_h=dw_h, db=db, dh_prev=dh_prev, dc_prev=dc_prev,
+        gates=gates, dh=dh, dc=dc, c=c, h_prev=h_prev, c_prev=c_prev, w_x=w_x,
+    )  # fmt: skip
+    _steps_backward(1, dh_prev, dc_prev, gates, dh, dc, c, c_prev, w_h, None, betas)
+    _products_backward(dx, dw_x, dw_h, db, gates, x, h_prev, h_prev, w_x, None, betas)
+
+
+def _steps_backward(
+    steps: int, dh0: Array, dc0: Array, gates: Array, dh: Array, dc_n: Array, c: Array, c0: Array, w_h: Array,
+    mask: Array, betas: Sequence[float],
+) -> None:  # fmt: skip
+    """The gates become the gradients of their pre-activations; dh0 and dc0 are written."""
+    n, hidden = c.shape[-2:]
+    how, products = row(_cell_backward, w_h, n=n), precision(w_h)
+    grid = _tiles(how, n, hidden)
+    carry_h, carry_c = scratch(((n, hidden), np.float32), ((n, hidden), np.float32))
+    has_dh, has_dc, masked = int(dh is not None), int(dc_n is not None), int(mask is not None)
+    wants_h, wants_c = int(dh0 is not None), int(dc0 is not None)
+    for step in range(steps - 1, -2 if wants_h or wants_c else -1, -1):
+        _cell_backward(
+            grid, how, gates, carry_h, carry_c, dh0, dc0, dh, dc_n, c, c0, w_h, mask, step, steps, n, hidden, has_dh,
+            has_dc, int(step > 0 or c0 is not None), masked, wants_h if step < 0 else 1, wants_c, betas[4], betas[5],
+            PRECISION=products,
+        )  # fmt: skip
+
+
+def _products_backward(
+    dx: Array, dw_x: Array, dw_h: Array, db: Array, dz: Array, x: Array, h: Array, h0: Array, w_x: Array, mask: Array,
+    betas: Sequence[float],
+) -> None:  # fmt: skip
+    """What follows from the gradients dz of all pre-activations. h: not read where there is one step."""
+    n, i = x.shape[-2:]
+    g, hidden = dz.shape[-1], h.shape[-1]
+    m = dz.size // g
+    for dw, first, rest, columns, shift, hides, beta in (
+        (dw_x, None, x, i, 0, mask, betas[1]),
+        (dw_h, h0, h, hidden, n, None, betas[2]),
+    ):
+        if dw is not None:
+            how = row(_backward_weight, x, g=g)
+            grid = blocks(g, how.blocks["BLOCK_G"]), blocks(columns, how.blocks["BLOCK_I"]), 1
+            _backward_weight(
+                grid, how, dw, dz, first, rest, hides, m, g, columns, shift, int(first is not None),
+                int(hides is not None), beta, PRECISION=precision(x),
+            )  # fmt: skip
+    if db is not None:
+        how = row(_backward_bias, db)
+        _backward_bias((blocks(g, how.blocks["BLOCK_G"]), 1, 1), how, db, dz, m, g, betas[3])
+    if dx is not None:
+        linear_backward_data(dx.reshape(m, i), dz.reshape(m, g), w_x, None, betas[0])
