@@ -84,4 +84,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except (ValueError, OSError, RuntimeError) as error:  # DataError, CheckpointError and BackendError among them
         sys.exit(f"pycap {args.command}: error: {error}")
+    except MemoryError as error:  # of the host, or CuPy's of the GPU
+        sys.exit(f"pycap {args.command}: error: out of memory ({error}); a smaller --batch-size takes less")
     sys.exit(status)

@@ -73,7 +73,10 @@ def _cpu() -> dict[str, Any]:
 
 
 def _gpu() -> dict[str, Any]:
-    """The current GPU and its driver, or under "obstacle" why none can be used."""
+    """The current GPU and its driver, or under "obstacle" why none can be used. prebuilt: how many variants of kernels lie
+    ready for it, and how many there are; Triton compiles the others."""
+    from pycap import cubins
+
     found: dict[str, Any] = {"obstacle": device.obstacle(), "driver": _driver()}
     cupy = sys.modules.get("cupy")
     if found["obstacle"] or cupy is None:
@@ -82,7 +85,7 @@ def _gpu() -> dict[str, Any]:
     number = cupy.cuda.Device().id
     properties = runtime.getDeviceProperties(number)
     arch = f"sm_{properties['major']}{properties['minor']}"
-    prebuilt = _coverage(arch)
+    covered, variants = cubins.coverage(arch)
     return {
         **found,
         "name": properties["name"].decode(),
@@ -96,7 +99,7 @@ def _gpu() -> dict[str, Any]:
             "driver": device.cuda_version(runtime.driverGetVersion()),
             "cupy": device.cuda_version(runtime.runtimeGetVersion()),
         },
-        "prebuilt": None if prebuilt is None else {"kernels": prebuilt[0], "covered": prebuilt[1]},
+        "prebuilt": {"covered": covered, "variants": variants},
     }
 
 
@@ -104,19 +107,6 @@ def _driver() -> str | None:
     """The NVIDIA kernel driver's version, as 580.95.05, where the system tells it."""
     found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", _DRIVER.read_text("utf-8")) if _DRIVER.exists() else None
     return found[0] if found else None
-
-
-def _coverage(arch: str) -> tuple[int, int] | None:
-    """How many kernels there are, and how many of them lie ready for `arch`; None where nobody counts."""
-    try:
-        from pycap.kernels import _launch
-    except ImportError:  # a checkout that is not installed: kernels/ stands at its top
-        try:
-            from kernels import _launch
-        except ImportError:
-            return None
-    count = getattr(_launch, "coverage", None)
-    return None if count is None else count(arch)
 
 
 def _version(name: str) -> str | None:
@@ -174,7 +164,7 @@ def as_text(found: dict[str, Any]) -> str:
         _row("pycap", f"{found['pycap']} on {found['system']}"),
         _row("cpu", f"{cpu['name']}: {', '.join(cpu['features']) or 'no SIMD that pycap knows'}"),
         _row("", f"{cpu['threads']} of {cpu['cpus']} threads, {_gib(cpu['memory_bytes'])} of memory"),
-        *_gpu_lines(found["gpu"]),
+        *_gpu_lines(found["gpu"], bool(found["packages"]["triton"])),
         _row("packages", ", ".join(have) + (f"; not installed: {', '.join(lack)}" if lack else "")),
         _row("auto", f"--device auto computes on {auto['device']}{why}"),
     ]
@@ -192,14 +182,13 @@ def as_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _gpu_lines(gpu: dict[str, Any]) -> list[str]:
+def _gpu_lines(gpu: dict[str, Any], compiles: bool) -> list[str]:
     if gpu["obstacle"]:
         driver = f" (driver {gpu['driver']})" if gpu["driver"] else ""
         return [_row("gpu", f"none that pycap can use{driver}: {gpu['obstacle']}")]
     others = f", number {gpu['number']} of {gpu['count']}" if gpu["count"] > 1 else ""
-    ready = "unknown"
-    if gpu["prebuilt"]:
-        ready = f"{gpu['prebuilt']['covered']} of {gpu['prebuilt']['kernels']} kernels"
+    covered, variants = gpu["prebuilt"]["covered"], gpu["prebuilt"]["variants"]
+    rest = "Triton compiles the others at their first use" if compiles else "the others need Triton: pip install triton"
     return [
         _row(
             "gpu",
@@ -209,7 +198,7 @@ def _gpu_lines(gpu: dict[str, Any]) -> list[str]:
             "",
             f"driver {gpu['driver'] or 'unknown'}, CUDA {gpu['cuda']['driver']}; CuPy for CUDA {gpu['cuda']['cupy']}",
         ),
-        _row("", f"prebuilt for {gpu['arch']}: {ready}"),
+        _row("", f"{covered} of {variants} forms of kernels prebuilt" + (f"; {rest}" if covered < variants else "")),
     ]
 
 

@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(128 + stop.signal_number)
     except (
         configuration.ConfigError, DataError, CheckpointError, DeviceError, BackendError, Diverged, OptimizerStateError,
-        OSError, MemoryError,
+        OSError,
     ) as error:  # fmt: skip
         sys.exit(f"train.py: error: {error}")
+    except MemoryError as error:  # of the host, or CuPy's of the GPU
+        sys.exit(f"train.py: error: out of memory ({error}); --micro-batch N takes less, with the same gradients")

@@ -152,7 +152,7 @@ for _name in ATTRIBUTES:
 
 def _asarray(values: Any) -> ndarray:
     """Itself, or a copy of an array of the host: the one way onto the device besides `ndarray.set`."""
-    return values if isinstance(values, ndarray) else ndarray(np.array(values, order="C"))
+    return values if isinstance(values, ndarray) else ndarray(np.array(values))
 
 
 def _empty(shape: Any, dtype: Any = float) -> ndarray:

@@ -226,6 +226,8 @@ def test_environment_names_the_default(_restore, monkeypatch):
     monkeypatch.setenv("PYCAP_BACKEND", "reference")
     backends.select()
     assert {c.backend for c in backends.explain()} == {"reference"}
+    backends.select("cpu", "auto")  # as commands do where --backend does not say
+    assert {c.backend for c in backends.explain()} == {"reference"}
     monkeypatch.setenv("PYCAP_BACKEND", "nonsense")
     with pytest.raises(backends.BackendError, match=r"'nonsense' is unknown.*choose from auto, cpp, reference, triton"):
         backends.select()

@@ -106,6 +106,16 @@ def test_a_selection_puts_arrays_and_kernels_on_one_device_and_use_puts_them_bac
         assert device.current() == "cpu" and isinstance(memory.empty((2, 3)), np.ndarray)
 
 
+def test_the_device_alone_is_set_for_a_while(gpu):
+    with device.use("cpu"):
+        assert isinstance(memory.empty((3,)), np.ndarray)
+        with pytest.raises(KeyError), device.use("cuda"):
+            assert isinstance(memory.empty((3,)), cupy_standin.ndarray)
+            raise KeyError
+        assert device.current() == "cpu"
+    assert device.current() == "cuda"
+
+
 def test_a_refused_backend_leaves_the_device_as_it_was(monkeypatch):
     install(monkeypatch)
     with backends.use("reference"):
@@ -185,9 +195,10 @@ def test_arrays_cross_unchanged(gpu, values):
 
 
 def test_what_crosses_is_made_contiguous(gpu):
-    values = np.arange(12, dtype=np.int32).reshape(3, 4)[:, ::2]
-    there = device.to_device(values)
-    assert there.flags.c_contiguous and there.tolist() == values.tolist()
+    whole = np.arange(12, dtype=np.int32).reshape(3, 4)
+    for values in (whole[:, ::2], whole.T):
+        there = device.to_device(values)
+        assert there.flags.c_contiguous and there.tolist() == values.tolist()
 
 
 def test_assign_writes_in_place_from_either_side(gpu):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pycap import backends, device, doctor
+from pycap import backends, cubins, device, doctor
 from pycap.cli import main
 from tests import cupy_standin
 
@@ -72,10 +72,13 @@ def test_a_missing_backend_is_told_with_its_reason(no_driver, monkeypatch, capsy
 
 def test_with_a_gpu_its_name_memory_versions_and_chain(gpu, capsys):
     found = json.loads(told(capsys, "--json"))
-    assert found["gpu"] | {"driver": None, "prebuilt": None} == {
+    prebuilt = found["gpu"].pop("prebuilt")
+    assert (
+        prebuilt == dict(zip(("covered", "variants"), cubins.coverage("sm_90"), strict=True)) and prebuilt["variants"]
+    )
+    assert found["gpu"] | {"driver": None} == {
         "obstacle": "", "driver": None, "name": "Stand-in 9000", "number": 0, "count": 2, "capability": "9.0",
         "arch": "sm_90", "memory_bytes": 8 << 30, "multiprocessors": 4, "cuda": {"driver": "13.0", "cupy": "13.2"},
-        "prebuilt": None,
     }  # fmt: skip
     cuda = found["devices"]["cuda"]
     assert cuda["obstacle"] == "" and len(cuda["choices"]) == len(backends.PRIMITIVES)
@@ -98,11 +101,19 @@ def test_where_triton_serves_precisions_are_the_tensor_cores(gpu, monkeypatch):
     assert "three TensorFloat-32" in found["devices"]["cuda"]["precisions"]["fp32"]
 
 
-@pytest.mark.parametrize(("counted", "said"), [((12, 9), "9 of 12 kernels"), (None, "unknown")])
-def test_prebuilt_kernels_are_counted_where_something_counts_them(gpu, monkeypatch, capsys, counted, said):
+@pytest.mark.parametrize(
+    ("counted", "triton", "said"),
+    [
+        ((12, 12), None, "12 of 12 forms of kernels prebuilt\n"),
+        ((9, 12), "3.9.0", "9 of 12 forms of kernels prebuilt; Triton compiles the others at their first use\n"),
+        ((9, 12), None, "9 of 12 forms of kernels prebuilt; the others need Triton: pip install triton\n"),
+    ],
+)
+def test_prebuilt_kernels_are_counted_and_what_the_others_need(gpu, monkeypatch, capsys, counted, triton, said):
     asked = []
-    monkeypatch.setattr(doctor, "_coverage", lambda arch: asked.append(arch) or counted)
-    assert f"prebuilt for sm_90: {said}" in told(capsys)
+    monkeypatch.setattr(cubins, "coverage", lambda arch: asked.append(arch) or counted)
+    monkeypatch.setattr(doctor, "_version", lambda name: triton if name == "triton" else "1.0")
+    assert said in told(capsys)
     assert asked == ["sm_90"]
 
 

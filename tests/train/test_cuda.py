@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -152,6 +153,27 @@ def test_a_device_that_cannot_be_used_is_told_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
+def test_too_little_memory_is_told_with_what_takes_less(
+    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class OutOfMemoryError(MemoryError):
+        """As CuPy's."""
+
+    def full(*arguments: Any) -> None:
+        raise OutOfMemoryError("Out of memory allocating 512 bytes")
+
+    config.save(tiny(data, tmp_path / "run", device="cuda", backend="reference"), tmp_path / "config.yaml")
+    monkeypatch.setattr(importlib.import_module("pycap.backends.reference"), "preprocess", full)
+    for command, remedy in (
+        (["train", "--config", str(tmp_path / "config.yaml")], "--micro-batch"),
+        (["caption", str(trained), str(data / "val2017"), "--backend", "reference"], "--batch-size"),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            main(command)
+        assert "out of memory (Out of memory allocating 512 bytes)" in str(exit.value.code)
+        assert remedy in str(exit.value.code)
+
+
 def test_the_run_says_where_it_computes_and_why(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,9 +195,17 @@ def test_the_run_says_where_it_computes_and_why(
     assert "tf32 is a GPU's: on the CPU it computes as --precision fp32 does" in said(precision="tf32")
 
 
-def test_tf32_is_what_kernels_are_told_while_a_tf32_model_works(
-    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_options_name_the_devices_and_backends_that_there_are() -> None:
+    named = {name for chain in (*backends.CHAINS.values(), *backends.BY_NAME.values()) for name in chain}
+    assert set(config.BACKENDS) == {"auto", *named}
+    assert config.DEVICES == ("auto", *device.DEVICES) and set(backends.CHAINS) == set(device.DEVICES)
+    parsed = config.parse_args(["--device", "cuda", "--backend", "triton", "--precision", "tf32"])
+    assert (parsed.device, parsed.backend, parsed.precision) == ("cuda", "triton", "tf32")
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """How the kernel of linear layers is told to multiply, call by call."""
     told: list[str] = []
     plain = backends.kernels.linear_forward
 
@@ -183,17 +213,31 @@ def test_tf32_is_what_kernels_are_told_while_a_tf32_model_works(
         told.append(backends.float32_products())
         plain(*arguments)
 
-    def while_working(precision: str) -> set[str]:
-        told.clear()
-        captioner = Captioner.load(trained, precision)
-        for _ in captioner.caption(sorted((data / "val2017").iterdir())[:1]):
-            break
-        return set(told)
-
     with monkeypatch.context() as patch:
         patch.setattr(backends.kernels, "linear_forward", linear_forward)
-        assert while_working("tf32") == {"tf32"}
-        assert while_working("bf16") == while_working("fp32") == {"fp32"}
+        yield told
+    backends.set_float32_products("fp32")
+
+
+def test_a_captioner_multiplies_in_its_own_precision(trained: Path, data: Path, products: list[str]) -> None:
+    captioners = {precision: Captioner.load(trained, precision) for precision in ("tf32", "bf16", "fp32")}
+    for precision, captioner in captioners.items():
+        products.clear()
+        list(captioner.caption(sorted((data / "val2017").iterdir())[:1]))
+        assert set(products) == {"tf32" if precision == "tf32" else "fp32"}
+
+
+def test_a_trainer_multiplies_in_its_own_precision(data: Path, tmp_path: Path, products: list[str]) -> None:
+    for precision, other in (("tf32", "fp32"), ("fp32", "tf32")):
+        run = _Run(tiny(data, tmp_path / precision, precision=precision).validate())
+        batch = next(run.loaders.train.epoch(0))
+        run.trainer.begin_epoch(0)
+        for work, given in ((run.trainer.step, batch), (run.trainer.loss, [batch])):
+            backends.set_float32_products(other)
+            products.clear()
+            work(given)  # type: ignore[operator]
+            assert set(products) == {precision}
+        run.log.close()
 
 
 def test_on_the_cpu_tf32_is_fp32(data: Path, tmp_path: Path) -> None:
