@@ -16,7 +16,7 @@ from pycap.config import TrainConfig
 from pycap.data.images import ImageError, PreprocessSpec, centre_crops, iterate_images
 from pycap.data.vocab import Vocabulary
 from pycap.decode import beam_search
-from pycap.device import activation_dtype, float32_products
+from pycap.device import DeviceError, activation_dtype, current, float32_products
 from pycap.models.nic import NIC
 from pycap.models.vgg import VGG
 
@@ -77,9 +77,9 @@ def load_weights(model: NIC, saved: checkpoint.Checkpoint, *, copy: bool = True)
 class Captioner:
     """A model, its vocabulary and the way its images are prepared; `pycap.load` makes one.
 
-    `weights` keeps weights in the form that the kernels like best, from the first caption on: for VGG16 up to 250 MB.
-    An optimiser's step and `Module.load_arrays` empty it; who writes into the model's arrays himself calls
-    `backends.weights_changed()`.
+    `device` is where it lies, the current device when it was made. `weights` keeps weights in the form that the kernels like
+    best, from the first caption on: for VGG16 up to 250 MB. An optimiser's step and `Module.load_arrays` empty it; who writes
+    into the model's arrays himself calls `backends.weights_changed()`.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Captioner:
         self.model, self.vocab, self.spec, self.config = model, vocab, spec, config
         self.precision = precision or config.precision
         self._dtype, self._products = activation_dtype(self.precision), float32_products(self.precision)
+        self.device = current()
         self.weights = WeightCache()
 
     @classmethod
@@ -98,9 +99,9 @@ class Captioner:
         precision: as for the constructor; weights are saved in float32 whatever they were trained in. device: "cpu",
         "cuda" or "auto", for this model and the whole process (`backends.select`); None: the current one.
         """
+        saved = checkpoint.load(path)
         if device is not None:
             select(device)
-        saved = checkpoint.load(path)
         model = build_model(saved.config, len(saved.vocab), draw=False, word_head="word_head.weight" in saved.model)
         load_weights(model, saved, copy=False)
         model.train(False)
@@ -112,7 +113,13 @@ class Captioner:
         """Captions of decoded images: for each, (text, logprob) of its beams, best first.
 
         images uint8 [N,R,R,3], crops int32 [N,3] (top, left, flip), arrays of the host, as the loader gives them.
+        DeviceError where the process has turned to another device than the model's.
         """
+        if current() != self.device:
+            raise DeviceError(
+                f"the captioner's model lies on {self.device}, and the current device is {current()}: call "
+                f"pycap.backends.select({self.device!r}), or load it again"
+            )
         set_float32_products(self._products)
         vocab = self.vocab
         with no_grad(), self.model.evaluating(), constant_weights(self.weights):

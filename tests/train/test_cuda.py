@@ -127,6 +127,15 @@ def test_a_loaded_model_lies_on_the_device_that_was_asked_for(trained: Path) -> 
     assert device.current() == "cpu"
 
 
+def test_a_captioner_says_so_when_the_process_has_turned_to_another_device(trained: Path, data: Path) -> None:
+    captioner = pycap.load(trained, device="cuda")
+    image = sorted((data / "val2017").iterdir())[0]
+    assert [caption.error for caption in captioner.caption(image)] == [""]
+    backends.select("cpu", "reference")
+    with pytest.raises(device.DeviceError, match=r"lies on cuda.*current device is cpu.*backends.select\('cuda'\)"):
+        list(captioner.caption(image))
+
+
 def test_an_array_that_stayed_on_the_host_is_caught(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
