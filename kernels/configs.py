@@ -149,6 +149,49 @@ ROWS: Table = {
         "interpreter": (Row({"BLOCK_G": 128, "BLOCK_M": 64}),),
         "sm_80": (Row({"BLOCK_G": 16, "BLOCK_M": 64}, warps=4, stages=1),),
     },
+    # -- softmax_xent
+    "softmax_xent.logits": {
+        "interpreter": (Row({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}),),
+        "sm_80": (
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",)),
+            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=3, types=_HALF, upto={"odd": 0}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
+        ),
+    },
+    "softmax_xent.forward": {
+        "interpreter": (Row({"TILES": 8, "BLOCK": 64}),),
+        "sm_80": (Row({"TILES": 128, "BLOCK": 2048}, warps=4, stages=1),),
+    },
+    # -- topk
+    "topk.forward": {
+        "interpreter": (Row({"BLOCK": 64}),),
+        "sm_80": (Row({"BLOCK": 4096}, warps=16, stages=1),),
+    },
+    # -- optim
+    "optim.sgd": {
+        "interpreter": (Row({"BLOCK": 1024}),),
+        "sm_80": (Row({"BLOCK": 1024}, warps=4, stages=1),),
+    },
+    "optim.rmsprop": {
+        "interpreter": (Row({"BLOCK": 1024}),),
+        "sm_80": (Row({"BLOCK": 1024}, warps=4, stages=1),),
+    },
+    "optim.adam": {
+        "interpreter": (Row({"BLOCK": 1024}),),
+        "sm_80": (Row({"BLOCK": 1024}, warps=4, stages=1),),
+    },
+    "optim.sum_squares": {
+        "interpreter": (Row({"CHUNK": 16384, "BLOCK": 4096}),),
+        "sm_80": (Row({"CHUNK": 16384, "BLOCK": 1024}, warps=4, stages=1),),
+    },
+    "optim.total": {
+        "interpreter": (Row({"BLOCK": 16}),),
+        "sm_80": (Row({"BLOCK": 1024}, warps=4, stages=1),),
+    },
+    "optim.clip_factor": {
+        "interpreter": (Row({}),),
+        "sm_80": (Row({}, warps=1, stages=1),),
+    },
 }
 
 for _kernel, _rows in tuned().items():

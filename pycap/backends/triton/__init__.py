@@ -12,6 +12,8 @@ from pycap.backends.triton.dropout import dropout
 from pycap.backends.triton.embedding import embedding_backward, embedding_forward
 from pycap.backends.triton.linear import linear_backward_data, linear_backward_weight, linear_forward
 from pycap.backends.triton.lstm import lstm_backward, lstm_cell_backward, lstm_cell_forward, lstm_forward
+from pycap.backends.triton.optim import adam_step, rmsprop_step, sgd_step, sum_squares
+from pycap.backends.triton.softmax_xent import linear_xent_backward, linear_xent_forward, log_softmax_topk
 
 
 def check() -> None:
@@ -34,6 +36,7 @@ def check() -> None:
 
 
 __all__ = [
+    "adam_step",
     "cast",
     "check",
     "dropout",
@@ -42,8 +45,14 @@ __all__ = [
     "linear_backward_data",
     "linear_backward_weight",
     "linear_forward",
+    "linear_xent_backward",
+    "linear_xent_forward",
+    "log_softmax_topk",
     "lstm_backward",
     "lstm_cell_backward",
     "lstm_cell_forward",
     "lstm_forward",
+    "rmsprop_step",
+    "sgd_step",
+    "sum_squares",
 ]

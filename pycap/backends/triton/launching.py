@@ -22,8 +22,8 @@ except ImportError:  # a checkout that is not installed: kernels/ stands at its 
     from kernels._rows import Row, choose
 
 __all__ = [
-    "ELEMENTS", "PRODUCTS", "Array", "Kernel", "Row", "blocks", "element", "expect", "forced", "gpu", "interpreting",
-    "kernel_module", "odd", "precision", "row", "scratch",
+    "ELEMENTS", "PRODUCTS", "Array", "Kernel", "Row", "blocks", "device", "element", "expect", "forced", "gpu", "interpreting",
+    "kernel_module", "odd", "precision", "row", "scratch", "upload",
 ]  # fmt: skip
 
 Array = Any
@@ -90,6 +90,20 @@ def scratch(*shapes: tuple[Sequence[int], Any]) -> list[Array]:
         raw[start : start + size].view(dtype).reshape(shape)
         for (shape, dtype), size, start in zip(shapes, sizes, starts, strict=False)
     ]
+
+
+def device() -> int:
+    """The number of the current GPU, by which to keep what was uploaded to it; 0 in the interpreter."""
+    return 0 if interpreting() else gpu().device()
+
+
+def upload(table: np.ndarray) -> Array:
+    """A small table of the host's on the current GPU; itself in the interpreter."""
+    if interpreting():
+        return table
+    import cupy
+
+    return cupy.asarray(table)
 
 
 def expect(primitive: str, **arrays: tuple[Array, tuple[int, ...]]) -> None:

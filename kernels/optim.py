@@ -1,0 +1,206 @@
+"""Update rules over lists of arrays, one launch a list, and the gradients' norm.
+
+The arrays are named by a table [1 + lists, n] of 64-bit words in device memory: a row of sizes, then a row of addresses a
+list. `plan` [programs, 2] has for each program its array and its block of that.
+
+What changes from step to step comes as arguments or, for a step that is recorded once and replayed, from device memory:
+`rates` holds lr, bias1 and bias2, `factor` what gradients are multiplied by. Where `factor` is not finite, nothing is changed.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _place(plan, table, BLOCK: tl.constexpr):
+    """This program's array, its elements, and how many the array has."""
+    array = tl.load(plan + 2 * tl.program_id(0))
+    block = tl.load(plan + 2 * tl.program_id(0) + 1)
+    at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return array, at, tl.load(table + array)
+
+
+@triton.jit
+def _floats(table, arrays, number, array):
+    """Where the array of list `number` lies."""
+    return tl.load(table + number * arrays + array).to(tl.pointer_type(tl.float32))
+
+
+@triton.jit
+def _effective(gradient, parameter, grad_scale, clip, weight_decay):
+    """clip(gradient * grad_scale, +-clip) + weight_decay * parameter; NaN stays NaN."""
+    gradient *= grad_scale
+    if clip != 0:
+        gradient = tl.where(gradient > clip, clip, tl.where(gradient < -clip, -clip, gradient))
+    if weight_decay != 0:
+        gradient += weight_decay * parameter
+    return gradient
+
+
+@triton.jit
+def _write(table, arrays, copies, array, at, inside, parameter):
+    """The parameter, and its copy in bfloat16 where list number `copies` has an address."""
+    tl.store(_floats(table, arrays, 1, array) + at, parameter, mask=inside)
+    copy = tl.load(table + copies * arrays + array)
+    if copy != 0:
+        tl.store(copy.to(tl.pointer_type(tl.bfloat16)) + at, parameter.to(tl.bfloat16), mask=inside)
+
+
+@triton.jit
+def sgd(
+    table,  # [5, arrays]: sizes, parameters, gradients, momenta, copies
+    plan,  # [programs, 2]
+    rates,  # [3] or null
+    factor,  # [1] or null
+    arrays,
+    lr,
+    momentum,
+    weight_decay,
+    grad_scale,
+    clip,
+    has_rates,
+    has_factor,
+    BLOCK: tl.constexpr,
+):
+    """m = momentum * m + g; p -= lr * m."""
+    array, at, size = _place(plan, table, BLOCK)
+    if has_rates != 0:
+        lr = tl.load(rates)
+    if has_factor != 0:
+        grad_scale = tl.load(factor)
+        size = tl.where(grad_scale - grad_scale == 0.0, size, 0)
+    inside = at < size
+    p = tl.load(_floats(table, arrays, 1, array) + at, mask=inside, other=0.0)
+    g = tl.load(_floats(table, arrays, 2, array) + at, mask=inside, other=0.0)
+    momenta = _floats(table, arrays, 3, array) + at
+    m = momentum * tl.load(momenta, mask=inside, other=0.0) + _effective(g, p, grad_scale, clip, weight_decay)
+    tl.store(momenta, m, mask=inside)
+    _write(table, arrays, 4, array, at, inside, p - lr * m)
+
+
+@triton.jit
+def rmsprop(
+    table,  # [5, arrays]: sizes, parameters, gradients, squares, copies
+    plan,  # [programs, 2]
+    rates,  # [3] or null
+    factor,  # [1] or null
+    arrays,
+    lr,
+    alpha,
+    rest,  # 1 - alpha
+    eps,
+    weight_decay,
+    grad_scale,
+    clip,
+    has_rates,
+    has_factor,
+    BLOCK: tl.constexpr,
+):
+    """v = alpha * v + (1 - alpha) * g^2; p -= lr * g / (sqrt(v) + eps)."""
+    array, at, size = _place(plan, table, BLOCK)
+    if has_rates != 0:
+        lr = tl.load(rates)
+    if has_factor != 0:
+        grad_scale = tl.load(factor)
+        size = tl.where(grad_scale - grad_scale == 0.0, size, 0)
+    inside = at < size
+    p = tl.load(_floats(table, arrays, 1, array) + at, mask=inside, other=0.0)
+    g = tl.load(_floats(table, arrays, 2, array) + at, mask=inside, other=0.0)
+    g = _effective(g, p, grad_scale, clip, weight_decay)
+    squares = _floats(table, arrays, 3, array) + at
+    v = alpha * tl.load(squares, mask=inside, other=0.0) + rest * g * g
+    tl.store(squares, v, mask=inside)
+    _write(table, arrays, 4, array, at, inside, p - lr * g / (tl.sqrt_rn(v) + eps))
+
+
+@triton.jit
+def adam(
+    table,  # [6, arrays]: sizes, parameters, gradients, first and second moments, copies
+    plan,  # [programs, 2]
+    rates,  # [3] or null
+    factor,  # [1] or null
+    arrays,
+    lr,
+    bias1,  # 1 - beta1**step
+    bias2,  # 1 - beta2**step
+    beta1,
+    rest1,  # 1 - beta1
+    beta2,
+    rest2,  # 1 - beta2
+    eps,
+    weight_decay,
+    grad_scale,
+    clip,
+    has_rates,
+    has_factor,
+    BLOCK: tl.constexpr,
+):
+    """m = beta1 * m + (1 - beta1) * g; v = beta2 * v + (1 - beta2) * g^2; p -= lr/bias1 * m / (sqrt(v/bias2) + eps)."""
+    array, at, size = _place(plan, table, BLOCK)
+    if has_rates != 0:
+        lr, bias1, bias2 = tl.load(rates), tl.load(rates + 1), tl.load(rates + 2)
+    if has_factor != 0:
+        grad_scale = tl.load(factor)
+        size = tl.where(grad_scale - grad_scale == 0.0, size, 0)
+    inside = at < size
+    p = tl.load(_floats(table, arrays, 1, array) + at, mask=inside, other=0.0)
+    g = tl.load(_floats(table, arrays, 2, array) + at, mask=inside, other=0.0)
+    g = _effective(g, p, grad_scale, clip, weight_decay)
+    first, second = _floats(table, arrays, 3, array) + at, _floats(table, arrays, 4, array) + at
+    m = beta1 * tl.load(first, mask=inside, other=0.0) + rest1 * g
+    v = beta2 * tl.load(second, mask=inside, other=0.0) + rest2 * g * g
+    tl.store(first, m, mask=inside)
+    tl.store(second, v, mask=inside)
+    _write(table, arrays, 5, array, at, inside, p - lr / bias1 * m / (tl.sqrt_rn(v / bias2) + eps))
+
+
+@triton.jit
+def sum_squares(
+    partials,  # [programs], float64
+    table,  # [2, arrays]: sizes, arrays
+    plan,  # [programs, 2]: blocks of CHUNK
+    arrays,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program's part of the sum of squares, in float64: float32 would overflow from 2e19 on."""
+    array = tl.load(plan + 2 * tl.program_id(0))
+    start = tl.load(plan + 2 * tl.program_id(0) + 1).to(tl.int64) * CHUNK
+    size = tl.load(table + array)
+    pointer = _floats(table, arrays, 1, array)
+    total = tl.zeros((BLOCK,), tl.float64)
+    for first in range(0, CHUNK, BLOCK):
+        at = start + first + tl.arange(0, BLOCK)
+        value = tl.load(pointer + at, mask=at < size, other=0.0).to(tl.float64)
+        total += value * value
+    tl.store(partials + tl.program_id(0), tl.sum(total, 0))
+
+
+@triton.jit
+def total(
+    out,  # [1], float64
+    partials,  # [count], float64
+    count,
+    BLOCK: tl.constexpr,
+):
+    """The partials' sum, in an order that depends on nothing but count. One program."""
+    sums = tl.zeros((BLOCK,), tl.float64)
+    for first in range(0, count, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        sums += tl.load(partials + at, mask=at < count, other=0.0)
+    tl.store(out, tl.sum(sums, 0))
+
+
+@triton.jit
+def clip_factor(
+    out,  # [1]
+    squares,  # [1], float64: the sum of squares
+    max_norm,
+    scale,
+):
+    """scale * min(1, max_norm / norm) of the norm of the scaled gradients; NaN where that is not finite. One program."""
+    norm = tl.abs(tl.sqrt(tl.load(squares)) * scale)
+    factor = scale + (norm - norm)  # NaN where it is not finite
+    if (max_norm > 0) & (norm > max_norm):
+        factor = factor * max_norm / norm
+    tl.store(out, factor.to(tl.float32))

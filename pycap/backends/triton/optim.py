@@ -1,0 +1,144 @@
+"""The optimisers' steps and the gradients' norm in the Triton backend: one launch for a whole list of arrays.
+
+The tables of addresses that the kernels read are kept by their contents, so that only a step with new arrays uploads any. What
+changes from step to step may lie on the device (`rates`, `grad_scale`): then a step can be recorded in a CUDA graph, and
+a norm is clipped without waiting for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from pycap.backends.triton.launching import Array, Kernel, blocks, device, interpreting, row, scratch, upload
+
+_TABLES = "table:*i64 plan:*i32 rates:*fp32 factor:*fp32 arrays:i32 lr:fp32 "
+_CLIPPING = "weight_decay:fp32 grad_scale:fp32 clip:fp32 has_rates:i32 has_factor:i32"
+
+_sgd = Kernel("optim.sgd", f"{_TABLES} momentum:fp32 {_CLIPPING}")
+_rmsprop = Kernel("optim.rmsprop", f"{_TABLES} alpha:fp32 rest:fp32 eps:fp32 {_CLIPPING}")
+_adam = Kernel(
+    "optim.adam",
+    f"{_TABLES} bias1:fp32 bias2:fp32 beta1:fp32 rest1:fp32 beta2:fp32 rest2:fp32 eps:fp32 {_CLIPPING}",
+)
+_squares = Kernel("optim.sum_squares", "partials:*fp64 table:*i64 plan:*i32 arrays:i32")
+_total = Kernel("optim.total", "out:*fp64 partials:*fp64 count:i32")
+_clip = Kernel("optim.clip_factor", "out:*fp32 squares:*fp64 max_norm:fp32 scale:fp32")
+
+Arrays = Sequence[Array]
+
+
+@lru_cache(maxsize=256)
+def _table(device: int, words: tuple[tuple[int, ...], ...]) -> Array:
+    return upload(np.array(words, np.int64))
+
+
+@lru_cache(maxsize=64)
+def _plan(device: int, sizes: tuple[int, ...], block: int) -> tuple[Array, int]:
+    """(array, block of it) for each program, and their number."""
+    counts = np.array([blocks(size, block) for size in sizes], np.int64)
+    arrays = np.repeat(np.arange(len(sizes)), counts)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return upload(np.ascontiguousarray(np.stack([arrays, within], 1).astype(np.int32))), len(arrays)
+
+
+def _address(array: Array) -> int:
+    return array.ctypes.data if interpreting() else array.data.ptr
+
+
+def _addresses(function: str, name: str, arrays: Arrays, like: Arrays, dtype: str = "float32") -> tuple[int, ...]:
+    """Raises TypeError or ValueError, naming the array, where one is not contiguous, of `dtype` and shaped as in `like`."""
+    if len(arrays) != len(like):
+        raise ValueError(f"{function}: {name} has {len(arrays)} arrays, expected {len(like)}")
+    for number, (array, other) in enumerate(zip(arrays, like, strict=True)):
+        if array.dtype.name != dtype:
+            raise TypeError(f"{function}: {name}[{number}] must be {dtype}, got {array.dtype}")
+        if array.shape != other.shape:
+            raise ValueError(f"{function}: {name}[{number}] has shape {array.shape}, expected {other.shape}")
+        if not array.flags.c_contiguous:
+            raise ValueError(f"{function}: {name}[{number}] must be C-contiguous")
+    return tuple(map(_address, arrays))
+
+
+def _step(
+    kernel: Kernel, lists: dict[str, Arrays], copies: Arrays | None, rates: Array | None, lr: float,
+    values: tuple[float, ...], weight_decay: float, grad_scale: float | Array, clip: float,
+) -> None:  # fmt: skip
+    """One launch over `lists`, of which the first are the parameters."""
+    function, like = f"{kernel.name.partition('.')[2]}_step", lists["params"]
+    sizes = tuple(array.size for array in like)
+    rows = [_addresses(function, name, arrays, like) for name, arrays in lists.items()]
+    rows.append((0,) * len(sizes) if copies is None else _addresses(function, "copies", copies, like, "bfloat16"))
+    on_device: Any = None if isinstance(grad_scale, (int, float)) else grad_scale
+    for name, array, shape in (("rates", rates, (3,)), ("grad_scale", on_device, (1,))):
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{function}: {name} has shape {array.shape}, expected {shape}")
+    how = row(kernel, like[0]) if like else None
+    if how is None:
+        return
+    plan, programs = _plan(device(), sizes, how.blocks["BLOCK"])
+    kernel(
+        (programs, 1, 1), how, _table(device(), (sizes, *rows)), plan, rates, on_device, len(sizes), lr, *values,
+        weight_decay, 1.0 if on_device is not None else grad_scale, clip, int(rates is not None), int(on_device is not None),
+    )  # fmt: skip
+
+
+def sgd_step(
+    params: Arrays, grads: Arrays, momenta: Arrays, lr: float, momentum: float, weight_decay: float,
+    grad_scale: float | Array, clip: float, *, copies: Arrays | None = None, rates: Array | None = None,
+) -> None:  # fmt: skip
+    """The primitive. grad_scale may be a float32 array [1] on the device: where it is not finite, nothing is changed.
+    rates: float32 [3] on the device, which holds (lr, bias1, bias2), of which this reads lr, in place of `lr`.
+    copies: bfloat16 arrays, one a parameter, that get the new parameters, rounded."""
+    lists = {"params": params, "grads": grads, "momenta": momenta}
+    _step(_sgd, lists, copies, rates, lr, (momentum,), weight_decay, grad_scale, clip)
+
+
+def rmsprop_step(
+    params: Arrays, grads: Arrays, squares: Arrays, lr: float, alpha: float, eps: float, weight_decay: float,
+    grad_scale: float | Array, clip: float, *, copies: Arrays | None = None, rates: Array | None = None,
+) -> None:  # fmt: skip
+    """The primitive; grad_scale, copies and rates as in `sgd_step`."""
+    lists = {"params": params, "grads": grads, "squares": squares}
+    _step(_rmsprop, lists, copies, rates, lr, (alpha, 1 - alpha, eps), weight_decay, grad_scale, clip)
+
+
+def adam_step(
+    params: Arrays, grads: Arrays, ms: Arrays, vs: Arrays, lr: float, beta1: float, beta2: float, eps: float,
+    weight_decay: float, step: int, grad_scale: float | Array, clip: float, *, copies: Arrays | None = None,
+    rates: Array | None = None,
+) -> None:  # fmt: skip
+    """The primitive; grad_scale and copies as in `sgd_step`; rates (lr, 1 - beta1**step, 1 - beta2**step) in place of
+    `lr` and `step`."""
+    lists = {"params": params, "grads": grads, "ms": ms, "vs": vs}
+    values = (1 - beta1**step, 1 - beta2**step, beta1, 1 - beta1, beta2, 1 - beta2, eps)
+    _step(_adam, lists, copies, rates, lr, values, weight_decay, grad_scale, clip)
+
+
+def sum_squares_into(out: Array, arrays: Arrays) -> None:
+    """out float64 [1] = the sum of squares of float32 arrays, without waiting for it; the same bits at every call."""
+    sizes = tuple(array.size for array in arrays)
+    words = (sizes, _addresses("sum_squares", "arrays", arrays, arrays))
+    how = row(_squares, out)
+    plan, programs = _plan(device(), sizes, how.blocks["CHUNK"])
+    (partials,) = scratch(((programs,), "float64"))
+    _squares((programs, 1, 1), how, partials, _table(device(), words), plan, len(sizes))
+    _total((1, 1, 1), row(_total, out), out, partials, programs)
+
+
+def sum_squares(arrays: Arrays) -> float:
+    out = upload(np.zeros(1, np.float64))
+    sum_squares_into(out, arrays)
+    return float(out[0])
+
+
+def clip_factor(out: Array, squares: Array, max_norm: float, scale: float) -> None:
+    """out float32 [1] = scale, or less: so much that gradients whose sum of squares is `squares` (float64 [1], of
+    `sum_squares_into`) have at most the L2 norm max_norm when they are multiplied by it (0: any norm).
+
+    NaN where the norm is not finite: the steps take that as `grad_scale`, and change nothing.
+    """
+    _clip((1, 1, 1), row(_clip, out), out, squares, max_norm, scale)

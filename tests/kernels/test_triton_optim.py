@@ -1,0 +1,148 @@
+"""The optimisers on Triton kernels, beyond the primitives: values from device memory, bfloat16 copies, clipping by the norm."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pycap.backends import reference
+from pycap.device import bfloat16
+
+pytestmark = pytest.mark.triton
+SHAPES = ((3, 5), (0,), (2100,), (1,))
+VALUES = {
+    "sgd_step": (1, (0.1,), (0.9,), ()),
+    "rmsprop_step": (1, (0.1,), (0.95, 1e-8), ()),
+    "adam_step": (2, (0.1,), (0.9, 0.999, 1e-8), (7,)),
+}
+
+
+@pytest.fixture(scope="module")
+def optim():
+    return pytest.importorskip("pycap.backends.triton.optim")
+
+
+def lists(states, seed=0):
+    rng = np.random.default_rng(seed)
+    made = [[rng.standard_normal(s).astype(np.float32) for s in SHAPES] for _ in range(2 + states)]
+    return [*made[:2], *([a**2 for a in arrays] for arrays in made[2:])]
+
+
+def flat(arrays):
+    return np.concatenate([a.ravel() for a in arrays])
+
+
+@pytest.fixture(params=sorted(VALUES))
+def rule(request, optim):
+    """(lists of arrays, step(lists, grad_scale, **options)) of each rule, at its seventh step."""
+    states, lr, own, step = VALUES[request.param]
+
+    def call(arrays, grad_scale=0.5, lr=lr, step=step, **options):
+        getattr(optim, request.param)(*arrays, *lr, *own, 0.01, *step, grad_scale, 0.3, **options)
+
+    return lambda: lists(states), call
+
+
+def test_values_from_the_device_are_those_of_the_arguments(rule):
+    """But for the last bit: the interpreter divides arguments in float64, and what lies on the device in float32."""
+    make, step = rule
+    wanted, got = make(), make()
+    step(wanted)
+    rates = np.array([0.1, 1 - 0.9**7, 1 - 0.999**7], np.float32)
+    no_step = () if len(got) == 3 else (1,)
+    step(got, np.array([0.5], np.float32), (9.0,), no_step, rates=rates)
+    for a, b in zip(wanted, got, strict=True):
+        np.testing.assert_allclose(flat(a), flat(b), rtol=2.0**-22, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [np.nan, np.inf])
+def test_a_factor_that_is_not_finite_changes_nothing(rule, factor):
+    make, step = rule
+    got = make()
+    copies = [np.full(s, 7, bfloat16()) for s in SHAPES]
+    step(got, np.array([factor], np.float32), copies=copies)
+    for a, b in zip(make(), got, strict=True):
+        np.testing.assert_array_equal(flat(a), flat(b))
+    assert (flat(copies) == 7).all()
+
+
+def test_copies_are_the_new_parameters_rounded(rule):
+    make, step = rule
+    wanted, got = make(), make()
+    copies = [np.empty(s, bfloat16()) for s in SHAPES]
+    step(wanted)
+    step(got, copies=copies)
+    np.testing.assert_array_equal(flat(got[0]), flat(wanted[0]))
+    np.testing.assert_array_equal(flat(copies), flat(got[0]).astype(bfloat16()))
+
+
+def test_another_list_at_the_next_call(rule):
+    """The tables are kept by their contents: other arrays, and other sizes, get tables of their own."""
+    make, step = rule
+    first, second = make(), [arrays[::-1] for arrays in make()]
+    step(first)
+    step(second)
+    np.testing.assert_array_equal(flat(first[0]), flat(second[0][::-1]))
+    step(first)
+    step(second)
+    np.testing.assert_array_equal(flat(first[0]), flat(second[0][::-1]))
+
+
+def test_not_a_number_passes_the_clipping(optim):
+    params, grads, momenta = ([np.array([x, 1.0], np.float32)] for x in (1.0, np.nan, 0.0))
+    optim.sgd_step(params, grads, momenta, 1.0, 0.0, 0.0, 1.0, 0.5)
+    np.testing.assert_array_equal(params[0], [np.nan, 0.5])
+
+
+def test_no_parameters_no_launch(optim):
+    optim.sgd_step([], [], [], 0.1, 0.9, 0.0, 1.0, 0.0)
+    assert optim.sum_squares([]) == 0.0
+
+
+def test_sum_of_squares_is_exact_where_float32_is_not(optim):
+    ones = np.full(3 * 16384 + 5, 1e-3, np.float32)
+    large = np.array([3e30], np.float32)
+    truth = (ones.astype(np.float64) ** 2).sum()
+    assert abs(optim.sum_squares([ones]) - truth) < 1e-12 * truth
+    assert optim.sum_squares([large, ones]) == pytest.approx(float(large[0]) ** 2, rel=1e-12)
+
+
+def test_sum_of_squares_repeats_bit_for_bit_and_stays_on_the_device(optim):
+    arrays, out = lists(0)[0], np.empty(1, np.float64)
+    optim.sum_squares_into(out, arrays)
+    assert out[0] == optim.sum_squares(arrays) == optim.sum_squares(arrays)
+    assert out[0] == pytest.approx(reference.sum_squares(arrays), rel=1e-14)
+
+
+@pytest.mark.parametrize("scale", [0.25, -2.0])
+@pytest.mark.parametrize("max_norm", [0.0, 5.0, 1000.0])
+def test_clip_factor_is_the_optimisers_formula(optim, scale, max_norm):
+    squares, out = np.array([3600.0]), np.empty(1, np.float32)
+    optim.clip_factor(out, squares, max_norm, scale)
+    norm = abs(scale) * 60.0
+    assert out[0] == pytest.approx(scale * max_norm / norm if 0 < max_norm < norm else scale, rel=1e-7)
+
+
+@pytest.mark.parametrize("squares", [np.inf, np.nan])
+@pytest.mark.parametrize("max_norm", [0.0, 5.0])
+def test_clip_factor_of_a_norm_that_is_not_finite(optim, squares, max_norm):
+    out = np.zeros(1, np.float32)
+    optim.clip_factor(out, np.array([squares]), max_norm, 0.5)
+    assert np.isnan(out[0])
+
+
+def test_what_does_not_fit_is_named(optim):
+    params, grads, momenta = lists(1)
+    last = (0.1, 0.9, 0.0, 1.0, 0.0)
+    with pytest.raises(ValueError, match="sgd_step: grads has 3 arrays, expected 4"):
+        optim.sgd_step(params, grads[1:], momenta, *last)
+    with pytest.raises(ValueError, match=r"sgd_step: momenta\[0\] has shape \(5, 3\), expected \(3, 5\)"):
+        optim.sgd_step(params, grads, [momenta[0].reshape(5, 3), *momenta[1:]], *last)
+    with pytest.raises(TypeError, match=r"sgd_step: grads\[2\] must be float32, got float64"):
+        optim.sgd_step(params, [*grads[:2], grads[2].astype(np.float64), grads[3]], momenta, *last)
+    with pytest.raises(ValueError, match=r"sgd_step: params\[0\] must be C-contiguous"):
+        optim.sgd_step([np.asfortranarray(params[0]), *params[1:]], grads, momenta, *last)
+    with pytest.raises(TypeError, match=r"sgd_step: copies\[0\] must be bfloat16, got float32"):
+        optim.sgd_step(params, grads, momenta, *last, copies=grads)
+    with pytest.raises(ValueError, match=r"sgd_step: rates has shape \(1,\), expected \(3,\)"):
+        optim.sgd_step(params, grads, momenta, *last, rates=np.zeros(1, np.float32))
