@@ -59,7 +59,11 @@ def _mended() -> Iterator[None]:
     import triton.language as tl
     from ml_dtypes import bfloat16
     from triton.runtime.interpreter import (
-        InterpretedFunction, InterpreterBuilder, TensorHandle, _patch_lang, interpreter_builder,
+        InterpretedFunction,
+        InterpreterBuilder,
+        TensorHandle,
+        _patch_lang,
+        interpreter_builder,
     )  # fmt: skip
 
     call, cast, options = InterpretedFunction.__call__, InterpreterBuilder.cast_impl, interpreter_builder.options

@@ -10,7 +10,7 @@ driver, on CuPy's current stream. So it may stand in a CUDA graph's capture, onc
 
 Types: ``*T`` is a pointer to a type variable's type, ``*fp32`` to a fixed one; None passes a null pointer. ``#T(A,B)`` is a
 tensor descriptor of an array with two dimensions, moved in boxes of the row's blocks A by B (or ``64``, or ``A/2``); the
-array may be strided, but for its last dimension. ``i32/16``
+array may be strided, but for its last dimension. ``?`` before a type: None compiles a form without that parameter. ``i32/16``
 is compiled for multiples of 16 wherever the arguments allow it, all pointers being multiples of 16 bytes too. Other
 keywords are compile-time constants, and so is what the row holds.
 """
@@ -49,13 +49,15 @@ def interpreting() -> bool:
 class Parameter:
     """A run-time parameter. kind: "*T", "*fp32", "#T", "i32"; divisible: specialised to multiples of 16 where they are.
 
-    box: of a tensor descriptor, one a dimension, what `_extent` takes.
+    optional: where None is passed, the kernel is compiled with the constant None instead. box: of a tensor descriptor, one
+    a dimension, what `_extent` takes.
     """
 
     name: str
     kind: str
     divisible: bool = False
     box: tuple[str, ...] = ()
+    optional: bool = False
 
     @property
     def pointer(self) -> bool:
@@ -163,21 +165,32 @@ class Kernel:
 
     name: "file.function" in kernels/. signature: its run-time parameters in order. variants: type variables and
     compile-time constants of the forms that `pycap.cubins` builds ahead, with each row. cooperative: all programs must run
-    at once (they wait for each other).
+    at once (they wait for each other). declared: whether it is among `KERNELS`.
     """
 
     def __init__(
-        self, name: str, signature: str, *, variants: Sequence[Mapping[str, Any]] = ({},), cooperative: bool = False
-    ) -> None:
+        self, name: str, signature: str, *, variants: Sequence[Mapping[str, Any]] = ({},), cooperative: bool = False,
+        declared: bool = True,
+    ) -> None:  # fmt: skip
         self.name, self.signature, self.cooperative = name, signature, cooperative
         self.parameters = tuple(_parse(text) for text in signature.split())
         self.variants = tuple(dict(v) for v in variants)
         self._pointers = tuple(i for i, p in enumerate(self.parameters) if p.pointer)
         self._described = tuple((i, p) for i, p in enumerate(self.parameters) if p.box)
+        self._optional = tuple(i for i, p in enumerate(self.parameters) if p.optional)
+        self._narrower: dict[tuple[int, ...], Kernel] = {}
         self._divisible = tuple(i for i, p in enumerate(self.parameters) if p.divisible)
         self._ready: dict[Any, Any] = {}
         self._maps: dict[Any, tuple[Any, ...]] = {}
-        KERNELS[name] = self
+        if declared:
+            KERNELS[name] = self
+
+    def without(self, absent: tuple[int, ...]) -> Kernel:
+        """The kernel without the parameters at these places, which are optional."""
+        if absent not in self._narrower:
+            kept = [text for i, text in enumerate(self.signature.split()) if i not in absent]
+            self._narrower[absent] = Kernel(self.name, " ".join(kept), cooperative=self.cooperative, declared=False)
+        return self._narrower[absent]
 
     def __call__(self, grid: tuple[int, int, int], row: Row, *arguments: Any, **constants: Any) -> None:
         """Launch. Nothing happens for an empty grid.
@@ -189,6 +202,12 @@ class Kernel:
             return
         if _interpreting:
             self._interpret(grid, row, arguments, constants)
+            return
+        absent = tuple(i for i in self._optional if arguments[i] is None) if self._optional else ()
+        if absent:
+            given = [a for i, a in enumerate(arguments) if i not in absent]
+            names = {self.parameters[i].name: None for i in absent}
+            self.without(absent)(grid, row, *given, **names, **constants)
             return
         machine = _gpu or gpu()
         values = list(arguments)
@@ -210,10 +229,11 @@ class Kernel:
         for i, _ in self._described:
             types.append(arguments[i].dtype)
         device = machine.device()
-        key = (device, row, bits & 15 == 0, tuple(types), tuple(constants.items()))
+        aligned = bits & 15 == 0 and not self._described  # the copy engine moves what would gain by it
+        key = (device, row, aligned, tuple(types), tuple(constants.items()))
         ready = self._ready.get(key)
         if ready is None:
-            ready = self._ready[key] = self._prepare(machine, device, row, bits & 15 == 0, arguments, constants)
+            ready = self._ready[key] = self._prepare(machine, device, row, aligned, arguments, constants)
         pack_into, size, function, threads, shared, descriptors = ready
         if descriptors:
             values = self._describe(machine, arguments, values, descriptors)
@@ -321,21 +341,25 @@ class Kernel:
             variables = {p.variable for p in self.parameters if p.variable}
             types = tuple(sorted((k, v) for k, v in declared.items() if k in variables))
             constants = tuple(sorted((k, v) for k, v in declared.items() if k not in variables))
+            absent = tuple(i for i in self._optional if self.parameters[i].name in declared)
+            kernel = self.without(absent) if absent else self
             for row in rows(table, self.name, arch):
                 if row.serves(dict(types).get("T", ""), dict.fromkeys(row.upto, 0)):
-                    for aligned in (True, False) if row.upto.get("odd", 1) else (True,):
-                        yield Variant(self, row, types, constants, aligned)
+                    forms = (False,) if self._described else (True, False) if row.upto.get("odd", 1) else (True,)
+                    for aligned in forms:
+                        yield Variant(kernel, row, types, constants, aligned)
 
 
 def _parse(text: str) -> Parameter:
     name, _, kind = text.partition(":")
     kind, described, box = kind.partition("(")
+    optional, kind = kind.startswith("?"), kind.lstrip("?")
     if bool(described) != kind.startswith("#"):
         raise ValueError(f"{text}: a tensor descriptor is written #T(A,B)")
     kind, slash, multiple = kind.partition("/")
     if slash and multiple != "16":
         raise ValueError(f"{text}: only /16 is known")
-    return Parameter(name, kind, bool(slash), tuple(box.rstrip(")").split(",")) if described else ())
+    return Parameter(name, kind, bool(slash), tuple(box.rstrip(")").split(",")) if described else (), optional)
 
 
 def _extent(text: str, constants: Mapping[str, Any]) -> int:

@@ -228,6 +228,23 @@ def test_described_arrays_are_passed_as_maps_sizes_and_strides(machine, library,
         kernel((7, 1, 1), ROW, x, w, Array(0x30000, ml_dtypes.bfloat16), 9)
 
 
+def test_an_absent_optional_argument_is_a_constant(machine, library):
+    kernel = _launch.Kernel(
+        "cast.forward", "y:*T x:?*T s:?*fp32 n:i32", variants=[{"T": "bf16", "x": None, "RELU": True}, {"T": "fp32"}]
+    )
+    for _ in range(2):
+        kernel((1, 1, 1), ROW, Array(0x1000), None, Array(0x3000), 9, RELU=True)
+    assert struct.unpack_from("@PPi", bytes(library.Last().contents.parameters)) == (0x1000, 0x3000, 9)
+    kernel((1, 1, 1), ROW, Array(0x1000), Array(0x2000), None, 9, RELU=True)
+    assert struct.unpack_from("@PPi", bytes(library.Last().contents.parameters)) == (0x1000, 0x2000, 9)
+    seen = [(dict(v.constants), [p.name for p in v.kernel.parameters]) for v, _ in machine.built]
+    assert seen == [({"x": None, "RELU": True}, ["y", "s", "n"]), ({"s": None, "RELU": True}, ["y", "x", "n"])]
+    table = {"cast.forward": {"sm_90": (ROW,)}}
+    built = [(dict(v.constants), len(v.kernel.parameters)) for v in kernel.built_variants(table, "sm_90")]
+    assert built[::2] == [({"x": None, "RELU": True}, 3), ({}, 4)]
+    assert list(_launch.KERNELS.values()) == [kernel]
+
+
 def test_boxes_are_given_by_blocks_numbers_and_parts():
     constants = {"BLOCK": 64, "N": 6}
     assert [_launch._extent(text, constants) for text in ("BLOCK", "2", "N/2")] == [64, 2, 3]
