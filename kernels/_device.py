@@ -134,3 +134,21 @@ def cell_gradients(i, f, g, o, c, c_before, dh, dc):
         dh * tanh_c * o * (1.0 - o),
         dc * f,
     )
+
+
+@triton.jit
+def store_rows(y, value, tile_m, tile_n, m, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Store a tile [BLOCK_M, BLOCK_N] of y [m, n]."""
+    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    inside = (row < m - tile_m * BLOCK_M)[:, None] & (column < n - tile_n * BLOCK_N)[None, :]
+    y += tile_m.to(tl.int64) * BLOCK_M * n + tile_n * BLOCK_N
+    tl.store(y + row[:, None] * n + column[None, :], value.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def store_tile(y, value, tile_m, tile_n, m, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """`store_rows`, by 16 bytes at a time where n is a multiple of 16 (and y aligned)."""
+    if n % 16 == 0:
+        store_rows(y, value, tile_m, tile_n, m, n // 16 * 16, BLOCK_M, BLOCK_N)  # a multiple that the compiler sees
+    else:
+        store_rows(y, value, tile_m, tile_n, m, n, BLOCK_M, BLOCK_N)

@@ -37,7 +37,8 @@ ROWS: Table = {
         "interpreter": (Row({"SCAN": 32, "BLOCK_M": 16, "BLOCK_E": 256}),),
         "sm_80": (Row({"SCAN": 1024, "BLOCK_M": 32, "BLOCK_E": 256}, warps=4, stages=1),),
     },
-    # -- linear: up to BLOCK_M rows, the weights are read once
+    # -- linear: up to BLOCK_M rows, the weights are read once; tiles of 128 x 128 leave room for two programs on an H200's
+    # multiprocessor, so that one computes while the other begins or ends
     "linear.forward": {
         "interpreter": (Row({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}),),
         "sm_80": (
@@ -50,18 +51,6 @@ ROWS: Table = {
                 {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64}, warps=4, stages=4, types=_HALF, upto={"m": 64, "odd": 0}
             ),
             Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=3, types=_HALF, upto={"odd": 0}),
-            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
-        ),
-        "sm_90": (
-            Row({"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 32}, warps=4, stages=4, types=("fp32",), upto={"m": 32}),
-            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",)),
-            Row(
-                {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 64}, warps=4, stages=4, types=_HALF, upto={"m": 32, "odd": 0}
-            ),
-            Row(
-                {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64}, warps=4, stages=4, types=_HALF, upto={"m": 64, "odd": 0}
-            ),
-            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=4, types=_HALF, upto={"odd": 0}),
             Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
         ),
     },
@@ -82,14 +71,6 @@ ROWS: Table = {
                 {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64}, warps=4, stages=4, types=_HALF, upto={"m": 64, "odd": 0}
             ),
             Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=3, types=_HALF, upto={"odd": 0}),
-            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
-        ),
-        "sm_90": (
-            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",)),
-            Row(
-                {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64}, warps=4, stages=4, types=_HALF, upto={"m": 64, "odd": 0}
-            ),
-            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=4, types=_HALF, upto={"odd": 0}),
             Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
         ),
     },

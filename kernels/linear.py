@@ -7,16 +7,15 @@ Each is a tiled product whose inner dimension may be split among programs: they 
 import triton
 import triton.language as tl
 
-from ._device import accumulate, dot, dropout_keep, rows_product, tile
+from ._device import accumulate, dot, dropout_keep, rows_product, store_rows, store_tile, tile
 
 
 @triton.jit
 def _out(tile_m, tile_n, m, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Of a tile of an array [m, n]: its first element's place, the others' from there, their columns, which exist."""
+    """Of a tile of an array [m, n]: its first element's place, the others' from there, and which exist."""
     row, column = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
-    rows, columns = tile_m * BLOCK_M + row, tile_n * BLOCK_N + column
     first = tile_m.to(tl.int64) * BLOCK_M * n + tile_n * BLOCK_N
-    return first, row * n + column, columns, (rows < m) & (columns < n)
+    return first, row * n + column, (tile_m * BLOCK_M + row < m) & (tile_n * BLOCK_N + column < n)
 
 
 @triton.jit
@@ -39,7 +38,7 @@ def _activate(
 @triton.jit
 def forward(
     y,  # [m, o]
-    partials,  # [splits, m, o] or null: y
+    partials,  # [splits, m, o up to a multiple of 16] or null: y
     x,  # [m, i]
     w,  # [o, i]
     b,  # [o] or null
@@ -62,18 +61,18 @@ def forward(
     value = rows_product(
         x, w, m, o, i, tile_m, tile_n, start, tl.minimum(start + share, i), PRECISION, BLOCK_M, BLOCK_N, BLOCK_K
     )
-    first, at, columns, inside = _out(tile_m, tile_n, m, o, BLOCK_M, BLOCK_N)
     if unfinished != 0:
-        tl.store(partials + (split.to(tl.int64) * m * o + first) + at, value, mask=inside)
+        pitch = tl.cdiv(o, 16) * 16
+        store_rows(partials + split.to(tl.int64) * m * pitch, value, tile_m, tile_n, m, pitch, BLOCK_M, BLOCK_N)
     else:
-        value = _activate(value, columns, b, o, has_bias, relu)
-        tl.store(y + first + at, value.to(y.dtype.element_ty), mask=inside)
+        columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        store_tile(y, _activate(value, columns, b, o, has_bias, relu), tile_m, tile_n, m, o, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
 def backward_data(
     dx,  # [m, i]
-    partials,  # [splits, m, i] or null: dx
+    partials,  # [splits, m, i up to a multiple of 16] or null: dx
     dy,  # [m, o]
     w,  # [o, i]
     y,  # [m, o] with MASK
@@ -101,7 +100,7 @@ def backward_data(
     left = row[:, None] * o + inner[None, :]
     right = inner[:, None] * i + columns[None, :]
     first = tile_m.to(tl.int64) * BLOCK_M * o
-    pitch = i.to(tl.int64)
+    stride = i.to(tl.int64)
     value = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for at in range(start, tl.minimum(start + share, o), BLOCK_K):
         inside = at + inner < o
@@ -109,19 +108,20 @@ def backward_data(
         if MASK:
             active = tl.load(y + (first + at) + left, mask=inside[None, :], other=0.0).to(tl.float32)
             dz = tl.where(active > 0, dz, 0.0)
-        other = tl.load(w + at * pitch + right, mask=inside[:, None] & (columns < i)[None, :], other=0.0)
+        other = tl.load(w + at * stride + right, mask=inside[:, None] & (columns < i)[None, :], other=0.0)
         value = dot(dz, other.to(dz.dtype), value, PRECISION)
-    first, out, _, inside = _out(tile_m, tile_n, m, i, BLOCK_M, BLOCK_N)
     if unfinished != 0:
-        tl.store(partials + (split.to(tl.int64) * m * i + first) + out, value, mask=inside)
+        pitch = tl.cdiv(i, 16) * 16
+        store_rows(partials + split.to(tl.int64) * m * pitch, value, tile_m, tile_n, m, pitch, BLOCK_M, BLOCK_N)
     else:
+        first, out, inside = _out(tile_m, tile_n, m, i, BLOCK_M, BLOCK_N)
         accumulate(dx + first + out, scale * value, beta, inside)
 
 
 @triton.jit
 def finish(
     y,  # [m, n]
-    partials,  # [splits, m, n]
+    partials,  # [splits, m, n up to a multiple of 16]
     b,  # [n] or null
     m,
     n,
@@ -144,10 +144,12 @@ def finish(
     The counters are those of `dropout`."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     size = m.to(tl.int64) * n
+    rows, columns = at // n, (at % n).to(tl.int32)
+    pitch = tl.cdiv(n, 16) * 16
+    partials += rows * pitch + columns
     value = tl.zeros((BLOCK,), tl.float32)
     for split in range(splits):
-        value += tl.load(partials + split * size + at, mask=at < size, other=0.0)
-    rows, columns = (at // n).to(tl.int32), (at % n).to(tl.int32)
+        value += tl.load(partials + split * (m.to(tl.int64) * pitch), mask=at < size, other=0.0)
     value = _activate(scale * value, columns, b, n, has_bias, relu)
     if threshold != 0:
         row = (
@@ -236,7 +238,7 @@ def backward_weight(
             dy, x, y, m, i, o, tile_o, tile_i, False, MASK, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K
         )  # fmt: skip
     if has_dw != 0:
-        first, out, _, inside = _out(tile_o, tile_i, o, i, BLOCK_M, BLOCK_N)
+        first, out, inside = _out(tile_o, tile_i, o, i, BLOCK_M, BLOCK_N)
         accumulate(dw + first + out, scale * value, beta_w, inside)
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._device import rows_product, tile
+from ._device import rows_product, store_tile, tile
 
 
 @triton.jit
@@ -28,12 +28,10 @@ def logits(
     """y = h w^T + b; the other three are of the float32 sums, before y is rounded."""
     tile_m, tile_n = tile(tl.cdiv(m, BLOCK_M), tiles)
     value = rows_product(h, w, m, v, k, tile_m, tile_n, 0, k, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
-    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    rows, columns = tile_m * BLOCK_M + row, tile_n * BLOCK_N + column
+    rows, column = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    columns = tile_n * BLOCK_N + column
     value += tl.load(b + columns, mask=columns < v, other=0.0)[None, :]
-    first = tile_m.to(tl.int64) * BLOCK_M * v + tile_n * BLOCK_N
-    inside = (rows < m)[:, None] & (columns < v)[None, :]
-    tl.store(y + first + row[:, None] * v + column[None, :], value.to(y.dtype.element_ty), mask=inside)
+    store_tile(y, value, tile_m, tile_n, m, v, BLOCK_M, BLOCK_N)
 
     value = tl.where((columns < v)[None, :], value, -float("inf"))
     highest = tl.max(value, 1)

@@ -88,9 +88,19 @@ class _Product:
     partials: Array | None
 
 
-def _prepare(same: Kernel, wide: Kernel, out: Array, x: Array, w: Array, k: int, finish: bool) -> _Product:
-    """The product into `out` by kernel `same`, or by `wide` with weights of another type; finish: partial sums in any case."""
-    (m, n), cache = out.shape, weight_cache()
+def _prepare(
+    same: Kernel,
+    wide: Kernel,
+    out: Array,
+    x: Array,
+    w: Array,
+    other: Array | None,
+    sizes: tuple[int, ...],
+    finish: bool,
+) -> _Product:
+    """The product into `out` by kernel `same`, or by `wide` with weights of another type. other: one more array that it reads.
+    sizes: those whose multiples of 16 matter, the inner dimension first. finish: partial sums in any case."""
+    (m, n), k, cache = out.shape, sizes[0], weight_cache()
     kernel, rounded = same, False
     if w.dtype != x.dtype:
         if cache is not None:
@@ -100,11 +110,13 @@ def _prepare(same: Kernel, wide: Kernel, out: Array, x: Array, w: Array, k: int,
             kernel = wide
         else:
             rounded = True
-    how = row(kernel, x, m=m, odd=odd(out, x, w, sizes=(n, k)))
+    how = row(kernel, x, m=m, odd=odd(out, x, w, other, sizes=sizes))
     tiles = blocks(m, how.blocks["BLOCK_M"]) * blocks(n, how.blocks["BLOCK_N"])
     parts, share = split(tiles, k, how.blocks["BLOCK_K"])
     finish |= parts > 1
-    partials, room = scratch(((parts * finish, m, n), "float32"), (w.shape if rounded else (0,), x.dtype))
+    partials, room = scratch(
+        ((parts * finish, m, blocks(n, 16) * 16), "float32"), (w.shape if rounded else (0,), x.dtype)
+    )
     return _Product(
         kernel, how, _rounded(room, w) if rounded else w, (tiles, parts, 1), share, partials if finish else None
     )  # fmt: skip
@@ -114,15 +126,15 @@ def _finish_product(
     y: Array, partials: Array, b: Array | None, scale: float, beta: float, relu: bool, drop: tuple[Any, ...] = _KEEP_ALL
 ) -> None:
     """The epilogue, where there are partial sums."""
-    parts, m, n = partials.shape
+    m, n = y.shape
     how = row(_finish, y)
     grid = (blocks(m * n, how.blocks["BLOCK"]), 1, 1)
-    _finish(grid, how, y, partials, b, m, n, parts, scale, beta, int(b is not None), int(relu), *drop)
+    _finish(grid, how, y, partials, b, m, n, len(partials), scale, beta, int(b is not None), int(relu), *drop)
 
 
 def _multiply(y: Array, x: Array, w: Array, b: Array | None, relu: bool, drop: tuple[Any, ...] | None = None) -> None:
     (m, i), o = x.shape, w.shape[0]
-    use = _prepare(_forward, _forward_wide, y, x, w, i, drop is not None)
+    use = _prepare(_forward, _forward_wide, y, x, w, b, (i,), drop is not None)
     use.kernel(
         use.grid, use.how, y, use.partials, x, use.w, b, m, i, o, use.share, int(use.partials is not None),
         int(b is not None), int(relu), PRECISION=precision(x),
@@ -162,7 +174,7 @@ def backward_data(dx: Array, dy: Array, w: Array, y: Array | None, scale: float,
     """
     (m, o), i = dy.shape, w.shape[1]
     expect("linear_backward_data", dx=(dx, (m, i)), w=(w, (o, i)), y=(y, (m, o)))
-    use = _prepare(_data, _data_wide, dx, dy, w, o, False)
+    use = _prepare(_data, _data_wide, dx, dy, w, y, (o, i), False)
     use.kernel(
         use.grid, use.how, dx, use.partials, dy, use.w, y, m, i, o, use.share, int(use.partials is not None), scale, beta,
         MASK=y is not None, PRECISION=precision(dy),
@@ -184,7 +196,7 @@ def backward_weight(
     expect("linear_backward_weight", dw=(dw, (o, i)), db=(db, (o,)), x=(x, (m, i)), y=(y, (m, o)))
     if dw is None and db is None:
         return
-    how = row(_weight, dy, m=m, odd=odd(dw, dy, x, sizes=(i, o)))
+    how = row(_weight, dy, m=m, odd=odd(dw, db, dy, x, y, sizes=(i, o)))
     grid = (blocks(o, how.blocks["BLOCK_M"]) * (1 if dw is None else blocks(i, how.blocks["BLOCK_N"])), 1, 1)
     _weight(
         grid, how, dw, db, dy, x, y, m, i, o, int(dw is not None), int(db is not None), scale, beta_w, beta_b,

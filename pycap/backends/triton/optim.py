@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,8 @@ def _step(
     sizes = tuple(array.size for array in like)
     rows = [_addresses(function, name, arrays, like) for name, arrays in lists.items()]
     rows.append((0,) * len(sizes) if copies is None else _addresses(function, "copies", copies, like, "bfloat16"))
-    on_device: Any = None if isinstance(grad_scale, (int, float)) else grad_scale
-    for name, array, shape in (("rates", rates, (3,)), ("grad_scale", on_device, (1,))):
+    factor: Any = None if isinstance(grad_scale, Real) else grad_scale
+    for name, array, shape in (("rates", rates, (3,)), ("grad_scale", factor, (1,))):
         if array is not None and array.shape != shape:
             raise ValueError(f"{function}: {name} has shape {array.shape}, expected {shape}")
     how = row(kernel, like[0]) if like else None
@@ -81,8 +82,8 @@ def _step(
         return
     plan, programs = _plan(device(), sizes, how.blocks["BLOCK"])
     kernel(
-        (programs, 1, 1), how, _table(device(), (sizes, *rows)), plan, rates, on_device, len(sizes), lr, *values,
-        weight_decay, 1.0 if on_device is not None else grad_scale, clip, int(rates is not None), int(on_device is not None),
+        (programs, 1, 1), how, _table(device(), (sizes, *rows)), plan, rates, factor, len(sizes), lr, *values, weight_decay,
+        1.0 if factor is not None else float(grad_scale), clip, int(rates is not None), int(factor is not None),
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def linear_xent_forward(loss: Array, dlogits: Array, h: Array, w: Array, b: Arra
     (m, k), v = h.shape, w.shape[0]
     expect("linear_xent_forward", loss=(loss, (m,)), dlogits=(dlogits, (m, v)), w=(w, (v, k)), b=(b, (v,)))
     expect("linear_xent_forward", targets=(targets, (m,)))
-    how = row(_logits, h, m=m, odd=odd(dlogits, h, w, sizes=(k,)))
+    how = row(_logits, h, m=m, odd=odd(dlogits, h, w, b, targets, sizes=(k,)))
     tiles = blocks(v, how.blocks["BLOCK_N"])
     kept = 0 if w.dtype == h.dtype else w.size
     maxima, sums, picked, rounded = scratch(
