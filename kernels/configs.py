@@ -86,13 +86,13 @@ ROWS: Table = {
         "interpreter": (Row({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}),),
         "sm_80": (
             Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=("fp32",), upto={"odd": 0}),
-            Row({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}, warps=8, stages=3, types=("fp32",)),
+            Row({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16}, warps=8, stages=3, types=("fp32",)),
             Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=_HALF, upto={"odd": 0}),
             Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
         ),
         "sm_90": (
             Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=("fp32",), upto={"odd": 0}),
-            Row({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}, warps=8, stages=3, types=("fp32",)),
+            Row({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16}, warps=8, stages=3, types=("fp32",)),
             Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=3, types=_HALF, upto={"odd": 0}),
             Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
         ),
@@ -146,7 +146,7 @@ ROWS: Table = {
     # -- topk
     "topk.forward": {
         "interpreter": (Row({"BLOCK": 64}),),
-        "sm_80": (Row({"BLOCK": 4096}, warps=16, stages=1),),
+        "sm_80": (Row({"BLOCK": 4096}, warps=8, stages=1),),
     },
     # -- optim
     "optim.sgd": {

@@ -110,6 +110,15 @@ def test_weights_of_another_type_are_rounded_once(linear, rng, monkeypatch, way)
     assert cache.nbytes == (w.size * 2 if way == "cached" else 0)
 
 
+@pytest.mark.parametrize("o", [16, 33, 48])
+def test_rows_of_whole_and_of_broken_blocks(linear, rng, o):
+    """Whole ones are stored by 16 bytes."""
+    x, w, b = made(rng, "float32", 21, 20), made(rng, "float32", o, 20), made(rng, "float32", o)
+    y = np.full((21, o), np.nan, np.float32)
+    linear.linear_forward(y, x, w, b, False)
+    check(y, exact(x) @ exact(w).T + exact(b), 20)
+
+
 @pytest.mark.parametrize("scale", [0.5, -3.0])
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_scale_is_applied_to_the_gradient_alone(linear, rng, scale, beta):
