@@ -10,6 +10,15 @@ from ._rows import Row, Table, tuned
 
 _HALF = ("bf16", "fp16")
 
+
+def _held(types: str, hidden: int, n: int, h: int, k: int, chunks: int, warps: int) -> Row:
+    """A row of the persistent LSTM, for up to so many hidden units, on arrays at multiples of 16 bytes."""
+    return Row(
+        {"BLOCK_N": n, "BLOCK_H": h, "BLOCK_K": k, "CHUNKS": chunks}, warps, 1,
+        _HALF if types == "half" else (types,), {"hidden": hidden, "odd": 0},
+    )  # fmt: skip
+
+
 ROWS: Table = {
     # -- cast
     "cast.forward": {
@@ -106,29 +115,57 @@ ROWS: Table = {
     "lstm.cell_forward": {
         "interpreter": (Row({"BLOCK_N": 32, "BLOCK_H": 32, "BLOCK_K": 32}),),
         "sm_80": (
-            Row({"BLOCK_N": 16, "BLOCK_H": 4, "BLOCK_K": 64}, warps=4, stages=4, upto={"n": 16}),
-            Row({"BLOCK_N": 32, "BLOCK_H": 8, "BLOCK_K": 32}, warps=4, stages=4, upto={"n": 64}),
-            Row({"BLOCK_N": 64, "BLOCK_H": 16, "BLOCK_K": 16}, warps=8, stages=5),
+            Row({"BLOCK_N": 16, "BLOCK_H": 4, "BLOCK_K": 64}, warps=4, stages=4, upto={"n": 16, "odd": 0}),
+            Row({"BLOCK_N": 32, "BLOCK_H": 8, "BLOCK_K": 32}, warps=4, stages=4, upto={"n": 64, "odd": 0}),
+            Row({"BLOCK_N": 64, "BLOCK_H": 16, "BLOCK_K": 16}, warps=8, stages=5, upto={"odd": 0}),
+            Row({"BLOCK_N": 32, "BLOCK_H": 8, "BLOCK_K": 16}, warps=4, stages=4),
         ),
     },
     "lstm.cell_backward": {
         "interpreter": (Row({"BLOCK_N": 32, "BLOCK_H": 32, "BLOCK_K": 128}),),
         "sm_80": (
-            Row({"BLOCK_N": 16, "BLOCK_H": 16, "BLOCK_K": 64}, warps=2, stages=4, upto={"n": 16}),
-            Row({"BLOCK_N": 32, "BLOCK_H": 16, "BLOCK_K": 32}, warps=4, stages=4, upto={"n": 64}),
-            Row({"BLOCK_N": 32, "BLOCK_H": 32, "BLOCK_K": 32}, warps=4, stages=4),
+            Row({"BLOCK_N": 16, "BLOCK_H": 16, "BLOCK_K": 64}, warps=2, stages=4, upto={"n": 16, "odd": 0}),
+            Row({"BLOCK_N": 32, "BLOCK_H": 16, "BLOCK_K": 32}, warps=4, stages=4, upto={"n": 64, "odd": 0}),
+            Row({"BLOCK_N": 32, "BLOCK_H": 32, "BLOCK_K": 32}, warps=4, stages=4, upto={"odd": 0}),
+            Row({"BLOCK_N": 32, "BLOCK_H": 16, "BLOCK_K": 16}, warps=4, stages=4),
         ),
     },
     "lstm.backward_weight": {
         "interpreter": (Row({"BLOCK_G": 128, "BLOCK_I": 32, "BLOCK_M": 64}),),
         "sm_80": (
-            Row({"BLOCK_G": 64, "BLOCK_I": 64, "BLOCK_M": 32}, warps=4, stages=3, upto={"g": 1024}),
-            Row({"BLOCK_G": 128, "BLOCK_I": 64, "BLOCK_M": 32}, warps=8, stages=3),
+            Row({"BLOCK_G": 64, "BLOCK_I": 64, "BLOCK_M": 32}, warps=4, stages=3, upto={"g": 1024, "odd": 0}),
+            Row({"BLOCK_G": 128, "BLOCK_I": 64, "BLOCK_M": 32}, warps=8, stages=3, upto={"odd": 0}),
+            Row({"BLOCK_G": 64, "BLOCK_I": 64, "BLOCK_M": 32}, warps=8, stages=3),
         ),
     },
     "lstm.backward_bias": {
         "interpreter": (Row({"BLOCK_G": 128, "BLOCK_M": 64}),),
         "sm_80": (Row({"BLOCK_G": 16, "BLOCK_M": 64}, warps=4, stages=1),),
+    },
+    # The weights of 4 * BLOCK_H columns lie in shared memory: 64 KB, and twice that for both parts of tf32x3.
+    "lstm_persistent.forward": {
+        "interpreter": (Row({"BLOCK_N": 16, "BLOCK_H": 64, "BLOCK_K": 32, "CHUNKS": 2}),),
+        "sm_80": (
+            _held("fp32", 256, 32, 8, 64, 4, warps=8),
+            _held("half", 512, 64, 16, 128, 4, warps=8),
+        ),
+        "sm_90": (
+            _held("fp32", 256, 32, 8, 64, 4, warps=8),
+            _held("fp32", 512, 32, 8, 64, 8, warps=8),
+            _held("half", 256, 64, 16, 256, 1, warps=8),
+            _held("half", 512, 64, 16, 512, 1, warps=8),
+        ),
+    },
+    "lstm_persistent.backward": {
+        "interpreter": (Row({"BLOCK_N": 16, "BLOCK_H": 64, "BLOCK_K": 128, "CHUNKS": 2}),),
+        "sm_80": (
+            _held("fp32", 256, 32, 8, 32, 32, warps=4),
+            _held("half", 512, 32, 16, 128, 16, warps=8),
+        ),
+        "sm_90": (
+            _held("fp32", 256, 32, 8, 32, 32, warps=4),
+            _held("half", 512, 32, 16, 512, 4, warps=8),
+        ),
     },
     # -- softmax_xent
     "softmax_xent.logits": {

@@ -1,4 +1,4 @@
-"""The LSTM in the Triton backend: a launch a step, and one product over all steps each for the inputs and the weights."""
+"""The LSTM in the Triton backend: a launch a step, or one for all steps; one product each for all inputs and all weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pycap.backends.triton.launching import PRODUCTS, Array, Kernel, Row, blocks, expect, precision, row, scratch
+from pycap.backends.triton.launching import (
+    PRODUCTS,
+    Array,
+    Kernel,
+    Row,
+    arch,
+    blocks,
+    expect,
+    gpu,
+    interpreting,
+    odd,
+    precision,
+    row,
+    scratch,
+)
 from pycap.backends.triton.linear import linear_backward_data, linear_forward
 
 _cell_forward = Kernel(
@@ -28,10 +42,55 @@ _backward_weight = Kernel(
     variants=PRODUCTS,
 )
 _backward_bias = Kernel("lstm.backward_bias", "db:*fp32 dz:*fp32 m:i32 g:i32/16 beta:fp32")
+_sequence_forward = Kernel(
+    "lstm_persistent.forward",
+    "h:*T c:*fp32 gates:*fp32 h0:*T c0:*fp32 w_h:*T mask:*u8 arrived:*i32 "
+    "steps:i32 n:i32 hidden:i32/16 has_c:i32 masked:i32",
+    variants=PRODUCTS,
+    cooperative=True,
+)
+_sequence_backward = Kernel(
+    "lstm_persistent.backward",
+    "gates:*fp32 dh0:*T dc0:*fp32 dh:*T dc_n:*fp32 c:*fp32 c0:*fp32 w_h:*T mask:*u8 arrived:*i32 "
+    "steps:i32 n:i32 hidden:i32/16 has_dh:i32 has_dc:i32 has_c:i32 masked:i32 wants_h:i32 wants_c:i32 "
+    "beta_h:fp32 beta_c:fp32",
+    variants=PRODUCTS,
+    cooperative=True,
+)
+
+#: Whether all steps run in one cooperative launch, by architecture, where the sizes allow it. Off until the form has been
+#: measured there against a launch a step; in the interpreter only one program may wait for others: itself.
+PERSISTENT = {"sm_80": False, "sm_90": False, "interpreter": False}
+_MULTIPROCESSORS = 16  # cudaDevAttrMultiProcessorCount
 
 
 def _tiles(how: Row, n: int, hidden: int) -> tuple[int, int, int]:
     return blocks(hidden, how.blocks["BLOCK_H"]), blocks(n, how.blocks["BLOCK_N"]), 1
+
+
+def _persistent(
+    kernel: Kernel, w_h: Array, n: int, inner: int, *arrays: Array
+) -> tuple[Row, tuple[int, int, int]] | None:
+    """The row and the grid of a launch for all steps, or None where it does not serve. inner: the products' length.
+
+    All of its programs must run at once; each has a multiprocessor of its own for the weights that it holds.
+    """
+    if not PERSISTENT.get(arch(), False):
+        return None
+    hidden = w_h.shape[1]
+    try:
+        how = row(kernel, w_h, hidden=hidden, odd=odd(w_h, *arrays, sizes=(hidden,)))
+    except KeyError:  # too many hidden units to hold their weights, or arrays at odd addresses
+        return None
+    grid = _tiles(how, n, hidden)
+    length = how.blocks["BLOCK_K"]
+    if inner % length or inner > length * how.blocks["CHUNKS"]:
+        return None
+    if interpreting():
+        return (how, grid) if grid[0] == 1 else None
+    machine = gpu()
+    most = machine.runtime.deviceGetAttribute(_MULTIPROCESSORS, machine.device())
+    return (how, grid) if grid[0] * grid[1] <= most else None
 
 
 def _check(primitive: str, x: Array, w_h: Array, **arrays: Array) -> None:
@@ -51,13 +110,24 @@ def lstm_forward(
     (steps, n, i), hidden = x.shape, w_h.shape[1]
     _check("lstm_forward", x, w_h, h=h, c=c, gates=gates, h0=h0, c0=c0, w_x=w_x, b=b, mask=mask)
     linear_forward(gates.reshape(steps * n, 4 * hidden), x.reshape(steps * n, i), w_x, b, False)
-    how, products = row(_cell_forward, x, n=n), precision(x)
+    products, has_c, masked = precision(x), int(c0 is not None), int(mask is not None)
+    whole = _persistent(_sequence_forward, w_h, n, hidden, h, c, gates, h0, c0, mask)
+    if whole:
+        how, grid = whole
+        arrived, zeros = scratch(((grid[1],), np.int32), ((n * (h0 is None), hidden), h.dtype))
+        arrived.fill(0)
+        zeros.fill(0)
+        _sequence_forward(
+            grid, how, h, c, gates, zeros if h0 is None else h0, c0, w_h, mask, arrived, steps, n, hidden, has_c, masked,
+            PRECISION=products,
+        )  # fmt: skip
+        return
+    how = row(_cell_forward, x, n=n, odd=odd(h, c, gates, h0, c0, w_h, mask, sizes=(hidden,)))
     grid = _tiles(how, n, hidden)
     for step in range(steps):
         _cell_forward(
-            grid, how, h, c, gates, None, h0, c0, None, w_h, None, mask, step, n, i, hidden,
-            int(step > 0 or h0 is not None), int(step > 0 or c0 is not None), int(mask is not None),
-            FUSED=False, PRECISION=products,
+            grid, how, h, c, gates, None, h0, c0, None, w_h, None, mask, step, n, 0, hidden,
+            int(step > 0 or h0 is not None), int(step > 0) | has_c, masked, FUSED=False, PRECISION=products,
         )  # fmt: skip
 
 
@@ -66,7 +136,7 @@ def lstm_cell_forward(
 ) -> None:
     (n, i), hidden = x.shape, w_h.shape[1]
     _check("lstm_cell_forward", x, w_h, h=h, c=c, gates=gates, h_prev=h_prev, c_prev=c_prev, w_x=w_x, b=b)
-    how = row(_cell_forward, x, n=n)
+    how = row(_cell_forward, x, n=n, odd=odd(h, c, gates, x, h_prev, c_prev, w_x, w_h, b, sizes=(i, hidden)))
     _cell_forward(
         _tiles(how, n, hidden), how, h, c, gates, x, h_prev, c_prev, w_x, w_h, b, None, 0, n, i, hidden, 1, 1, 0,
         FUSED=True, PRECISION=precision(x),
@@ -103,15 +173,26 @@ def _steps_backward(
 ) -> None:  # fmt: skip
     """The gates become the gradients of their pre-activations; dh0 and dc0 are written."""
     n, hidden = c.shape[-2:]
-    how, products = row(_cell_backward, w_h, n=n), precision(w_h)
+    products, has_c, masked = precision(w_h), int(c0 is not None), int(mask is not None)
+    has_dh, has_dc = int(dh is not None), int(dc_n is not None)
+    wants_h, wants_c = int(dh0 is not None), int(dc0 is not None)
+    whole = _persistent(_sequence_backward, w_h, n, 4 * hidden, gates, dh0, dc0, dh, dc_n, c, c0, mask)
+    if whole and steps > 1:
+        how, grid = whole
+        (arrived,) = scratch(((grid[1],), np.int32))
+        arrived.fill(0)
+        _sequence_backward(
+            grid, how, gates, dh0, dc0, dh, dc_n, c, c0, w_h, mask, arrived, steps, n, hidden, has_dh, has_dc, has_c, masked,
+            wants_h, wants_c, betas[4], betas[5], PRECISION=products,
+        )  # fmt: skip
+        return
+    how = row(_cell_backward, w_h, n=n, odd=odd(gates, dh0, dc0, dh, dc_n, c, c0, w_h, mask, sizes=(hidden,)))
     grid = _tiles(how, n, hidden)
     carry_h, carry_c = scratch(((n, hidden), np.float32), ((n, hidden), np.float32))
-    has_dh, has_dc, masked = int(dh is not None), int(dc_n is not None), int(mask is not None)
-    wants_h, wants_c = int(dh0 is not None), int(dc0 is not None)
     for step in range(steps - 1, -2 if wants_h or wants_c else -1, -1):
         _cell_backward(
             grid, how, gates, carry_h, carry_c, dh0, dc0, dh, dc_n, c, c0, w_h, mask, step, steps, n, hidden, has_dh,
-            has_dc, int(step > 0 or c0 is not None), masked, wants_h if step < 0 else 1, wants_c, betas[4], betas[5],
+            has_dc, int(step > 0) | has_c, masked, wants_h if step < 0 else 1, wants_c, betas[4], betas[5],
             PRECISION=products,
         )  # fmt: skip
 
@@ -129,7 +210,7 @@ def _products_backward(
         (dw_h, h0, h, hidden, n, None, betas[2]),
     ):
         if dw is not None:
-            how = row(_backward_weight, x, g=g)
+            how = row(_backward_weight, x, g=g, odd=odd(dw, dz, first, rest, hides, sizes=(g, columns)))
             grid = blocks(g, how.blocks["BLOCK_G"]), blocks(columns, how.blocks["BLOCK_I"]), 1
             _backward_weight(
                 grid, how, dw, dz, first, rest, hides, m, g, columns, shift, int(first is not None),
