@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pycap import backends
+from pycap.device import current
 from pycap.memory import workspace
 
 try:
@@ -22,8 +23,8 @@ except ImportError:  # a checkout that is not installed: kernels/ stands at its 
     from kernels._rows import Row, choose
 
 __all__ = [
-    "ELEMENTS", "PRODUCTS", "Array", "Kernel", "Row", "blocks", "device", "element", "expect", "forced", "gpu", "interpreting",
-    "kernel_module", "odd", "precision", "row", "scratch", "upload",
+    "ELEMENTS", "PRODUCTS", "Array", "Kernel", "Row", "blocks", "element", "expect", "forced", "gpu", "interpreting",
+    "kernel_module", "odd", "place", "precision", "row", "scratch",
 ]  # fmt: skip
 
 Array = Any
@@ -92,18 +93,9 @@ def scratch(*shapes: tuple[Sequence[int], Any]) -> list[Array]:
     ]
 
 
-def device() -> int:
-    """The number of the current GPU, by which to keep what was uploaded to it; 0 in the interpreter."""
-    return 0 if interpreting() else gpu().device()
-
-
-def upload(table: np.ndarray) -> Array:
-    """A small table of the host's on the current GPU; itself in the interpreter."""
-    if interpreting():
-        return table
-    import cupy
-
-    return cupy.asarray(table)
+def place() -> tuple[str, int]:
+    """The current device and its number, by which to keep what was made on it (`to_device`)."""
+    return current(), 0 if interpreting() else gpu().device()
 
 
 def expect(primitive: str, **arrays: tuple[Array, tuple[int, ...]]) -> None:

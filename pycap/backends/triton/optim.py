@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pycap.backends.triton.launching import Array, Kernel, blocks, device, interpreting, row, scratch, upload
+from pycap.backends.triton.launching import Array, Kernel, blocks, place, row, scratch
+from pycap.device import address, to_device
 
 _TABLES = "table:*i64 plan:*i32 rates:*fp32 factor:*fp32 arrays:i32 lr:fp32 "
 _CLIPPING = "weight_decay:fp32 grad_scale:fp32 clip:fp32 has_rates:i32 has_factor:i32"
@@ -33,21 +34,17 @@ Arrays = Sequence[Array]
 
 
 @lru_cache(maxsize=256)
-def _table(device: int, words: tuple[tuple[int, ...], ...]) -> Array:
-    return upload(np.array(words, np.int64))
+def _table(where: tuple[str, int], words: tuple[tuple[int, ...], ...]) -> Array:
+    return to_device(np.array(words, np.int64))
 
 
 @lru_cache(maxsize=64)
-def _plan(device: int, sizes: tuple[int, ...], block: int) -> tuple[Array, int]:
+def _plan(where: tuple[str, int], sizes: tuple[int, ...], block: int) -> tuple[Array, int]:
     """(array, block of it) for each program, and their number."""
     counts = np.array([blocks(size, block) for size in sizes], np.int64)
     arrays = np.repeat(np.arange(len(sizes)), counts)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return upload(np.ascontiguousarray(np.stack([arrays, within], 1).astype(np.int32))), len(arrays)
-
-
-def _address(array: Array) -> int:
-    return array.ctypes.data if interpreting() else array.data.ptr
+    return to_device(np.ascontiguousarray(np.stack([arrays, within], 1).astype(np.int32))), len(arrays)
 
 
 def _addresses(function: str, name: str, arrays: Arrays, like: Arrays, dtype: str = "float32") -> tuple[int, ...]:
@@ -61,7 +58,7 @@ def _addresses(function: str, name: str, arrays: Arrays, like: Arrays, dtype: st
             raise ValueError(f"{function}: {name}[{number}] has shape {array.shape}, expected {other.shape}")
         if not array.flags.c_contiguous:
             raise ValueError(f"{function}: {name}[{number}] must be C-contiguous")
-    return tuple(map(_address, arrays))
+    return tuple(map(address, arrays))
 
 
 def _step(
@@ -80,9 +77,9 @@ def _step(
     how = row(kernel, like[0]) if like else None
     if how is None:
         return
-    plan, programs = _plan(device(), sizes, how.blocks["BLOCK"])
+    plan, programs = _plan(place(), sizes, how.blocks["BLOCK"])
     kernel(
-        (programs, 1, 1), how, _table(device(), (sizes, *rows)), plan, rates, factor, len(sizes), lr, *values, weight_decay,
+        (programs, 1, 1), how, _table(place(), (sizes, *rows)), plan, rates, factor, len(sizes), lr, *values, weight_decay,
         1.0 if factor is not None else float(grad_scale), clip, int(rates is not None), int(factor is not None),
     )  # fmt: skip
 
@@ -124,14 +121,14 @@ def sum_squares_into(out: Array, arrays: Arrays) -> None:
     sizes = tuple(array.size for array in arrays)
     words = (sizes, _addresses("sum_squares", "arrays", arrays, arrays))
     how = row(_squares, out)
-    plan, programs = _plan(device(), sizes, how.blocks["CHUNK"])
+    plan, programs = _plan(place(), sizes, how.blocks["CHUNK"])
     (partials,) = scratch(((programs,), "float64"))
-    _squares((programs, 1, 1), how, partials, _table(device(), words), plan, len(sizes))
+    _squares((programs, 1, 1), how, partials, _table(place(), words), plan, len(sizes))
     _total((1, 1, 1), row(_total, out), out, partials, programs)
 
 
 def sum_squares(arrays: Arrays) -> float:
-    out = upload(np.zeros(1, np.float64))
+    out = to_device(np.zeros(1, np.float64))
     sum_squares_into(out, arrays)
     return float(out[0])
 

@@ -15,14 +15,14 @@ from pycap.backends.triton.launching import (
     Array,
     Kernel,
     blocks,
-    device,
     expect,
     odd,
+    place,
     precision,
     row,
     scratch,
-    upload,
 )
+from pycap.device import to_device
 
 _logits = Kernel(
     "softmax_xent.logits",
@@ -70,8 +70,8 @@ def linear_xent_backward(
 
 
 @lru_cache(maxsize=64)
-def _suppressed(device: int, ids: tuple[int, ...]) -> Array:
-    return upload(np.array(ids, np.int32))
+def _suppressed(where: tuple[str, int], ids: tuple[int, ...]) -> Array:
+    return to_device(np.array(ids, np.int32))
 
 
 def log_softmax_topk(values: Array, indices: Array, logits: Array, suppress: Sequence[int]) -> None:
@@ -82,5 +82,5 @@ def log_softmax_topk(values: Array, indices: Array, logits: Array, suppress: Seq
     ids = tuple(suppress)
     if not all(0 <= i < v for i in ids):
         raise ValueError(f"log_softmax_topk: suppress {ids} names ids outside the vocabulary of {v}")
-    suppressed = _suppressed(device(), ids) if ids else None
+    suppressed = _suppressed(place(), ids) if ids else None
     _topk((m, 1, 1), row(_topk, logits), values, indices, logits, suppressed, v, k, len(ids))
