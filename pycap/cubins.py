@@ -38,13 +38,13 @@ def variants(arch: str, only: str = "", float16: bool = False) -> list[Any]:
         importlib.import_module(f"{host.__name__}.{module.name}")
     kernels = (_launch.KERNELS[name] for name in sorted(_launch.KERNELS) if name.startswith(only))
     declared = [variant for kernel in kernels for variant in kernel.built_variants(configs.ROWS, arch)]
-    if not float16:
-        return declared
-    halves = [variant for variant in declared if "bf16" in dict(variant.types).values()]
-    return [
-        replace(variant, types=tuple((name, kind.replace("bf16", "fp16")) for name, kind in variant.types))
-        for variant in halves
-    ]
+    if float16:
+        declared = [
+            replace(variant, types=tuple((name, kind.replace("bf16", "fp16")) for name, kind in variant.types))
+            for variant in declared
+            if "bf16" in dict(variant.types).values()
+        ]
+    return list({variant.describe(): variant for variant in declared}.values())  # rows may differ in sizes only
 
 
 def coverage(arch: str) -> tuple[int, int]:
