@@ -201,6 +201,20 @@ def _weight_tile(
 
 
 @triton.jit
+def _accumulate_tile(
+    y, value, beta, tile_m, tile_n, m, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PIECES: tl.constexpr
+):
+    """`accumulate` a tile into y [m, n] in so many pieces: the old contents of all at once would take too many registers."""
+    if PIECES == 1:
+        first, out, inside = _out(tile_m, tile_n, m, n, BLOCK_M, BLOCK_N)
+        accumulate(y + first + out, value, beta, inside)
+    else:
+        left, right = tl.split(tl.permute(tl.reshape(value, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+        _accumulate_tile(y, left, beta, tile_m, 2 * tile_n, m, n, BLOCK_M, BLOCK_N // 2, PIECES // 2)
+        _accumulate_tile(y, right, beta, tile_m, 2 * tile_n + 1, m, n, BLOCK_M, BLOCK_N // 2, PIECES // 2)
+
+
+@triton.jit
 def backward_weight(
     dw,  # [o, i] or null
     db,  # [o] or null
@@ -238,8 +252,8 @@ def backward_weight(
             dy, x, y, m, i, o, tile_o, tile_i, False, MASK, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K
         )  # fmt: skip
     if has_dw != 0:
-        first, out, inside = _out(tile_o, tile_i, o, i, BLOCK_M, BLOCK_N)
-        accumulate(dw + first + out, scale * value, beta_w, inside)
+        pieces: tl.constexpr = 4 if BLOCK_M * BLOCK_N >= 128 * 128 else 1
+        _accumulate_tile(dw, scale * value, beta_w, tile_o, tile_i, o, i, BLOCK_M, BLOCK_N, pieces)
 
 
 # The same with weights of another type than the activations': their tiles take other room.

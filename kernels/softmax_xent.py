@@ -28,20 +28,19 @@ def logits(
     """y = h w^T + b; the other three are of the float32 sums, before y is rounded."""
     tile_m, tile_n = tile(tl.cdiv(m, BLOCK_M), tiles)
     value = rows_product(h, w, m, v, k, tile_m, tile_n, 0, k, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
-    rows, column = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    columns = tile_n * BLOCK_N + column
+    rows, columns = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     value += tl.load(b + columns, mask=columns < v, other=0.0)[None, :]
     store_tile(y, value, tile_m, tile_n, m, v, BLOCK_M, BLOCK_N)
 
     value = tl.where((columns < v)[None, :], value, -float("inf"))
     highest = tl.max(value, 1)
-    shift = tl.where(highest == -float("inf"), 0.0, highest)  # a tile of probabilities 0, not of NaN
+    shift = tl.where(highest == -float("inf"), 0.0, highest)  # the sum over a tile of -inf is 0, not NaN
     at = rows.to(tl.int64) * tiles + tile_n
     tl.store(maxima + at, highest, mask=rows < m)
     tl.store(sums + at, tl.sum(tl.exp(value - shift[:, None]), 1), mask=rows < m)
-    target = tl.load(targets + rows, mask=rows < m, other=-1) - tile_n * BLOCK_N
-    own = tl.sum(tl.where(target[:, None] == column[None, :], value, 0.0), 1)
-    tl.store(picked + rows, own, mask=(rows < m) & (target >= 0) & (target < BLOCK_N))
+    target = tl.load(targets + rows, mask=rows < m, other=-1)
+    own = tl.sum(tl.where(target[:, None] == columns[None, :], value, 0.0), 1)
+    tl.store(picked + rows, own, mask=(rows < m) & (target >= 0) & (target // BLOCK_N == tile_n))
 
 
 @triton.jit

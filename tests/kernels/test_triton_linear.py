@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -146,6 +148,31 @@ def test_the_bias_gradient_alone_is_a_column_of_tiles(linear, rng, monkeypatch):
     check(db, exact(dy).sum(0), 5)
     linear.backward_weight(None, None, dy, x, None, 1.0, 0.0, 0.0)
     assert grids == [(3, 1, 1)]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_the_tiles_that_gpus_get(linear, rng, monkeypatch, arch):
+    """Each row of the table for a GPU, on more than one tile; those of the interpreter are smaller."""
+    launching = importlib.import_module("pycap.backends.triton.launching")
+    table = launching.kernel_module("configs").ROWS
+    m, i, o = 131, 140, 150
+    x, w, b, dy = (made(rng, "float32", *s) for s in ((m, i), (o, i), (o,), (m, o)))
+    old = made(rng, "float32", o, i)
+    for name in ("linear.forward", "linear.backward_data", "linear.backward_weight"):
+        for row in table[name].get(arch, ()):
+            monkeypatch.setitem(launching.forced, name, row)
+            y, dx, dw, db = (np.full(a.shape, np.nan, np.float32) for a in (dy, x, w, b))
+            if name == "linear.forward":
+                linear.linear_forward(y, x, w, b, True)
+                check(y, np.maximum(exact(x) @ exact(w).T + exact(b), 0), i)
+            elif name == "linear.backward_data":
+                linear.linear_backward_data(dx, dy, w, None, 0.0)
+                check(dx, exact(dy) @ exact(w), o)
+            else:
+                dw[...] = old
+                linear.linear_backward_weight(dw, db, dy, x, None, 1.0, 0.0)
+                check(dw, exact(old) + exact(dy).T @ exact(x), m)
+                check(db, exact(dy).sum(0), m)
 
 
 @pytest.mark.parametrize(
