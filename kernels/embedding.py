@@ -69,7 +69,7 @@ def backward(
     owned = 1
     if every_row == 0:
         row = tl.load(ids + number)
-        first = (number // BLOCK_M) * BLOCK_M
+        first = number
         for start in range(0, number, SCAN):
             at = start + tl.arange(0, SCAN)
             same = (tl.load(ids + at, mask=at < number, other=-1) == row) & (at < number)

@@ -110,7 +110,13 @@ def lstm_forward(
     (steps, n, i), hidden = x.shape, w_h.shape[1]
     _check("lstm_forward", x, w_h, h=h, c=c, gates=gates, h0=h0, c0=c0, w_x=w_x, b=b, mask=mask)
     linear_forward(gates.reshape(steps * n, 4 * hidden), x.reshape(steps * n, i), w_x, b, False)
-    products, has_c, masked = precision(x), int(c0 is not None), int(mask is not None)
+    _steps_forward(h, c, gates, h0, c0, w_h, mask)
+
+
+def _steps_forward(h: Array, c: Array, gates: Array, h0: Array, c0: Array, w_h: Array, mask: Array) -> None:
+    """What follows the inputs' product, which the gates hold."""
+    steps, n, hidden = h.shape
+    products, has_c, masked = precision(w_h), int(c0 is not None), int(mask is not None)
     whole = _persistent(_sequence_forward, w_h, n, hidden, h, c, gates, h0, c0, mask)
     if whole:
         how, grid = whole
@@ -122,7 +128,7 @@ def lstm_forward(
             PRECISION=products,
         )  # fmt: skip
         return
-    how = row(_cell_forward, x, n=n, odd=odd(h, c, gates, h0, c0, w_h, mask, sizes=(hidden,)))
+    how = row(_cell_forward, w_h, n=n, odd=odd(h, c, gates, h0, c0, w_h, mask, sizes=(hidden,)))
     grid = _tiles(how, n, hidden)
     for step in range(steps):
         _cell_forward(
