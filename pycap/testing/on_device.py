@@ -26,9 +26,10 @@ class OnDevice:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         function = getattr(self._module, name)
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             pairs: list[tuple[np.ndarray, Array]] = []
-            returned = function(*(self._send(argument, pairs) for argument in arguments))
+            sent = {keyword: self._send(argument, pairs) for keyword, argument in named.items()}
+            returned = function(*(self._send(argument, pairs) for argument in arguments), **sent)
             for host, device in pairs:
                 back = device.get()
                 if back.tobytes() != host.tobytes():  # what was only read is left alone: it may not be writable

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pycap import backends
 from pycap.backends import reference
 from pycap.device import bfloat16
+from pycap.testing.on_device import OnDevice
 
-pytestmark = pytest.mark.triton
 SHAPES = ((3, 5), (0,), (2100,), (1,))
 VALUES = {
     "sgd_step": (1, (0.1,), (0.9,), ()),
@@ -17,9 +18,16 @@ VALUES = {
 }
 
 
-@pytest.fixture(scope="module")
-def optim():
-    return pytest.importorskip("pycap.backends.triton.optim")
+@pytest.fixture(
+    params=[pytest.param("interpreter", marks=pytest.mark.triton), pytest.param("gpu", marks=pytest.mark.gpu)]
+)
+def optim(request):
+    module = pytest.importorskip("pycap.backends.triton.optim")
+    if request.param == "interpreter":
+        yield module
+        return
+    with backends.use("triton", "cuda"):
+        yield OnDevice(module)
 
 
 def lists(states, seed=0):
@@ -131,7 +139,9 @@ def test_clip_factor_of_a_norm_that_is_not_finite(optim, squares, max_norm):
     assert np.isnan(out[0])
 
 
-def test_what_does_not_fit_is_named(optim):
+@pytest.mark.triton
+def test_what_does_not_fit_is_named():
+    optim = pytest.importorskip("pycap.backends.triton.optim")
     params, grads, momenta = lists(1)
     last = (0.1, 0.9, 0.0, 1.0, 0.0)
     with pytest.raises(ValueError, match="sgd_step: grads has 3 arrays, expected 4"):

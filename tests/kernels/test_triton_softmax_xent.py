@@ -5,16 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pycap import backends
 from pycap.backends import reference
 from pycap.device import bfloat16
 from pycap.memory import poisoned
+from pycap.testing.on_device import OnDevice
 
-pytestmark = pytest.mark.triton
 
-
-@pytest.fixture(scope="module")
-def xent():
-    return pytest.importorskip("pycap.backends.triton.softmax_xent")
+@pytest.fixture(
+    params=[pytest.param("interpreter", marks=pytest.mark.triton), pytest.param("gpu", marks=pytest.mark.gpu)]
+)
+def xent(request):
+    module = pytest.importorskip("pycap.backends.triton.softmax_xent")
+    if request.param == "interpreter":
+        yield module
+        return
+    with backends.use("triton", "cuda"):
+        yield OnDevice(module)
 
 
 @pytest.fixture
@@ -35,6 +42,13 @@ def exact(h, w, b, targets):
     return loss, dlogits
 
 
+def sums_error(h, w, b):
+    """What float32's rounding of a logit's sum may come to."""
+    return (
+        2.0**-23 * (2 + h.shape[1] ** 0.5) * np.abs(h.astype(np.float64) @ w.astype(np.float64).T + b)[:, -50:].max()
+    )  # those of the others may be -inf
+
+
 def run(xent, h, w, b, targets):
     loss, dlogits = np.full(len(h), np.nan, np.float32), np.full((len(h), len(w)), np.nan, h.dtype)
     with poisoned():
@@ -51,11 +65,11 @@ def test_half_precision_rounds_gradients_but_not_losses(xent, rng, name, weights
     h, rounded = h.astype(dtype), w.astype(dtype)
     loss, dlogits = run(xent, h, rounded if weights != "float32" else w, b, targets)
     true_loss, true_dlogits = exact(h, rounded, b, targets)
-    np.testing.assert_allclose(loss, true_loss, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(loss, true_loss, rtol=2e-6, atol=sums_error(h, rounded, b))
     half = float(np.finfo(np.float16).eps if name == "float16" else 2.0**-7) / 2
     logits = h.astype(np.float64) @ rounded.astype(np.float64).T + b
     p = true_dlogits + (np.arange(len(w)) == targets[:, None])
-    allowed = p * np.expm1(half * np.abs(logits)) + half * np.abs(true_dlogits) + 1e-6
+    allowed = p * np.expm1(half * np.abs(logits)) + half * np.abs(true_dlogits) + sums_error(h, rounded, b)
     assert (np.abs(dlogits.astype(np.float64) - true_dlogits) <= 1.1 * allowed).all()
 
 
@@ -89,8 +103,8 @@ def test_words_of_probability_zero(xent, rng):
     b[:40], targets[:] = -np.inf, 60
     loss, dlogits = run(xent, h, w, b, targets)
     true_loss, true_dlogits = exact(h, w, b, targets)
-    np.testing.assert_allclose(loss, true_loss, rtol=2e-6, atol=2e-6)
-    np.testing.assert_allclose(dlogits, true_dlogits, atol=2e-6)
+    np.testing.assert_allclose(loss, true_loss, rtol=2e-6, atol=sums_error(h, w, b))
+    np.testing.assert_allclose(dlogits, true_dlogits, atol=sums_error(h, w, b))
     assert (dlogits[:, :40] == 0).all()
     targets[:] = 3
     assert np.isposinf(run(xent, h, w, b, targets)[0]).all()
@@ -131,7 +145,7 @@ def test_topk_reaches_the_impossible_last(xent):
     values, indices = topk(xent, logits, 4, (3,))
     assert indices.tolist() == [[2, 0, 1, 3]]
     assert np.isneginf(values[0, 2:]).all()
-    np.testing.assert_allclose(np.exp(values[0, :2]).sum(), 1, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(values[0, :2]).sum(), 1, rtol=4e-6)
 
 
 def test_topk_of_not_a_number_names_words_that_exist(xent):
@@ -139,7 +153,7 @@ def test_topk_of_not_a_number_names_words_that_exist(xent):
     logits[0, 69] = np.nan
     values, indices = topk(xent, logits, 3)
     assert np.isnan(values[0]).all() and indices[0].tolist() == [0, 1, 2]
-    np.testing.assert_allclose(values[1], -np.log(70), rtol=1e-6)
+    np.testing.assert_allclose(values[1], -np.log(70), rtol=4e-6)
 
 
 def test_topk_reads_bfloat16(xent, rng):
@@ -149,7 +163,7 @@ def test_topk_reads_bfloat16(xent, rng):
     true_values, true_indices = np.empty((2, 5)), np.empty((2, 5), np.int32)
     reference.log_softmax_topk(true_values, true_indices, wide, (9,))
     np.testing.assert_array_equal(indices, true_indices)
-    np.testing.assert_allclose(values, true_values, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(values, true_values, rtol=4e-6, atol=4e-6)
 
 
 @pytest.mark.parametrize(("k", "suppress", "said"), [(6, (), "room for 6 of 5 words"), (2, (1, 5), "vocabulary of 5")])
