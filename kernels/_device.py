@@ -98,7 +98,7 @@ def sigmoid(x):
 
 @triton.jit
 def tanh(x):
-    """tanh in float32 within two units in the last place.
+    """tanh in float32, within a few units in the last place at any size.
 
     Near 0, where the form in exp(-2|x|) would cancel, an odd polynomial: a Chebyshev fit of (tanh(x)/x - 1)/x**2 on
     |x| < 0.55, whose own error is below float32's rounding.

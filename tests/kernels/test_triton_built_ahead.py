@@ -18,7 +18,8 @@ from tests import cupy_standin
 pytestmark = pytest.mark.triton
 PRIMITIVES = (
     "linear_forward", "linear_backward_data", "linear_backward_weight", "linear_xent_forward", "linear_xent_backward",
-    "log_softmax_topk", "sgd_step", "rmsprop_step", "adam_step", "sum_squares",
+    "log_softmax_topk", "sgd_step", "rmsprop_step", "adam_step", "sum_squares", "dropout", "embedding_forward",
+    "embedding_backward", "lstm_forward", "lstm_backward", "lstm_cell_forward", "lstm_cell_backward",
 )  # fmt: skip
 
 
@@ -122,4 +123,35 @@ def test_steps_with_everything_on_the_device(launches):
     optim.rmsprop_step(*lists[:3], 0.1, 0.9, 1e-8, 0.0, factor, 0.0, copies=copies, rates=rates)
     optim.adam_step(*lists, 0.1, 0.9, 0.999, 1e-8, 0.0, 1, factor, 0.0, copies=copies, rates=rates)
     assert cupy_standin.ndarray.reads == reads
+    assert not missing(launches)
+
+
+@pytest.mark.parametrize(
+    ("n", "hidden", "at_once"),
+    [(64, 256, 2), (65, 256, 2), (256, 256, 0), (64, 512, 1), (64, 1024, 0), (64, 255, 0), (32, 192, 2), (8, 96, 1)],
+)
+def test_the_lstm_in_one_launch(launches, monkeypatch, n, hidden, at_once):
+    """Where all programs fit on 132 multiprocessors at once: forward and backward, or at_once = 1 of them, or neither."""
+    backend = importlib.import_module("pycap.backends.triton")
+    machine = backend.launching.gpu()
+    arch, grids = machine.arch(0), []
+
+    def launch_cooperative(function, grid, *rest):
+        grids.append(grid)
+        return 0
+
+    monkeypatch.setattr(
+        machine, "runtime", SimpleNamespace(deviceGetAttribute=lambda which, number: 132), raising=False
+    )
+    monkeypatch.setattr(machine.driver, "launch_cooperative", launch_cooperative, raising=False)
+    monkeypatch.setitem(backend.lstm.PERSISTENT, arch, True)
+    zeros = device.module().zeros
+    x, h, c, gates = (zeros((3, n, k), np.float32) for k in (16, hidden, hidden, 4 * hidden))
+    w_x, w_h, b = (zeros((4 * hidden, *k), np.float32) for k in ((16,), (hidden,), ()))
+    backend.lstm_forward(h, c, gates, x, None, None, w_x, w_h, b, None)
+    gradients = [zeros(a.shape, np.float32) for a in (x, w_x, w_h, b, h[0], c[0])]
+    backend.lstm_backward(*gradients, gates, h, None, x, h, c, None, None, w_x, w_h, None, (0.0,) * 6)
+    expected = at_once if arch == "sm_90" or hidden <= 256 else 0  # sm_86 has not the shared memory for more
+    assert len(grids) == sum("lstm_persistent" in name for name, _ in launches) == expected
+    assert all(units * tiles <= 132 for units, tiles, _ in grids)
     assert not missing(launches)
