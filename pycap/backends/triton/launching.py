@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
+from functools import cache
+from itertools import accumulate
 from types import ModuleType
 from typing import Any
 
@@ -52,7 +55,12 @@ def row(kernel: Kernel, array: Array, **sizes: int) -> Row:
 
 def element(array: Array) -> str:
     """Triton's name of an array's type."""
-    return TYPES.get(array.dtype.name, array.dtype.name)
+    return _element(array.dtype)
+
+
+@cache
+def _element(dtype: np.dtype) -> str:
+    return TYPES.get(dtype.name, dtype.name)  # a dtype makes its name anew each time, which takes longer than a launch
 
 
 def precision(array: Array) -> str:
@@ -84,13 +92,18 @@ def blocks(n: int, size: int) -> int:
 
 def scratch(*shapes: tuple[Sequence[int], Any]) -> list[Array]:
     """Arrays of (shape, dtype) each in the workspace, 256-byte aligned; they live until the next request."""
-    sizes = [int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in shapes]
-    starts = np.cumsum([0] + [blocks(size, 256) * 256 for size in sizes])
-    raw = workspace(int(starts[-1]))
+    sizes = [math.prod(shape) * _itemsize(dtype) for shape, dtype in shapes]
+    starts = list(accumulate((blocks(size, 256) * 256 for size in sizes), initial=0))
+    raw = workspace(starts[-1])
     return [
         raw[start : start + size].view(dtype).reshape(shape)
         for (shape, dtype), size, start in zip(shapes, sizes, starts, strict=False)
     ]
+
+
+@cache
+def _itemsize(dtype: Any) -> int:
+    return np.dtype(dtype).itemsize
 
 
 def place() -> tuple[str, int]:

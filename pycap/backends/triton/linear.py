@@ -113,13 +113,13 @@ def _prepare(
     how = row(kernel, x, m=m, odd=odd(out, x, w, other, sizes=sizes))
     tiles = blocks(m, how.blocks["BLOCK_M"]) * blocks(n, how.blocks["BLOCK_N"])
     parts, share = split(tiles, k, how.blocks["BLOCK_K"])
-    finish |= parts > 1
-    partials, room = scratch(
-        ((parts * finish, m, blocks(n, 16) * 16), "float32"), (w.shape if rounded else (0,), x.dtype)
-    )
-    return _Product(
-        kernel, how, _rounded(room, w) if rounded else w, (tiles, parts, 1), share, partials if finish else None
-    )  # fmt: skip
+    partials = None
+    if finish or parts > 1 or rounded:
+        summed = parts if finish or parts > 1 else 0
+        partials, room = scratch(((summed, m, blocks(n, 16) * 16), "float32"), (w.shape if rounded else (0,), x.dtype))
+        w = _rounded(room, w) if rounded else w
+        partials = partials if summed else None
+    return _Product(kernel, how, w, (tiles, parts, 1), share, partials)
 
 
 def _finish_product(

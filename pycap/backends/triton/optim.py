@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pycap.backends.triton.launching import Array, Kernel, blocks, place, row, scratch
-from pycap.device import address, to_device
+from pycap.device import address, bfloat16, to_device
 
 _TABLES = "table:*i64 plan:*i32 rates:*fp32 factor:*fp32 arrays:i32 lr:fp32 "
 _CLIPPING = "weight_decay:fp32 grad_scale:fp32 clip:fp32 has_rates:i32 has_factor:i32"
@@ -31,6 +31,7 @@ _total = Kernel("optim.total", "out:*fp64 partials:*fp64 count:i32")
 _clip = Kernel("optim.clip_factor", "out:*fp32 squares:*fp64 max_norm:fp32 scale:fp32")
 
 Arrays = Sequence[Array]
+_FLOAT32 = np.dtype(np.float32)
 
 
 @lru_cache(maxsize=256)
@@ -47,12 +48,12 @@ def _plan(where: tuple[str, int], sizes: tuple[int, ...], block: int) -> tuple[A
     return to_device(np.ascontiguousarray(np.stack([arrays, within], 1).astype(np.int32))), len(arrays)
 
 
-def _addresses(function: str, name: str, arrays: Arrays, like: Arrays, dtype: str = "float32") -> tuple[int, ...]:
+def _addresses(function: str, name: str, arrays: Arrays, like: Arrays, dtype: Any = _FLOAT32) -> tuple[int, ...]:
     """Raises TypeError or ValueError, naming the array, where one is not contiguous, of `dtype` and shaped as in `like`."""
     if len(arrays) != len(like):
         raise ValueError(f"{function}: {name} has {len(arrays)} arrays, expected {len(like)}")
     for number, (array, other) in enumerate(zip(arrays, like, strict=True)):
-        if array.dtype.name != dtype:
+        if array.dtype != dtype:
             raise TypeError(f"{function}: {name}[{number}] must be {dtype}, got {array.dtype}")
         if array.shape != other.shape:
             raise ValueError(f"{function}: {name}[{number}] has shape {array.shape}, expected {other.shape}")
@@ -69,7 +70,7 @@ def _step(
     function, like = f"{kernel.name.partition('.')[2]}_step", lists["params"]
     sizes = tuple(array.size for array in like)
     rows = [_addresses(function, name, arrays, like) for name, arrays in lists.items()]
-    rows.append((0,) * len(sizes) if copies is None else _addresses(function, "copies", copies, like, "bfloat16"))
+    rows.append((0,) * len(sizes) if copies is None else _addresses(function, "copies", copies, like, bfloat16()))
     factor: Any = None if isinstance(grad_scale, Real) else grad_scale
     for name, array, shape in (("rates", rates, (3,)), ("grad_scale", factor, (1,))):
         if array is not None and array.shape != shape:
