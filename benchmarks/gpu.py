@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (backends.BackendError, DeviceError) as error:
         parser.error(str(error))
     where = Machine(own.rehearse)
-    cases = gpu_cases.registry(2 if own.rehearse else own.batch, 16 if own.rehearse else 1)
+    cases = gpu_cases.registry(2, 32) if own.rehearse else gpu_cases.registry(own.batch)
     chosen = select(cases, ops=[op for op in own.op.split(",") if op], name=own.case)
     peers = [p for p in own.peers.split(",") if p] if importlib.util.find_spec("torch") else []
     ceilings = {}

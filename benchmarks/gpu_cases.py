@@ -61,7 +61,7 @@ def _rows(batch: int, shrink: int) -> Iterator[Case]:
                 4.0 * i * o + maps,
                 ("eager",),
             )
-    words, hidden, v = batch * 5 * 18, HIDDEN // shrink, VOCABULARY // shrink
+    words, hidden, v = -(-batch * 5 * 18 // shrink), HIDDEN // shrink, VOCABULARY // shrink
     shape = {"M": words, "H": hidden, "V": v}
     for dtype, size in SIZE.items():
         nbytes = size * 4.0 * words * v + 4.0 * 3 * v * hidden

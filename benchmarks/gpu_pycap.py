@@ -112,8 +112,8 @@ def _pool(case: Case, a: Arrays, xp: ModuleType, kernels: Any) -> Work:
 
 
 def _adam(case: Case, a: Arrays, xp: ModuleType, kernels: Any) -> Work:
-    p, g, m, v = a["p"], a["g"], xp.zeros_like(a["p"]), xp.zeros_like(a["p"])
-    held = p.copy()
+    p, g, m, v = a["p"].copy(), a["g"], xp.zeros_like(a["p"]), xp.zeros_like(a["p"])
+    held = a["p"]
     run = lambda: kernels.adam_step([p], [g], [m], [v], 1e-4, 0.9, 0.999, 1e-8, 0.0, 1, 1.0, 0.0)  # noqa: E731
 
     def outputs(_: Any) -> dict[str, Any]:
