@@ -19,6 +19,15 @@ def _held(types: str, hidden: int, n: int, h: int, k: int, chunks: int, warps: i
     )  # fmt: skip
 
 
+def _tile(
+    m: int, n: int, deep: int, warps: int, stages: int, types: tuple[str, ...] = (), *,
+    FLAT: bool | None = None, STRIDED: bool | None = None, **upto: int,
+) -> Row:  # fmt: skip
+    """A row of the convolutions: tiles of m by n, so deep at a time."""
+    flags = {name: value for name, value in (("FLAT", FLAT), ("STRIDED", STRIDED)) if value is not None}
+    return Row({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": deep, **flags}, warps, stages, types, upto)
+
+
 ROWS: Table = {
     # -- cast
     "cast.forward": {
@@ -209,6 +218,97 @@ ROWS: Table = {
     "optim.clip_factor": {
         "interpreter": (Row({}),),
         "sm_80": (Row({}, warps=1, stages=1),),
+    },
+    # -- conv2d: FLAT for few channels, where the sum over taps and channels runs as one index
+    "conv2d.forward": {
+        "interpreter": (_tile(256, 32, 64, 4, 3, FLAT=True, c=15), _tile(256, 32, 64, 4, 3, FLAT=False)),
+        "sm_80": (
+            _tile(64, 64, 32, 8, 2, FLAT=True, c=15),
+            _tile(128, 64, 32, 8, 3, ("fp32",), FLAT=False, odd=0),
+            _tile(128, 64, 64, 8, 3, _HALF, FLAT=False, odd=0, k=64),
+            _tile(128, 128, 64, 8, 3, _HALF, FLAT=False, odd=0),
+            _tile(64, 64, 32, 8, 2, FLAT=False),
+        ),
+        "sm_90": (
+            _tile(64, 64, 32, 8, 2, FLAT=True, c=15),
+            _tile(128, 64, 32, 8, 3, ("fp32",), FLAT=False, odd=0),
+            _tile(256, 64, 64, 8, 4, _HALF, FLAT=False, odd=0, k=64),
+            _tile(256, 128, 64, 8, 4, _HALF, FLAT=False, odd=0, k=128),
+            _tile(128, 256, 64, 8, 4, _HALF, FLAT=False, odd=0),
+            _tile(64, 64, 32, 8, 2, FLAT=False),
+        ),
+    },
+    "conv2d.forward_pool": {
+        "interpreter": (_tile(256, 32, 64, 4, 3, FLAT=True, c=15), _tile(256, 32, 64, 4, 3, FLAT=False)),
+        "sm_80": (
+            _tile(64, 64, 32, 8, 2, FLAT=True, c=15),
+            _tile(128, 64, 32, 8, 3, ("fp32",), FLAT=False, odd=0),
+            _tile(128, 64, 64, 4, 3, _HALF, FLAT=False, odd=0, k=64),
+            _tile(128, 128, 64, 8, 3, _HALF, FLAT=False, odd=0),
+            _tile(64, 64, 32, 8, 2, FLAT=False),
+        ),
+        "sm_90": (
+            _tile(64, 64, 32, 8, 2, FLAT=True, c=15),
+            _tile(128, 64, 32, 8, 3, ("fp32",), FLAT=False, odd=0),
+            _tile(256, 64, 64, 8, 4, _HALF, FLAT=False, odd=0, k=64),
+            _tile(256, 128, 64, 8, 4, _HALF, FLAT=False, odd=0),
+            _tile(64, 64, 32, 8, 2, FLAT=False),
+        ),
+    },
+    "conv2d.backward_data": {
+        "interpreter": (
+            _tile(256, 32, 64, 4, 3, STRIDED=False, stride=1),
+            _tile(256, 32, 64, 4, 3, STRIDED=True),
+        ),
+        "sm_80": (
+            _tile(128, 64, 32, 8, 3, ("fp32",), STRIDED=False, odd=0, stride=1),
+            _tile(128, 64, 64, 4, 3, _HALF, STRIDED=False, odd=0, stride=1, c=64),
+            _tile(128, 128, 64, 8, 3, _HALF, STRIDED=False, odd=0, stride=1),
+            _tile(64, 64, 32, 8, 2, STRIDED=False, stride=1),
+            _tile(64, 64, 32, 8, 2, STRIDED=True),
+        ),
+        "sm_90": (
+            _tile(128, 64, 32, 8, 3, ("fp32",), STRIDED=False, odd=0, stride=1),
+            _tile(256, 64, 64, 8, 4, _HALF, STRIDED=False, odd=0, stride=1, c=64),
+            _tile(256, 128, 64, 8, 4, _HALF, STRIDED=False, odd=0, stride=1),
+            _tile(64, 64, 32, 8, 2, STRIDED=False, stride=1),
+            _tile(64, 64, 32, 8, 2, STRIDED=True),
+        ),
+    },
+    "conv2d.backward_weight": {
+        "interpreter": (_tile(64, 64, 512, 4, 3, FLAT=True, c=16), _tile(64, 64, 512, 4, 3, FLAT=False)),
+        "sm_80": (
+            _tile(64, 32, 32, 8, 2, FLAT=True, c=15),
+            _tile(64, 64, 32, 4, 3, ("fp32",), FLAT=False, odd=0),
+            _tile(64, 64, 64, 4, 4, _HALF, FLAT=False, odd=0, c=64),
+            _tile(128, 128, 64, 8, 3, _HALF, FLAT=False, odd=0),
+            _tile(64, 32, 32, 8, 2, FLAT=False),
+        ),
+    },
+    "conv2d.backward_bias": {
+        "interpreter": (Row({"BLOCK_M": 256, "BLOCK_N": 32}),),
+        "sm_80": (Row({"BLOCK_M": 64, "BLOCK_N": 64}, warps=8, stages=3),),
+    },
+    "conv2d.reduce_partials": {
+        "interpreter": (Row({"BLOCK_M": 2, "BLOCK_N": 1024}),),
+        "sm_80": (
+            Row({"BLOCK_M": 4, "BLOCK_N": 512}, warps=4, stages=2, upto={"splits": 16}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 32}, warps=4, stages=2),
+        ),
+    },
+    # -- pool
+    "pool.forward": {
+        "interpreter": (Row({"BLOCK_M": 32, "BLOCK_N": 16}),),
+        "sm_80": (Row({"BLOCK_M": 32, "BLOCK_N": 64}, warps=4, stages=1),),
+    },
+    "pool.backward": {
+        "interpreter": (Row({"BLOCK_M": 64, "BLOCK_N": 16}),),
+        "sm_80": (Row({"BLOCK_M": 32, "BLOCK_N": 64}, warps=4, stages=1),),
+    },
+    # -- preprocess
+    "preprocess.forward": {
+        "interpreter": (Row({"BLOCK": 512}),),
+        "sm_80": (Row({"BLOCK": 1024}, warps=4, stages=1),),
     },
 }
 

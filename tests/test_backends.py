@@ -17,7 +17,7 @@ from pycap.device import DeviceError, bfloat16
 from pycap.testing import CASES, Case, ComparisonError, compare
 from pycap.testing.arguments import Beta, Grad, InOut, Out, Parameter
 
-BACKENDS = ("reference", "cpp")
+BACKENDS = ("reference", "cpp", pytest.param("triton", marks=pytest.mark.triton))
 
 
 @pytest.fixture(params=BACKENDS)

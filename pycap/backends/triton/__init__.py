@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from pycap.backends.triton import launching
 from pycap.backends.triton.cast import cast
+from pycap.backends.triton.conv2d import (
+    conv2d_backward_data,
+    conv2d_backward_weight,
+    conv2d_forward,
+    conv2d_pool_forward,
+)
 from pycap.backends.triton.dropout import dropout
 from pycap.backends.triton.embedding import embedding_backward, embedding_forward
 from pycap.backends.triton.linear import linear_backward_data, linear_backward_weight, linear_forward
 from pycap.backends.triton.lstm import lstm_backward, lstm_cell_backward, lstm_cell_forward, lstm_forward
 from pycap.backends.triton.optim import adam_step, rmsprop_step, sgd_step, sum_squares
+from pycap.backends.triton.pool import maxpool_backward, maxpool_forward
+from pycap.backends.triton.preprocess import preprocess
 from pycap.backends.triton.softmax_xent import linear_xent_backward, linear_xent_forward, log_softmax_topk
 
 
@@ -39,6 +47,10 @@ __all__ = [
     "adam_step",
     "cast",
     "check",
+    "conv2d_backward_data",
+    "conv2d_backward_weight",
+    "conv2d_forward",
+    "conv2d_pool_forward",
     "dropout",
     "embedding_backward",
     "embedding_forward",
@@ -52,6 +64,9 @@ __all__ = [
     "lstm_cell_backward",
     "lstm_cell_forward",
     "lstm_forward",
+    "maxpool_backward",
+    "maxpool_forward",
+    "preprocess",
     "rmsprop_step",
     "sgd_step",
     "sum_squares",
