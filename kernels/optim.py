@@ -166,12 +166,12 @@ def sum_squares(
     """A program's part of the sum of squares, in float64: float32 would overflow from 2e19 on."""
     array = tl.load(plan + 2 * tl.program_id(0))
     start = tl.load(plan + 2 * tl.program_id(0) + 1).to(tl.int64) * CHUNK
-    size = tl.load(table + array)
+    stop = tl.minimum(tl.load(table + array), start + CHUNK)
     pointer = _floats(table, arrays, 1, array)
     total = tl.zeros((BLOCK,), tl.float64)
     for first in range(0, CHUNK, BLOCK):
         at = start + first + tl.arange(0, BLOCK)
-        value = tl.load(pointer + at, mask=at < size, other=0.0).to(tl.float64)
+        value = tl.load(pointer + at, mask=at < stop, other=0.0).to(tl.float64)
         total += value * value
     tl.store(partials + tl.program_id(0), tl.sum(total, 0))
 

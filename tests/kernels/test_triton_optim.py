@@ -156,3 +156,47 @@ def test_what_does_not_fit_is_named():
         optim.sgd_step(params, grads, momenta, *last, copies=grads)
     with pytest.raises(ValueError, match=r"sgd_step: rates has shape \(1,\), expected \(3,\)"):
         optim.sgd_step(params, grads, momenta, *last, rates=np.zeros(1, np.float32))
+
+
+@pytest.mark.gpu
+def test_a_step_recorded_in_a_graph_follows_what_lies_on_the_device():
+    """Norm, clipping and update in one graph; gradients, rate and bias corrections change between its runs."""
+    import cupy
+
+    optim = pytest.importorskip("pycap.backends.triton.optim")
+    rng = np.random.default_rng(5)
+    host = [rng.standard_normal(5000).astype(np.float32) for _ in range(2)]
+    host += [np.zeros(5000, np.float32) for _ in range(2)]
+    gradients = [scale * rng.standard_normal(5000).astype(np.float32) for scale in (1.0, 1e-3)]
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with backends.use("triton", "cuda"), stream:
+        p, g, m, v = (cupy.asarray(a) for a in host)
+        squares, factor, rates = cupy.zeros(1), cupy.zeros(1, np.float32), cupy.zeros(3, np.float32)
+
+        def step():
+            optim.sum_squares_into(squares, [g])
+            optim.clip_factor(factor, squares, 1.0, 0.5)
+            optim.adam_step([p], [g], [m], [v], 0.0, 0.9, 0.999, 1e-8, 0.01, 1, factor, 0.0, rates=rates)
+
+        step()  # loads the code, and uploads the tables of addresses
+        for array, start in zip((p, m, v), (host[0], host[2], host[3]), strict=True):
+            array.set(start)
+        stream.synchronize()
+        stream.begin_capture()
+        step()
+        graph = stream.end_capture()
+        for number, gradient in enumerate(gradients, 1):
+            g.set(gradient)
+            rates.set(np.array([1e-2 / number, 1 - 0.9**number, 1 - 0.999**number], np.float32))
+            graph.launch(stream)
+            stream.synchronize()
+        got = [array.get() for array in (p, m, v)]
+    wanted = [a.astype(np.float64) for a in (host[0], host[2], host[3])]
+    for number, gradient in enumerate(gradients, 1):
+        wide = gradient.astype(np.float64)
+        norm = 0.5 * np.sqrt((wide**2).sum())
+        scale = 0.5 * min(1.0, 1.0 / norm)
+        lists = [[wanted[0]], [wide], [wanted[1]], [wanted[2]]]
+        reference.adam_step(*lists, 1e-2 / number, 0.9, 0.999, 1e-8, 0.01, number, scale, 0.0)
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
