@@ -44,6 +44,12 @@ def clear(
 
 
 @triton.jit
+def _equal(ids, at, stop, row):
+    """Which of the ids at these places, before `stop`, are `row`."""
+    return (tl.load(ids + at, mask=at < stop, other=-1) == row) & (at < stop)
+
+
+@triton.jit
 def backward(
     dtable,  # [V, E]
     dy,  # [M, E]
@@ -71,16 +77,18 @@ def backward(
         row = tl.load(ids + number)
         first = number
         for start in range(0, number, SCAN):
-            at = start + tl.arange(0, SCAN)
-            same = (tl.load(ids + at, mask=at < number, other=-1) == row) & (at < number)
-            owned = tl.where(tl.max(same.to(tl.int32), 0) > 0, 0, owned)
+            earlier = _equal(ids, start + tl.arange(0, SCAN), number, row)
+            owned = tl.where(tl.max(earlier.to(tl.int32), 0) > 0, 0, owned)
     if (owned != 0) & (row >= 0) & (row < v):
         total = tl.zeros([BLOCK_E], tl.float32)
-        for start in range(first, m, BLOCK_M):
-            at = start + tl.arange(0, BLOCK_M)
-            same = (tl.load(ids + at, mask=at < m, other=-1) == row) & (at < m)
-            if tl.max(same.to(tl.int32), 0) > 0:  # most blocks hold no such id
-                where = dy + at.to(tl.int64)[:, None] * e + columns[None, :]
-                taken = tl.load(where, mask=same[:, None] & (columns < e)[None, :], other=0.0)
-                total += tl.sum(taken.to(tl.float32), 0)
+        for start in range(first, m, SCAN):
+            anywhere = _equal(ids, start + tl.arange(0, SCAN), m, row)
+            if tl.max(anywhere.to(tl.int32), 0) > 0:  # seldom, and then in few parts of it
+                for part in range(start, tl.minimum(start + SCAN, m), BLOCK_M):
+                    at = part + tl.arange(0, BLOCK_M)
+                    same = _equal(ids, at, m, row)
+                    if tl.max(same.to(tl.int32), 0) > 0:
+                        where = dy + at.to(tl.int64)[:, None] * e + columns[None, :]
+                        taken = tl.load(where, mask=same[:, None] & (columns < e)[None, :], other=0.0)
+                        total += tl.sum(taken.to(tl.float32), 0)
         accumulate(dtable + row.to(tl.int64) * e + columns, total, beta, columns < e)
