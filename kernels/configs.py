@@ -120,13 +120,14 @@ ROWS: Table = {
         "sm_80": (Row({"BLOCK": 512}, warps=4, stages=1),),
     },
     # -- lstm: a step is small, so that the tiles make about one program for each of an H200's 132 multiprocessors at
-    # H = 512; decoding a few sequences reads the weights once, in as many programs.
+    # H = 512; decoding a few sequences reads the weights once, in as many programs. tf32x3 is three products into one sum,
+    # for which Triton sets all warps along BLOCK_N: with 16 rows a warp none repeats another's work.
     "lstm.cell_forward": {
         "interpreter": (Row({"BLOCK_N": 32, "BLOCK_H": 32, "BLOCK_K": 32}),),
         "sm_80": (
             Row({"BLOCK_N": 16, "BLOCK_H": 4, "BLOCK_K": 64}, warps=4, stages=4, upto={"n": 16, "odd": 0}),
-            Row({"BLOCK_N": 32, "BLOCK_H": 8, "BLOCK_K": 32}, warps=4, stages=4, upto={"n": 64, "odd": 0}),
-            Row({"BLOCK_N": 64, "BLOCK_H": 16, "BLOCK_K": 16}, warps=8, stages=5, upto={"odd": 0}),
+            Row({"BLOCK_N": 64, "BLOCK_H": 4, "BLOCK_K": 32}, warps=4, stages=5, upto={"n": 64, "odd": 0}),
+            Row({"BLOCK_N": 64, "BLOCK_H": 16, "BLOCK_K": 32}, warps=4, stages=4, upto={"odd": 0}),
             Row({"BLOCK_N": 32, "BLOCK_H": 8, "BLOCK_K": 16}, warps=4, stages=4),
         ),
     },
@@ -135,7 +136,7 @@ ROWS: Table = {
         "sm_80": (
             Row({"BLOCK_N": 16, "BLOCK_H": 16, "BLOCK_K": 64}, warps=2, stages=4, upto={"n": 16, "odd": 0}),
             Row({"BLOCK_N": 32, "BLOCK_H": 16, "BLOCK_K": 32}, warps=4, stages=4, upto={"n": 64, "odd": 0}),
-            Row({"BLOCK_N": 32, "BLOCK_H": 32, "BLOCK_K": 32}, warps=4, stages=4, upto={"odd": 0}),
+            Row({"BLOCK_N": 64, "BLOCK_H": 16, "BLOCK_K": 32}, warps=4, stages=4, upto={"odd": 0}),
             Row({"BLOCK_N": 32, "BLOCK_H": 16, "BLOCK_K": 16}, warps=4, stages=4),
         ),
     },
