@@ -71,6 +71,20 @@ ROWS: Table = {
             Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=3, types=_HALF, upto={"odd": 0}),
             Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
         ),
+        "sm_90": (
+            Row({"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 32}, warps=4, stages=4, types=("fp32",), upto={"m": 32}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",), upto={"m": 64}),
+            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",), upto={"odd": 0}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",)),
+            Row(
+                {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 64}, warps=4, stages=4, types=_HALF, upto={"m": 32, "odd": 0}
+            ),
+            Row(
+                {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64}, warps=4, stages=4, types=_HALF, upto={"m": 64, "odd": 0}
+            ),
+            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=3, types=_HALF, upto={"odd": 0}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
+        ),
     },
     "linear.forward_wide": {
         "interpreter": (Row({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}),),
@@ -84,6 +98,16 @@ ROWS: Table = {
     "linear.backward_data": {
         "interpreter": (Row({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}),),
         "sm_80": (
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",)),
+            Row(
+                {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64}, warps=4, stages=4, types=_HALF, upto={"m": 64, "odd": 0}
+            ),
+            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=3, types=_HALF, upto={"odd": 0}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
+        ),
+        "sm_90": (
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",), upto={"m": 64}),
+            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",), upto={"odd": 0}),
             Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",)),
             Row(
                 {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64}, warps=4, stages=4, types=_HALF, upto={"m": 64, "odd": 0}
@@ -109,7 +133,7 @@ ROWS: Table = {
             Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
         ),
         "sm_90": (
-            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=("fp32",), upto={"odd": 0}),
+            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",), upto={"odd": 0}),
             Row({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16}, warps=8, stages=3, types=("fp32",)),
             Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=3, types=_HALF, upto={"odd": 0}),
             Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
@@ -181,6 +205,12 @@ ROWS: Table = {
     "softmax_xent.logits": {
         "interpreter": (Row({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}),),
         "sm_80": (
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",)),
+            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=3, types=_HALF, upto={"odd": 0}),
+            Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
+        ),
+        "sm_90": (
+            Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",), upto={"odd": 0}),
             Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=4, types=("fp32",)),
             Row({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=3, types=_HALF, upto={"odd": 0}),
             Row({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3, types=_HALF),
