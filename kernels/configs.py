@@ -341,6 +341,21 @@ ROWS: Table = {
         "interpreter": (Row({"BLOCK": 512}),),
         "sm_80": (Row({"BLOCK": 1024}, warps=4, stages=1),),
     },
+    # -- conv2d_first: 27 products a number, in one step
+    "conv2d_first.forward": {
+        "interpreter": (Row({"BLOCK_M": 64, "BLOCK_N": 16}),),
+        "sm_80": (
+            Row({"BLOCK_M": 64, "BLOCK_N": 64}, warps=4, stages=1, types=("fp32",)),
+            Row({"BLOCK_M": 64, "BLOCK_N": 64}, warps=4, stages=1, types=_HALF),
+        ),
+    },
+    "conv2d_first.backward_weight": {
+        "interpreter": (Row({"BLOCK_M": 16, "BLOCK_K": 64}),),
+        "sm_80": (
+            Row({"BLOCK_M": 64, "BLOCK_K": 32}, warps=8, stages=1, types=("fp32",)),
+            Row({"BLOCK_M": 64, "BLOCK_K": 64}, warps=8, stages=1, types=_HALF),
+        ),
+    },
 }
 
 for _kernel, _rows in tuned().items():
