@@ -1,7 +1,7 @@
 """Where compiled kernels are kept: prebuilt in `cubins/sm_NN.zip` beside this file, and the user's cache on disk.
 
-A variant's key covers the source of its kernel (the kernel's file and `_device.py`), its types, constants, warps, stages
-and architecture, so that code of another version is never taken.
+A variant's key covers the source of its kernel (its file and the device functions that it imports), its types, constants,
+warps, stages and architecture, so that code of another version is never taken.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 import zipfile
 from functools import cache
@@ -28,10 +29,15 @@ def cache_folder() -> Path:
 
 @cache
 def source_digest(module: str) -> str:
-    """A digest of what kernels/<module>.py compiles from."""
-    digest = hashlib.sha256()
-    for name in (module, "_device"):
-        digest.update((HERE / f"{name}.py").read_bytes())
+    """A digest of what kernels/<module>.py compiles from: its text, and that of the files here that it imports."""
+    digest, todo, seen = hashlib.sha256(), [module], set()
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            text = (HERE / f"{name}.py").read_text(encoding="utf-8")
+            digest.update(text.encode())
+            todo += re.findall(r"^from \.(\w+) import", text, re.MULTILINE)
     return digest.hexdigest()[:16]
 
 
