@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gain = f"{before / fastest:.2f}x with {best.blocks}, {best.warps} warps, {best.stages} stages"
         print(f"{use.kernel.name} {use.row.blocks}: {len(fit)} of {len(tried)} neighbours, {gain}", flush=True)
         if best is not use.row:
-            table = _rows.rows(launching.kernel_module("configs").ROWS, use.kernel.name, arch)
+            table = _rows.find(launching.kernel_module("configs").ROWS, use.kernel.name, arch)
             rows = [best if row is use.row else row for row in table]
             _rows.write_tuned(use.kernel.name, arch, rows, about, own.output)
             launching.kernel_module("configs").ROWS[use.kernel.name][arch] = tuple(rows)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _compile, _driver, _store
-from ._rows import Row, Table, rows
+from ._rows import Row, Table, find
 
 #: NumPy's names of types -> Triton's.
 TYPES = {
@@ -343,7 +343,7 @@ class Kernel:
             constants = tuple(sorted((k, v) for k, v in declared.items() if k not in variables))
             absent = tuple(i for i in self._optional if self.parameters[i].name in declared)
             kernel = self.without(absent) if absent else self
-            for row in rows(table, self.name, arch):
+            for row in find(table, self.name, arch):
                 if row.serves(dict(types).get("T", ""), dict.fromkeys(row.upto, 0)):
                     forms = (False,) if self._described else (True, False) if row.upto.get("odd", 1) else (True,)
                     for aligned in forms:

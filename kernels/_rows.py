@@ -44,24 +44,21 @@ FALLBACK = {
 }
 
 
-def rows(table: Table, kernel: str, arch: str) -> tuple[Row, ...]:
-    """The rows of a kernel on an architecture ("sm_90", "interpreter"), in the order they are tried.
-
-    Raises KeyError where the table has none, naming both.
-    """
+def find(table: Table, kernel: str, arch: str) -> tuple[Row, ...]:
+    """The rows of a kernel on an architecture ("sm_90", "interpreter"), in the order they are tried; () for none."""
     of_kernel = table.get(kernel, {})
-    found = of_kernel.get(arch) or of_kernel.get(FALLBACK.get(arch, "sm_80") if arch != "interpreter" else "")
-    if not found:
-        raise KeyError(f"kernels/configs.py has no row for {kernel} on {arch}; it has some for {', '.join(of_kernel)}")
-    return found
+    return of_kernel.get(arch) or of_kernel.get(FALLBACK.get(arch, "sm_80") if arch != "interpreter" else "") or ()
 
 
 def choose(table: Table, kernel: str, arch: str, element: str, **sizes: int) -> Row:
     """The first row for elements of this type and arrays of these sizes. KeyError where there is none."""
-    for row in rows(table, kernel, arch):
+    for row in find(table, kernel, arch):
         if row.serves(element, sizes):
             return row
-    raise KeyError(f"kernels/configs.py has no row for {kernel} on {arch} with {element} and {sizes}")
+    raise KeyError(
+        f"kernels/configs.py has no row for {kernel} on {arch} with {element} and {sizes}; "
+        f"it has some for {', '.join(table.get(kernel, {}))}"
+    )
 
 
 #: What `python -m benchmarks.tune` measured: rows that stand in place of those that arithmetic chose.

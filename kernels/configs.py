@@ -28,6 +28,26 @@ def _tile(
     return Row({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": deep, **flags}, warps, stages, types, upto)
 
 
+def _box(
+    images: int, high: int, wide: int, n: int, held: int, *, resident: bool = False, by_pixels: bool | None = None,
+    **upto: int,
+) -> Row:  # fmt: skip
+    """A row of the Hopper convolutions: boxes of images x high x wide pixels, n channels, so many taps or boxes held."""
+    flags: dict[str, int | bool | str] = {"OUT": 1, "RESIDENT": resident}
+    if by_pixels is not None:
+        flags = {"BY_PIXELS": by_pixels}
+    return Row({"IMG": images, "BH": high, "BW": wide, "BN": n, "NB": held, **flags}, 4, 1, _HALF, upto)
+
+
+#: Forward, with pooling or without: boxes that tile VGG's maps; at 64 channels all weights stay in shared memory.
+_HOPPER_FORWARD = (
+    _box(1, 16, 8, 64, 9, resident=True, c=64, k=64),
+    _box(16, 2, 2, 256, 3, h=14),
+    _box(8, 4, 4, 128, 3, h=28),
+    _box(2, 8, 8, 128, 4, h=56),
+    _box(1, 16, 8, 128, 4),
+)
+
 ROWS: Table = {
     # -- cast
     "cast.forward": {
@@ -325,6 +345,31 @@ ROWS: Table = {
         "sm_80": (
             Row({"BLOCK_M": 4, "BLOCK_N": 512}, warps=4, stages=2, upto={"splits": 16}),
             Row({"BLOCK_M": 64, "BLOCK_N": 32}, warps=4, stages=2),
+        ),
+    },
+    # Which form of 3x3 convolutions serves: on sm_90 the one of conv2d_hopper.py, where it has been measured to be faster.
+    "conv2d.form": {
+        "interpreter": (Row({"HOPPER": False}),),
+        "sm_80": (Row({"HOPPER": False}),),
+        "sm_90": (Row({"HOPPER": False}),),  # never run on a GPU yet: compiled, and tested in the emulator
+    },
+    "conv2d_hopper.forward": {"interpreter": (_box(1, 8, 8, 64, 3),), "sm_90": _HOPPER_FORWARD},
+    "conv2d_hopper.forward_pool": {
+        "interpreter": (_box(1, 8, 8, 64, 3),),
+        "sm_90": (*_HOPPER_FORWARD[:2], _box(4, 4, 4, 256, 4, h=28), *_HOPPER_FORWARD[3:]),
+    },
+    "conv2d_hopper.backward_data": {
+        "interpreter": (_box(1, 8, 8, 64, 3),),
+        "sm_90": (_HOPPER_FORWARD[0], _box(1, 16, 8, 64, 8, c=64), *_HOPPER_FORWARD[1:]),
+    },
+    "conv2d_hopper_weight.backward_weight": {
+        "interpreter": (_box(1, 8, 8, 64, 2, by_pixels=True, c=64), _box(1, 8, 8, 64, 2, by_pixels=False)),
+        "sm_90": (
+            _box(1, 16, 8, 64, 3, by_pixels=True, c=64, k=64),
+            _box(1, 8, 8, 128, 4, by_pixels=True, c=64),
+            _box(16, 2, 2, 128, 4, by_pixels=False, h=14),
+            _box(4, 4, 4, 128, 5, by_pixels=False, h=28),
+            _box(1, 8, 8, 128, 5, by_pixels=False),
         ),
     },
     # -- pool

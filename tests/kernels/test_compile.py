@@ -66,3 +66,19 @@ def test_a_bad_row_is_found(blocks, options, said):
     done = _python(_BROKEN, repr(blocks), repr(options))
     assert done.returncode == 1
     assert said in done.stderr
+
+
+_WGMMA = """
+from pycap import cubins
+for name in ("conv2d_hopper.forward", "conv2d_hopper.backward_data", "conv2d_hopper_weight.backward_weight"):
+    compiled, ptx = cubins.variants("sm_90", name)[0].compile("sm_90")
+    assert "wgmma.mma_async" in ptx and "cp.async.bulk.tensor.4d" in ptx, name
+    assert len(compiled.descriptors) >= 3 and compiled.threads == 384, name
+print("all use the copy engine and wgmma")
+"""
+
+
+def test_hopper_kernels_use_what_hopper_has():
+    """Four-dimensional copies, wgmma, and three warp groups: two that multiply, and one for the loader and its register share."""
+    done = _python(_WGMMA)
+    assert done.stdout.startswith("all"), done.stderr

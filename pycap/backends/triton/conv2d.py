@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pycap.backends.triton import conv2d_hopper
 from pycap.backends.triton.cast import cast
 from pycap.backends.triton.launching import (
     ELEMENTS,
@@ -106,6 +107,9 @@ def conv2d_forward(y: Array, x: Array, w: Array, b: Array | None, stride: int, p
     expect("conv2d_forward", y=(y, (n, p, q, k)), b=(b, (k,)))
     filters = _filters(w, x)
     filters = _rounded(filters, w, *scratch(_spare(filters, w, x)))
+    if conv2d_hopper.serves(x, w, stride, padding, y, filters):
+        conv2d_hopper.forward(y, x, filters, b, relu)
+        return
     how = row(_forward, x, c=c, k=k, odd=odd(y, x, w, b, sizes=(c, k)))
     programs = blocks(n * p * q, how.blocks["BLOCK_M"]) * blocks(k, how.blocks["BLOCK_N"])
     flags = int(b is not None), int(relu)
@@ -120,6 +124,9 @@ def conv2d_pool_forward(
     expect("conv2d_pool_forward", y=(y, (*pooled, k)), argmax=(argmax, (*pooled, blocks(k, 4))), b=(b, (k,)))
     filters = _filters(w, x)
     filters = _rounded(filters, w, *scratch(_spare(filters, w, x)))
+    if conv2d_hopper.pools(k, p, q) and conv2d_hopper.serves(x, w, stride, padding, y, argmax, filters):
+        conv2d_hopper.forward_pool(y, argmax, x, filters, b)
+        return
     how = row(_forward_pool, x, c=c, k=k, odd=odd(y, argmax, x, w, b, sizes=(c, k)))
     programs = blocks(4 * n * (p // 2) * (q // 2), how.blocks["BLOCK_M"]) * blocks(k, how.blocks["BLOCK_N"])
     bias = int(b is not None)
@@ -197,8 +204,11 @@ def conv2d_backward_data(
     unpooled = _gradient("conv2d_backward_data", sizes, dy, y, argmax)
     filters = _filters(w, dy)
     spare, dz = scratch(_spare(filters, w, dy), unpooled)
-    how = _data_row(dx, dy, w, None, sizes)
-    _launch_backward_data(how, dx, None, _expand(dz, dy, y, argmax), _rounded(filters, w, spare), None, sizes, beta)
+    dz, filters = _expand(dz, dy, y, argmax), _rounded(filters, w, spare)
+    if not beta and conv2d_hopper.serves(dx, w, stride, padding, dz, filters):
+        conv2d_hopper.backward_data(conv2d_hopper.data_row(dx, w.shape[0]), dx, dz, filters, None, None)
+        return
+    _launch_backward_data(_data_row(dx, dy, w, None, sizes), dx, None, dz, filters, None, sizes, beta)
 
 
 def conv2d_backward_data_relu(
@@ -216,13 +226,22 @@ def conv2d_backward_data_relu(
     expect(primitive, dz_below=(dz_below, x.shape), db_below=(db_below, (c,)))
     unpooled = _gradient(primitive, sizes, dy, y, argmax)
     filters = _filters(w, dy)
-    how = _data_row(dz_below, dy, w, x, sizes)
-    tiles = blocks(n * h * width, how.blocks["BLOCK_M"])
+    hopper = conv2d_hopper.serves(x, w, stride, padding, dz_below, dy, filters)
+    if hopper:
+        how = conv2d_hopper.data_row(x, w.shape[0])
+        tiles = 2 * blocks(conv2d_hopper.boxes(x, how), 2)
+    else:
+        how = _data_row(dz_below, dy, w, x, sizes)
+        tiles = blocks(n * h * width, how.blocks["BLOCK_M"])
     spare, dz, partials, sums = scratch(
         _spare(filters, w, dy), unpooled, ((tiles, c), "float32"), ((3 * MULTIPROCESSORS, c), "float32")
     )
     dz = _expand(dz, dy, y, argmax)
-    _launch_backward_data(how, dz_below, partials, dz, _rounded(filters, w, spare), x, sizes, 0.0)
+    filters = _rounded(filters, w, spare)
+    if hopper:
+        conv2d_hopper.backward_data(how, dz_below, dz, filters, x, partials)
+    else:
+        _launch_backward_data(how, dz_below, partials, dz, filters, x, sizes, 0.0)
     if db_below is not None:
         sums = sums[: _chunks(partials)]
         _column_sums(sums, None, partials, None)
@@ -248,22 +267,29 @@ def conv2d_backward_weight(
     sizes = n, _, _, c, k, p, q, r, s, *_ = _sizes(primitive, x, dw, stride, padding)
     expect(primitive, db=(db, (k,)))
     unpooled = _gradient(primitive, sizes, dy, y, argmax)
-    how = row(_backward_weight, dy, c=c, k=k, odd=odd(dw, dy, x, sizes=(c, k)))
-    columns = (
-        blocks(r * s * c, how.blocks["BLOCK_N"]) if how.blocks["FLAT"] else r * s * blocks(c, how.blocks["BLOCK_N"])
-    )
-    tiles = blocks(k, how.blocks["BLOCK_M"]) * columns
-    steps = blocks(n * p * q, how.blocks["BLOCK_K"])
-    share = blocks(steps, _splits(tiles, steps))
-    splits = max(1, blocks(steps, share or 1))
-    spare, partials, sums = scratch(
-        unpooled, ((splits if splits > 1 else 0, *dw.shape), "float32"), ((_chunks(dy), k), "float32")
-    )
+    hopper = conv2d_hopper.serves(x, dw, stride, padding, dy)
+    if hopper:
+        how, share, splits = conv2d_hopper.weight_splits(x, k, 2 if interpreting() else MULTIPROCESSORS)
+        parts = conv2d_hopper.partial_sums(how, splits)
+    else:
+        how = row(_backward_weight, dy, c=c, k=k, odd=odd(dw, dy, x, sizes=(c, k)))
+        wide = how.blocks["BLOCK_N"]
+        tiles = blocks(k, how.blocks["BLOCK_M"]) * (
+            blocks(r * s * c, wide) if how.blocks["FLAT"] else r * s * blocks(c, wide)
+        )
+        steps = blocks(n * p * q, how.blocks["BLOCK_K"])
+        share = blocks(steps, _splits(tiles, steps))
+        splits = max(1, blocks(steps, share or 1))
+        parts = splits if splits > 1 else 0
+    spare, partials, sums = scratch(unpooled, ((parts, *dw.shape), "float32"), ((_chunks(dy), k), "float32"))
     dz = _expand(spare, dy, y, argmax)
     if db is not None:  # of a window only the winner counts, so the sums are those of the pooled map
         _column_sums(sums, None, dy, y)
         _sum_partials(db, sums, beta_b)
-    target, beta = (dw, beta_w) if splits == 1 else (partials, 0.0)
-    _backward_weight((splits * tiles, 1, 1), how, target, dz, x, *sizes, share, beta, PRECISION=precision(dy))
-    if splits > 1:
+    if hopper:
+        conv2d_hopper.backward_weight(how, share, splits, partials, dz, x)
+    else:
+        target, beta = (partials, 0.0) if parts else (dw, beta_w)
+        _backward_weight((splits * tiles, 1, 1), how, target, dz, x, *sizes, share, beta, PRECISION=precision(dy))
+    if parts:
         _sum_partials(dw, partials, beta_w)

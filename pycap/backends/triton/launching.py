@@ -27,7 +27,8 @@ except ImportError:  # a checkout that is not installed: kernels/ stands at its 
 
 __all__ = [
     "ELEMENTS", "PRODUCTS", "Array", "Kernel", "Row", "blocks", "element", "expect", "forced", "gpu", "interpreting",
-    "kernel_module", "odd", "place", "precision", "row", "scratch",
+    "kernel_module", "odd", "place", "precision", "row", "row_of",
+    "scratch",
 ]  # fmt: skip
 
 Array = Any
@@ -48,9 +49,14 @@ forced: dict[str, Row] = {}
 
 def row(kernel: Kernel, array: Array, **sizes: int) -> Row:
     """The row of the configuration table for a kernel on arrays of `array`'s type; sizes as its rows' `upto` name them."""
-    if forced and kernel.name in forced:
-        return forced[kernel.name]
-    return choose(configs.ROWS, kernel.name, arch(), element(array), **sizes)
+    return row_of(kernel.name, array, **sizes)
+
+
+def row_of(name: str, array: Array, **sizes: int) -> Row:
+    """`row`, by the name in the table."""
+    if forced and name in forced:
+        return forced[name]
+    return choose(configs.ROWS, name, arch(), element(array), **sizes)
 
 
 def element(array: Array) -> str:
