@@ -79,6 +79,6 @@ print("all use the copy engine and wgmma")
 
 
 def test_hopper_kernels_use_what_hopper_has():
-    """Four-dimensional copies, wgmma, and three warp groups: two that multiply, and one for the loader and its register share."""
+    """Four-dimensional copies, wgmma, and three warp groups: two that multiply, and the loader's."""
     done = _python(_WGMMA)
     assert done.stdout.startswith("all"), done.stderr
