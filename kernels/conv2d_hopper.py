@@ -8,11 +8,12 @@ rows: a block of BH rows and a "halo" of 2), once for each horizontal tap s; the
 read from r rows further on. TMA fills what lies outside the image with zeros, which is the padding, and clips what is
 stored, so boxes need not divide the image, nor IMG the batch.
 
-Tensor maps (pycap/backends/triton/conv2d_hopper.py declares them). "HNWC" is the NHWC array seen with dimensions
-(H, N, W, C): from the fastest, sizes (C, W, N, H) and strides in bytes (2C, 2HWC, 2WC) for the last three (an argmax has 1-byte elements). The
-layout is `NVMMASharedLayout.get_default_for(block, dtype)`: swizzled over as many of 128, 64 and 32 bytes as the block's last
-dimension fills, not at all below. Where that dimension is wider than 128 bytes, the tensor map's own box has 128 bytes of it:
-``metadata.tensordesc_meta`` of a compiled kernel lists box and swizzle. Zeros are filled in outside.
+Tensor maps (pycap/backends/triton/conv2d_hopper.py declares them). "HNWC" is the NHWC array seen with dimensions (H, N,
+W, C): from the fastest, sizes (C, W, N, H) and strides in bytes (2C, 2HWC, 2WC) for the last three (an argmax has
+1-byte elements). The layout is `NVMMASharedLayout.get_default_for(block, dtype)`: swizzled over as many of 128, 64 and
+32 bytes as the block's last dimension fills, not at all below. Where that dimension is wider than 128 bytes, the tensor
+map's own box has 128 bytes of it: ``metadata.tensordesc_meta`` of a compiled kernel lists box and swizzle. Zeros are
+filled in outside.
 
 ================  ============  =========================================  ===================================
 kernel            argument      array                                      block

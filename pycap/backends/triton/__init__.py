@@ -6,6 +6,8 @@ Triton's interpreter on NumPy arrays, slowly, without a GPU. Signatures and mean
 
 from __future__ import annotations
 
+import importlib.util
+
 from pycap.backends.triton import launching
 from pycap.backends.triton.cast import cast
 from pycap.backends.triton.conv2d import (
@@ -41,6 +43,9 @@ def check() -> None:
         raise ImportError(f"no usable NVIDIA GPU ({error}); TRITON_INTERPRET=1 runs the kernels on the CPU") from error
     if not count:
         raise ImportError("no NVIDIA GPU was found; TRITON_INTERPRET=1 runs the kernels on the CPU")
+    store, arch = launching.kernel_module("_store"), launching.kernel_module("_launch").code_arch(launching.arch())
+    if not store.bundled(arch) and importlib.util.find_spec("triton") is None:
+        raise ImportError(f"this build carries no kernels for {arch}, and Triton is not installed: pip install triton")
 
 
 __all__ = [

@@ -26,7 +26,7 @@ except ImportError:  # a checkout that is not installed: kernels/ stands at its 
     from kernels._rows import Row, choose
 
 __all__ = [
-    "ELEMENTS", "PRODUCTS", "Array", "Kernel", "Row", "blocks", "element", "expect", "forced", "gpu", "interpreting",
+    "ELEMENTS", "PRODUCTS", "Array", "Kernel", "Row", "arch", "blocks", "element", "expect", "forced", "gpu", "interpreting",
     "kernel_module", "odd", "place", "precision", "row", "row_of",
     "scratch",
 ]  # fmt: skip
