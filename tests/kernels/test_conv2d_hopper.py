@@ -137,6 +137,28 @@ def test_forward_pool(case: str) -> None:
     np.testing.assert_array_equal(argmax, winners)
 
 
+def test_nan_is_kept() -> None:
+    """A NaN in x is in the nine outputs around it and in their windows, after ReLU and pooling too."""
+    this = setting("one program, all weights held", BFLOAT16, "C")
+    this.x[0, 5, 6, 0] = np.nan
+    this.filters[...] = 1
+    this.args["bias"] = this.bias
+    y = blank((this.n, this.h, this.w, this.k), BFLOAT16)
+    emulate(conv2d_hopper, "forward", this.grid, this.args | {"y": by_rows(y, [*this.box, 64]), "RELU": True})
+    expected = np.zeros((this.n, this.h, this.w), bool)
+    expected[0, 4:7, 5:8] = True
+    np.testing.assert_array_equal(np.isnan(y).all(3), expected)
+    np.testing.assert_array_equal(np.isnan(y).any(3), expected)
+    pooled = blank((this.n, this.h // 2, this.w // 2, this.k), BFLOAT16)
+    winners = blank((*pooled.shape[:3], this.k // 4), np.uint8)
+    half = [this.box[0] // 2, this.box[1], this.box[2] // 2]
+    maps = {"y": by_rows(pooled, [*half, 64]), "argmax": by_rows(winners, [*half, 16])}
+    emulate(conv2d_hopper, "forward_pool", this.grid, this.args | maps)
+    expected = expected.reshape(this.n, this.h // 2, 2, this.w // 2, 2).any((2, 4))
+    np.testing.assert_array_equal(np.isnan(pooled).all(3), expected)
+    np.testing.assert_array_equal(np.isnan(pooled).any(3), expected)
+
+
 def run_backward_data(case: str, masked: bool, summed: bool, seed: int = 0, module: Any = conv2d_hopper) -> None:
     this = setting(case, BFLOAT16, "K")
     dx = blank(this.x.shape, BFLOAT16)
