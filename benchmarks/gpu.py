@@ -26,6 +26,7 @@ from benchmarks.sides import Unavailable, Work, distance, sample
 from benchmarks.timing import Budget, Samples, alternate
 from pycap import backends
 from pycap.backends import triton as primitives
+from pycap.backends.triton import launching
 from pycap.device import DeviceError
 
 RESULTS = Path(__file__).parent / "results"
@@ -139,7 +140,7 @@ def rows_of(
     about: Row,
 ) -> list[Row]:
     """One row a peer; where there is none, one row."""
-    base: Row = {"op": case.op, "case": case.name, "mode": case.mode, "dtype": case.dtype, "backend": "triton", **about}
+    base: Row = {"op": case.op, "case": case.name, "mode": case.mode, "dtype": case.dtype, **about}
     base |= {"flops": case.flops, "bytes": case.nbytes, "ceilings": dict(ceilings)}
     if problem:
         base["note"] = f"pycap: {problem}"
@@ -184,6 +185,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=64, help="images (default: %(default)s)")
     parser.add_argument("--peers", default="eager,compile", help="eager, compile (default: both)")
     parser.add_argument("--seconds", type=float, default=300.0, help="begin no case after so long")
+    parser.add_argument(
+        "--hopper", action="store_true", help="convolutions in their form for Hopper, whatever the table says"
+    )
     parser.add_argument("--rehearse", action="store_true", help="small sizes, on the CPU")
     parser.add_argument("--json", type=Path, default=RESULTS / "local" / "gpu.jsonl", metavar="FILE")
     own = parser.parse_args(argv)
@@ -191,6 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         backends.select("cpu" if own.rehearse else "cuda", "triton")
     except (backends.BackendError, DeviceError) as error:
         parser.error(str(error))
+    if own.hopper:
+        launching.forced["conv2d.form"] = launching.Row({"HOPPER": True})
     where = Machine(own.rehearse)
     cases = gpu_cases.registry(2, 32) if own.rehearse else gpu_cases.registry(own.batch)
     chosen = select(cases, ops=[op for op in own.op.split(",") if op], name=own.case)
@@ -199,7 +205,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if peers:
         ceilings = measure_ceilings(where.synchronize, *((256, 1 << 20) if own.rehearse else (8192, 1 << 30)))
         print(", ".join(f"{k} {v / 1e12:.3g} T{'B' if k == 'copy' else 'FLOP'}/s" for k, v in ceilings.items()))
-    about: Row = {"commit": machine.commit(), "hardware": where.name, "versions": machine.versions(DISTRIBUTIONS)}
+    backend = "triton, Hopper form" if own.hopper else "triton"
+    about: Row = {
+        "backend": backend,
+        "commit": machine.commit(),
+        "hardware": where.name,
+        "versions": machine.versions(DISTRIBUTIONS),
+    }
     writer = Writer(own.json)
     begin, failures = time.perf_counter(), 0
     for case in chosen:

@@ -50,7 +50,13 @@ def steps(arch: str, out: Path) -> list[Step]:
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     built = "sm_80" if arch.startswith("sm_8") else arch
-    tests = (python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", "gpu", "tests/kernels/test_gpu.py")
+    files = [
+        "tests/kernels/test_gpu.py",
+        *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("tests/kernels/test_triton_*.py")),
+    ]
+    pytest = (python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", "gpu")
+    timing = (python, "-m", "benchmarks.gpu", "--json")
+    not_hopper = "" if arch == "sm_90" else f"this GPU is {arch}"
     return [
         Step("machine", (python, "-c", "from pycap.cli import main; main(['doctor'])"), 30, 40),
         Step(
@@ -61,14 +67,20 @@ def steps(arch: str, out: Path) -> list[Step]:
             "cubins", (python, "-m", "pycap.cubins", "--arch", built), 120,
             skip="" if importlib.util.find_spec("triton") else "Triton is not installed",
         ),
-        Step("tests", (*tests, "--durations=10"), 240, 40),
-        Step("benchmarks", (python, "-m", "benchmarks.gpu", "--seconds", "150", "--json", str(out / "gpu.jsonl")), 200, 130),
+        Step("tests", (*pytest, "--durations=10", *files), 200, 40),
+        Step("benchmarks", (*timing, str(out / "gpu.jsonl"), "--seconds", "120"), 160, 130),
+        # From here on programs and partitions wait for each other: after a fault, for ever.
+        Step("hopper", (*pytest, "tests/kernels/test_gpu_hopper.py"), 60, 20, skip=not_hopper),
         Step(
-            "memcheck", (sanitizer, "--tool", "memcheck", "--error-exitcode", "7", *tests, "-k", "sanitized"), 90, 12,
-            skip="" if Path(sanitizer).exists() else "compute-sanitizer was not found",
+            "hopper-benchmarks",
+            (*timing, str(out / "gpu_hopper.jsonl"), "--op", "conv2d", "--hopper", "--peers", "eager", "--seconds", "45"),
+            60, 50, skip=not_hopper,
         ),
-        # Last, and on its own: programs that wait for each other may wait for ever.
-        Step("lstm", (*tests[:-1], "tests/kernels/test_gpu_lstm.py"), 60),
+        Step("lstm", (*pytest, "tests/kernels/test_gpu_lstm.py"), 60),
+        Step(
+            "memcheck", (sanitizer, "--tool", "memcheck", "--error-exitcode", "7", *pytest, files[0], "-k", "sanitized"),
+            90, 12, skip="" if Path(sanitizer).exists() else "compute-sanitizer was not found",
+        ),
     ]  # fmt: skip
 
 
