@@ -44,7 +44,7 @@ def test_rule_of_two(primitive):
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_as_the_portable_kernels(layer, monkeypatch):
-    """Forward with pooling and both gradients, twice with the same bits; against the portable form, whose sums have another order."""
+    """Twice with the same bits; and what the portable form gives, whose sums have another order."""
     import cupy
 
     n, h, w, c, k = layer
