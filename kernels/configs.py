@@ -282,7 +282,8 @@ ROWS: Table = {
         ),
         "sm_90": (
             _tile(64, 64, 32, 8, 2, FLAT=True, c=15),
-            _tile(128, 64, 32, 8, 3, ("fp32",), FLAT=False, odd=0),
+            _tile(128, 64, 32, 8, 3, ("fp32",), FLAT=False, odd=0, k=64),
+            _tile(128, 128, 32, 8, 3, ("fp32",), FLAT=False, odd=0),
             _tile(256, 64, 64, 8, 4, _HALF, FLAT=False, odd=0, k=64),
             _tile(256, 128, 64, 8, 4, _HALF, FLAT=False, odd=0, k=128),
             _tile(128, 256, 64, 8, 4, _HALF, FLAT=False, odd=0),
@@ -300,7 +301,8 @@ ROWS: Table = {
         ),
         "sm_90": (
             _tile(64, 64, 32, 8, 2, FLAT=True, c=15),
-            _tile(128, 64, 32, 8, 3, ("fp32",), FLAT=False, odd=0),
+            _tile(128, 64, 32, 8, 3, ("fp32",), FLAT=False, odd=0, k=64),
+            _tile(128, 128, 32, 8, 3, ("fp32",), FLAT=False, odd=0),
             _tile(256, 64, 64, 8, 4, _HALF, FLAT=False, odd=0, k=64),
             _tile(256, 128, 64, 8, 4, _HALF, FLAT=False, odd=0),
             _tile(64, 64, 32, 8, 2, FLAT=False),
@@ -319,7 +321,8 @@ ROWS: Table = {
             _tile(64, 64, 32, 8, 2, STRIDED=True),
         ),
         "sm_90": (
-            _tile(128, 64, 32, 8, 3, ("fp32",), STRIDED=False, odd=0, stride=1),
+            _tile(128, 64, 32, 8, 3, ("fp32",), STRIDED=False, odd=0, stride=1, c=64),
+            _tile(128, 128, 32, 8, 3, ("fp32",), STRIDED=False, odd=0, stride=1),
             _tile(256, 64, 64, 8, 4, _HALF, STRIDED=False, odd=0, stride=1, c=64),
             _tile(256, 128, 64, 8, 4, _HALF, STRIDED=False, odd=0, stride=1),
             _tile(64, 64, 32, 8, 2, STRIDED=False, stride=1),
@@ -333,6 +336,14 @@ ROWS: Table = {
             _tile(64, 64, 32, 4, 3, ("fp32",), FLAT=False, odd=0),
             _tile(64, 64, 64, 4, 4, _HALF, FLAT=False, odd=0, c=64),
             _tile(128, 128, 64, 8, 3, _HALF, FLAT=False, odd=0),
+            _tile(64, 32, 32, 8, 2, FLAT=False),
+        ),
+        "sm_90": (
+            _tile(64, 32, 32, 8, 2, FLAT=True, c=15),
+            _tile(64, 64, 32, 4, 3, ("fp32",), FLAT=False, odd=0, c=64),
+            _tile(128, 128, 32, 8, 3, ("fp32",), FLAT=False, odd=0),
+            _tile(64, 128, 64, 4, 4, _HALF, FLAT=True, odd=0, c=64),  # dz is read for two taps at once
+            _tile(128, 128, 64, 8, 4, _HALF, FLAT=False, odd=0),
             _tile(64, 32, 32, 8, 2, FLAT=False),
         ),
     },
