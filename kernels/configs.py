@@ -295,7 +295,7 @@ ROWS: Table = {
         "sm_80": (
             _tile(64, 64, 32, 8, 2, FLAT=True, c=15),
             _tile(128, 64, 32, 8, 3, ("fp32",), FLAT=False, odd=0),
-            _tile(128, 64, 64, 4, 3, _HALF, FLAT=False, odd=0, k=64),
+            _tile(128, 64, 64, 8, 3, _HALF, FLAT=False, odd=0, k=64),
             _tile(128, 128, 64, 8, 3, _HALF, FLAT=False, odd=0),
             _tile(64, 64, 32, 8, 2, FLAT=False),
         ),

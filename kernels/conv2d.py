@@ -251,25 +251,26 @@ def backward_weight(
         channel = tile // rows // (r * s) * BLOCK_N + tl.arange(0, BLOCK_N)
         at = tap * c + channel
         known = channel < c
-    some = (feature < k)[None, :]
+    some = (feature < k)[:, None]
     pixel = split * share * BLOCK_K + tl.arange(0, BLOCK_K)
     image, row, column = _pixel(pixel, p, q)
     step_image, step_row, step_column = _pixel(BLOCK_K, p, q)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for _ in range(share):
-        live = (pixel < n * p * q)[:, None]
-        a = tl.load(dz + pixel.to(tl.int64)[:, None] * k + feature[None, :], mask=live & some, other=0.0)
+        live = pixel < n * p * q
+        # Read as the product takes it: `tl.trans` of the other way round would be no asynchronous copy on sm_80.
+        a = tl.load(dz + pixel.to(tl.int64)[None, :] * k + feature[:, None], mask=live[None, :] & some, other=0.0)
         top, left = row * stride - padding, column * stride - padding
         origin = ((image * h + top) * width + left).to(tl.int64) * c
         if FLAT:
             u, v = top[:, None] + i[None, :], left[:, None] + j[None, :]
-            inside = (u >= 0) & (u < h) & (v >= 0) & (v < width) & live
+            inside = (u >= 0) & (u < h) & (v >= 0) & (v < width) & live[:, None]
         else:
             u, v = top + i, left + j
-            inside = ((u >= 0) & (u < h) & (v >= 0) & (v < width))[:, None] & live
+            inside = ((u >= 0) & (u < h) & (v >= 0) & (v < width) & live)[:, None]
         source = x + origin[:, None] + ((i * width + j) * c + channel)[None, :]
         b = tl.load(source, mask=inside & known[None, :], other=0.0)
-        acc = dot(tl.trans(a), b, acc, PRECISION)
+        acc = dot(a, b, acc, PRECISION)
         # The next block's pixels, by addition with carries: divisions would cost as much as the products.
         pixel += BLOCK_K
         column += step_column
