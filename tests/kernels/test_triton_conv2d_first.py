@@ -165,6 +165,18 @@ def test_padding_is_zero_where_images_go_on(first):
     assert y[0, :, :, 0].tolist() == [[12, 18, 12], [18, 27, 18], [12, 18, 12]]
 
 
+def test_pixels_and_filters_are_rounded_before_the_product(first):
+    """1 + 2**-9 is 1 in bfloat16, and 256 times it 256."""
+    x, crops, above = np.ones((1, 1, 1, 3), np.uint8), np.zeros((1, 3), np.int32), np.float32(1 + 2.0**-9)
+    images = x, crops, np.full(3, above), np.zeros(3, np.float32)
+    w, dw = np.zeros((1, 3, 3, 3), np.float32), np.empty((1, 3, 3, 3), np.float32)
+    w[0, 1, 1, 0] = 256 * above
+    y, dy = np.ones((1, 1, 1, 1), bfloat16()), np.full((1, 1, 1, 1), 256, bfloat16())
+    first.conv2d_first_forward(y, *images, w, np.array([-256], np.float32), False)
+    first.conv2d_first_backward_weight(dw, None, dy, None, *images, 0.0, 0.0)
+    assert y.item() == 0 and dw[0, 1, 1].tolist() == [256, 256, 256]
+
+
 def test_not_a_number_comes_through_relu(first):
     x, crops = np.zeros((1, 3, 3, 3), np.uint8), np.zeros((1, 3), np.int32)
     y, w = np.empty((1, 3, 3, 2), np.float32), np.zeros((2, 3, 3, 3), np.float32)
