@@ -145,7 +145,7 @@ def test_splits_change_the_weight_gradient_by_rounding_alone(inside, rng, monkey
     reference.conv2d_backward_weight(truth, np.empty(6), exact(dy), exact(x), None, None, 1, 1, beta, 0.0)
     made = {}
     for splits in (1, 2, 4, 6):  # of six blocks of 512 pixels; four are made three, of two blocks
-        monkeypatch.setattr(inside, "_splits", lambda tiles, steps, splits=splits: min(splits, steps))
+        monkeypatch.setattr(inside, "splits_to_fill", lambda tiles, steps, splits=splits: min(splits, steps))
         for _ in range(2):
             dw = old.copy() if beta else np.full_like(old, np.nan)
             with poisoned():
@@ -159,7 +159,7 @@ def test_splits_change_the_weight_gradient_by_rounding_alone(inside, rng, monkey
 @pytest.mark.parametrize(("tiles", "steps"), [(1, 50176), (9, 50176), (36, 12544), (144, 196), (1, 1), (7, 0)])
 def test_splits_fill_a_device(inside, monkeypatch, tiles, steps):
     monkeypatch.setattr(inside, "interpreting", lambda: False)
-    splits = inside._splits(tiles, steps)
+    splits = inside.splits_to_fill(tiles, steps)
     assert 1 <= splits <= max(steps, 1)
     waves = -(-splits * tiles // inside.MULTIPROCESSORS)
     assert waves <= 5

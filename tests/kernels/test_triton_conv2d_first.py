@@ -144,7 +144,7 @@ def test_splits_change_the_gradients_by_rounding_alone(inside, rng, monkeypatch)
     reference.conv2d_backward_weight(*truth, wide(dy), wide(pixels), None, None, 1, 1, 0.0, 0.0)
     made = {}
     for splits in (1, 2, 4, 6):  # of six blocks of 64 pixels; four are made three, of two blocks
-        monkeypatch.setattr(inside, "_splits", lambda tiles, steps, splits=splits: min(splits, steps))
+        monkeypatch.setattr(inside, "splits_to_fill", lambda tiles, steps, splits=splits: min(splits, steps))
         for _ in range(2):
             got = np.full_like(w, np.nan), np.full_like(b, np.nan)
             with poisoned():

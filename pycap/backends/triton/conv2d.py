@@ -175,7 +175,7 @@ def _column_sums(partials: Array | None, dz: Array | None, dy: Array, y: Array |
     )  # fmt: skip
 
 
-def _sum_partials(out: Array, partials: Array, beta: float) -> None:
+def sum_partials(out: Array, partials: Array, beta: float) -> None:
     """out = beta * out + the sum of partials [splits, ...]."""
     splits = partials.shape[0]
     how = row(_reduce, out, splits=splits)
@@ -245,10 +245,10 @@ def conv2d_backward_data_relu(
     if db_below is not None:
         sums = sums[: _chunks(partials)]
         _column_sums(sums, None, partials, None)
-        _sum_partials(db_below, sums, beta_b)
+        sum_partials(db_below, sums, beta_b)
 
 
-def _splits(tiles: int, steps: int) -> int:
+def splits_to_fill(tiles: int, steps: int) -> int:
     """Into how many sums the weight gradient's is split, so that its programs fill the device, up to four waves."""
     if interpreting():
         return max(1, min(2, steps))
@@ -278,18 +278,18 @@ def conv2d_backward_weight(
             blocks(r * s * c, wide) if how.blocks["FLAT"] else r * s * blocks(c, wide)
         )
         steps = blocks(n * p * q, how.blocks["BLOCK_K"])
-        share = blocks(steps, _splits(tiles, steps))
+        share = blocks(steps, splits_to_fill(tiles, steps))
         splits = max(1, blocks(steps, share or 1))
         parts = splits if splits > 1 else 0
     spare, partials, sums = scratch(unpooled, ((parts, *dw.shape), "float32"), ((_chunks(dy), k), "float32"))
     dz = _expand(spare, dy, y, argmax)
     if db is not None:  # of a window only the winner counts, so the sums are those of the pooled map
         _column_sums(sums, None, dy, y)
-        _sum_partials(db, sums, beta_b)
+        sum_partials(db, sums, beta_b)
     if hopper:
         conv2d_hopper.backward_weight(how, share, splits, partials, dz, x)
     else:
         target, beta = (partials, 0.0) if parts else (dw, beta_w)
         _backward_weight((splits * tiles, 1, 1), how, target, dz, x, *sizes, share, beta, PRECISION=precision(dy))
     if parts:
-        _sum_partials(dw, partials, beta_w)
+        sum_partials(dw, partials, beta_w)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from pycap.backends.triton.conv2d import _splits, _sum_partials
+from pycap.backends.triton.conv2d import splits_to_fill, sum_partials
 from pycap.backends.triton.launching import PRODUCTS, Array, Kernel, blocks, element, expect, precision, row, scratch
 
 _IMAGES = "x:*u8 crops:*i32 scale:*fp32 shift:*fp32"
@@ -73,13 +73,13 @@ def conv2d_first_backward_weight(
     expect("conv2d_first_backward_weight", db=(db, (k,)), y=(y, dy.shape))
     how = row(_backward_weight, dy)
     tiles, steps = blocks(k, how.blocks["BLOCK_M"]), blocks(n * p * q, how.blocks["BLOCK_K"])
-    share = blocks(steps, _splits(tiles, steps))
+    share = blocks(steps, splits_to_fill(tiles, steps))
     splits = max(1, blocks(steps, share or 1))
     partials, sums = scratch(((splits, *dw.shape), "float32"), ((splits if db is not None else 0, k), "float32"))
     _backward_weight(
         (splits * tiles, 1, 1), how, partials, None if db is None else sums, dy, y, x, crops, scale, shift, *sizes,
         share, int(db is not None), int(y is not None), PRECISION=precision(dy),
     )  # fmt: skip
-    _sum_partials(dw, partials, beta_w)
+    sum_partials(dw, partials, beta_w)
     if db is not None:
-        _sum_partials(db, sums, beta_b)
+        sum_partials(db, sums, beta_b)
