@@ -7,12 +7,12 @@ import importlib
 import numpy as np
 import pytest
 
-from pycap import backends
 from pycap.backends import reference
 from pycap.device import bfloat16
 from pycap.memory import poisoned
 from pycap.testing.compare import TINY, TINY_BFLOAT16
-from pycap.testing.on_device import OnDevice
+
+OP = "conv2d"
 
 # (N, H, W, C, K, R, S, stride, padding)
 SHAPES = {
@@ -27,22 +27,9 @@ SHAPES = {
 }
 
 
-@pytest.fixture(
-    params=[pytest.param("interpreter", marks=pytest.mark.triton), pytest.param("gpu", marks=pytest.mark.gpu)]
-)
-def conv2d(request):
-    module = pytest.importorskip("pycap.backends.triton.conv2d")
-    if request.param == "interpreter":
-        yield module
-        return
-    with backends.use("triton", "cuda"):
-        yield OnDevice(module)
-
-
 @pytest.fixture
-def inside():
-    """The module itself, for what cannot be seen from its results."""
-    return pytest.importorskip("pycap.backends.triton.conv2d")
+def conv2d(kernels):
+    return kernels
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import importlib
 import numpy as np
 import pytest
 
-from pycap import backends
 from pycap.backends import reference
 from pycap.device import bfloat16
 from pycap.memory import poisoned
 from pycap.testing.compare import TINY, TINY_BFLOAT16
-from pycap.testing.on_device import OnDevice
+
+OP = "conv2d_first"
 
 # (N, H, W, P, Q, K)
 SHAPES = {
@@ -28,22 +28,9 @@ SHAPES = {
 HALF = {"float32": 0.0, "float16": 2.0**-12, "bfloat16": TINY_BFLOAT16}
 
 
-@pytest.fixture(
-    params=[pytest.param("interpreter", marks=pytest.mark.triton), pytest.param("gpu", marks=pytest.mark.gpu)]
-)
-def first(request):
-    module = pytest.importorskip("pycap.backends.triton.conv2d_first")
-    if request.param == "interpreter":
-        yield module
-        return
-    with backends.use("triton", "cuda"):
-        yield OnDevice(module)
-
-
 @pytest.fixture
-def inside():
-    """The module itself, for what cannot be seen from its results."""
-    return pytest.importorskip("pycap.backends.triton.conv2d_first")
+def first(kernels):
+    return kernels
 
 
 @pytest.fixture

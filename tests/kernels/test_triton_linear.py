@@ -7,32 +7,19 @@ import importlib
 import numpy as np
 import pytest
 
-from pycap import backends
 from pycap.backends import constant_weights, reference
 from pycap.backends.weights import WeightCache
 from pycap.device import bfloat16
 from pycap.memory import poisoned
-from pycap.testing.on_device import OnDevice
+
+OP = "linear"
 
 EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
-@pytest.fixture(
-    params=[pytest.param("interpreter", marks=pytest.mark.triton), pytest.param("gpu", marks=pytest.mark.gpu)]
-)
-def linear(request):
-    module = pytest.importorskip("pycap.backends.triton.linear")
-    if request.param == "interpreter":
-        yield module
-        return
-    with backends.use("triton", "cuda"):
-        yield OnDevice(module)
-
-
 @pytest.fixture
-def inside():
-    """The module itself, for what cannot be seen from its results."""
-    return pytest.importorskip("pycap.backends.triton.linear")
+def linear(kernels):
+    return kernels
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import pytest
 from pycap import backends
 from pycap.backends import reference
 from pycap.device import bfloat16
-from pycap.testing.on_device import OnDevice
+
+OP = "optim"
 
 SHAPES = ((3, 5), (0,), (2100,), (1,))
 VALUES = {
@@ -18,16 +19,9 @@ VALUES = {
 }
 
 
-@pytest.fixture(
-    params=[pytest.param("interpreter", marks=pytest.mark.triton), pytest.param("gpu", marks=pytest.mark.gpu)]
-)
-def optim(request):
-    module = pytest.importorskip("pycap.backends.triton.optim")
-    if request.param == "interpreter":
-        yield module
-        return
-    with backends.use("triton", "cuda"):
-        yield OnDevice(module)
+@pytest.fixture
+def optim(kernels):
+    return kernels
 
 
 def lists(states, seed=0):

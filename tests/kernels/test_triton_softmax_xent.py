@@ -5,23 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pycap import backends
 from pycap.backends import reference
 from pycap.device import bfloat16
 from pycap.memory import poisoned
-from pycap.testing.on_device import OnDevice
+
+OP = "softmax_xent"
 
 
-@pytest.fixture(
-    params=[pytest.param("interpreter", marks=pytest.mark.triton), pytest.param("gpu", marks=pytest.mark.gpu)]
-)
-def xent(request):
-    module = pytest.importorskip("pycap.backends.triton.softmax_xent")
-    if request.param == "interpreter":
-        yield module
-        return
-    with backends.use("triton", "cuda"):
-        yield OnDevice(module)
+@pytest.fixture
+def xent(kernels):
+    return kernels
 
 
 @pytest.fixture
