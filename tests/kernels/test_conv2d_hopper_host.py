@@ -102,3 +102,15 @@ def test_betas_go_to_the_portable_kernel(launched):
     case = next(c for c in CASES["conv2d_backward_data"] if c.name == "channels_64-none")
     compare(dataclasses.replace(case), importlib.import_module("pycap.backends.triton"), bfloat16())
     assert {"conv2d.backward_data", "conv2d_hopper.backward_data"} <= set(launched)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 64), (3, 37, 23, 64), (2, 40, 24, 128), (5, 9, 9, 256)])
+@pytest.mark.parametrize("programs", [1, 5, 132])
+def test_the_weight_gradients_programs_cover_all_pixels(shape, programs):
+    """Each takes whole rings of buffers, and none begins past the end."""
+    x = np.empty(shape, bfloat16())
+    how, share, splits = conv2d_hopper.weight_splits(x, 64, programs)
+    total = conv2d_hopper.boxes(x, how)
+    total = -(-total // 2) if how.blocks["BY_PIXELS"] else total
+    assert share % how.blocks["NB"] == 0
+    assert (splits - 1) * share < total <= splits * share

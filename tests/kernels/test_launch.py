@@ -223,6 +223,9 @@ def test_described_arrays_are_passed_as_maps_sizes_and_strides(machine, library,
         assert struct.unpack_from("<2i2q", raw, second + 128) == (64, 1152, 1152, 1)
         assert struct.unpack_from("<Qi", raw, second + 152) == (0x30000, 9)
         assert last.parameter_bytes == second + 168 + 16 and list(last.block) == [384, 1, 1]
+    x.data.ptr = 0x50000  # another array of the same shape
+    kernel((7, 1, 1), ROW, x, w, Array(0x30000, ml_dtypes.bfloat16), 9)
+    assert struct.unpack_from("<Q", bytes(library.Last().contents.parameters)) == (0x50000,)
     w.strides = (2302, 2)
     with pytest.raises(ValueError, match=r"w must be contiguous in its last dimension.*\(2302, 2\)"):
         kernel((7, 1, 1), ROW, x, w, Array(0x30000, ml_dtypes.bfloat16), 9)
@@ -243,6 +246,26 @@ def test_an_absent_optional_argument_is_a_constant(machine, library):
     built = [(dict(v.constants), len(v.kernel.parameters)) for v in kernel.built_variants(table, "sm_90")]
     assert built[::2] == [({"x": None, "RELU": True}, 3), ({}, 4)]
     assert list(_launch.KERNELS.values()) == [kernel]
+
+
+def test_maps_lie_at_multiples_of_64():
+    one = _launch._parse("x:#T(BLOCK)")
+    assert (
+        _launch.packing([one, one], 0, [1, 1]).size == 192 + 128 + 4 + 4 + 8
+    )  # after 128 + 4 + 4 + 8 the next begins at 192
+
+
+def test_a_kernels_digest_covers_what_it_imports(monkeypatch, tmp_path):
+    monkeypatch.setattr(_store, "HERE", tmp_path)
+    digests = set()
+    for own, device, deeper in ((1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)):
+        (tmp_path / "op.py").write_text(f"import triton\nfrom ._device import f\nX = {own}\n")
+        (tmp_path / "_device.py").write_text(f"from ._deeper import (\n    g,\n)\nX = {device}\n")
+        (tmp_path / "_deeper.py").write_text(f"X = {deeper}\n")
+        _store.source_digest.cache_clear()
+        digests.add(_store.source_digest("op"))
+    _store.source_digest.cache_clear()
+    assert len(digests) == 4
 
 
 def test_boxes_are_given_by_blocks_numbers_and_parts():
