@@ -3,6 +3,7 @@
 For each row of the configuration table that the cases of benchmarks.gpu use, its neighbours (block sizes halved and
 doubled, other numbers of warps and stages) are compiled, checked against the row's own results, and timed on those
 cases. A neighbour that is at least two per cent faster replaces the row in kernels/tuned.json, with where it was measured.
+On Hopper the form of each convolution is chosen first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from pycap.backends import triton as primitives
 from pycap.backends.triton import launching
 from pycap.device import DeviceError
 
-_rows, _launch, _store = (launching.kernel_module(name) for name in ("_rows", "_launch", "_store"))
+_rows, _launch, _store, _compile = (launching.kernel_module(n) for n in ("_rows", "_launch", "_store", "_compile"))
 Row = launching.Row
 
 #: How far a neighbour's result may be from the row's own: the same sums in another order, rounded to the case's type.
@@ -105,6 +107,8 @@ def compile_ahead(work: tuple[str, Row, Any, str]) -> str:
         compiled, _ = variant.compile(arch)
     except (RuntimeError, ValueError) as error:
         return str(error)
+    if _compile.resources(compiled.cubin)["STACK"]:
+        return "it needs stack"
     if compiled.shared > cubins.SHARED.get(arch, cubins.SHARED["sm_80"]):
         return f"{compiled.shared} bytes of shared memory"
     _store.save(variant.key(arch), compiled)
@@ -146,6 +150,27 @@ def best_of(
     return best, fastest, own
 
 
+def convolution_forms(
+    cases: Sequence[Case], measure: Callable[[Use, Row, list[Any] | None], tuple[float, list[Any]]]
+) -> list[Row]:
+    """Rows of "conv2d.form": for each layer among the cases the faster of the portable and the Hopper kernels.
+
+    measure(use, row, expected): as `seconds_of`.
+    """
+    layers: dict[tuple[int, int, int], list[Case]] = {}
+    for case in cases:
+        if case.op == "conv2d" and case.dtype == "bfloat16" and case.shape["C"] > 3:
+            layers.setdefault((case.shape["H"], case.shape["C"], case.shape["K"]), []).append(case)
+    portable, hopper = Row({"HOPPER": False}), Row({"HOPPER": True})
+    rows = []
+    for (h, c, k), chosen in sorted(layers.items()):
+        use = Use(SimpleNamespace(name="conv2d.form"), portable, chosen)
+        best, fastest, own = best_of(use, [hopper], lambda row, expected, use=use: measure(use, row, expected))
+        print(f"conv2d.form {h} x {h}, {c} to {k}: {own / fastest:.2f}x with {best.blocks}", flush=True)
+        rows.append(replace(best, upto={"h": h, "c": c, "k": k}))
+    return [*rows, portable]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Tune what the command line names; returns 1 where there is nothing to tune."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__, allow_abbrev=False)
@@ -165,6 +190,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = {"hardware": where.name, "commit": machine.commit(), "versions": machine.versions(DISTRIBUTIONS)}
     cases = select(gpu_cases.registry(own.batch), ops=[op for op in own.op.split(",") if op], name=own.case)
     begin = time.perf_counter()
+    if arch == "sm_90" and "conv2d.form".startswith(own.kernel):
+        rows = convolution_forms(cases, lambda use, row, expected: seconds_of(use, row, where, expected))
+        _rows.write_tuned("conv2d.form", arch, rows, about, own.output)
+        launching.kernel_module("configs").ROWS["conv2d.form"][arch] = tuple(rows)
     chosen = [use for use in uses(cases, where) if use.kernel.name.startswith(own.kernel)]
     for use in chosen:
         if time.perf_counter() - begin > own.seconds:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import tune
+from benchmarks import gpu_cases, tune
 from pycap.backends.triton import launching
 
 _rows, configs = launching.kernel_module("_rows"), launching.kernel_module("configs")
@@ -42,6 +42,30 @@ def test_the_fastest_wins_where_it_gains_two_per_cent(seconds, chosen):
     best, fastest, own = tune.best_of(tune.Use(None, ROW), rows[1:], measure)
     assert best is rows[chosen] and (fastest, own) == (seconds[chosen], 1.0)
     assert asked == [None, *[["results of the present row"]] * 3]
+
+
+def test_each_convolution_takes_its_faster_form():
+    """And the portable one, where the Hopper one is wrong (infinitely slow) or no faster."""
+    cases = [c for c in gpu_cases.registry() if c.op in ("conv2d", "pool")]
+    seconds = {(224, 64, 64): 0.5, (112, 64, 128): 0.99, (14, 512, 512): float("inf")}
+    asked = []
+
+    def measure(use, row, expected):
+        assert use.kernel.name == "conv2d.form"
+        assert all(c.op == "conv2d" and c.dtype == "bfloat16" for c in use.cases)
+        (layer,) = {(c.shape["H"], c.shape["C"], c.shape["K"]) for c in use.cases}
+        asked.append({c.mode for c in use.cases})
+        return (seconds.get(layer, 0.9) if row.blocks["HOPPER"] else 1.0), []
+
+    rows = tune.convolution_forms(cases, measure)
+    assert asked[0] == {"forward", "block", "backward-data", "backward-weight"}
+    table = {"conv2d.form": {"sm_90": tuple(rows)}}
+
+    def form(h, c, k):
+        return _rows.choose(table, "conv2d.form", "sm_90", "bf16", h=h, c=c, k=k).blocks["HOPPER"]
+
+    assert form(224, 64, 64) and form(56, 256, 256) and form(28, 512, 512)
+    assert not form(112, 64, 128) and not form(14, 512, 512) and not form(448, 64, 64)
 
 
 def test_what_was_measured_replaces_the_rows(tmp_path):
