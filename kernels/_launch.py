@@ -109,7 +109,8 @@ class Variant:
         signature |= dict.fromkeys(constants, "constexpr")
         aligned = {p.name: 16 for p in self.kernel.parameters if self.aligned and (p.pointer or p.divisible)}
         order = _compile.parameter_names(self.kernel.name)
-        if set(order) != set(signature):
+        passed = [name for name in order if name not in constants]  # at run time: by place, not by name
+        if set(order) != set(signature) or passed != [p.name for p in self.kernel.parameters]:
             raise ValueError(
                 f"{self.kernel.name} takes {', '.join(order)}; its declaration and row give {', '.join(signature)}"
             )
@@ -368,19 +369,27 @@ def _extent(text: str, constants: Mapping[str, Any]) -> int:
     return (int(name) if name.isdigit() else int(constants[name])) // int(divisor or 1)
 
 
-def packing(parameters: Sequence[Parameter], scratch: int, ranks: Sequence[int] = ()) -> struct.Struct:
-    """How parameters lie in a launch's buffer: each at a multiple of its size, Triton's own null pointers at the end.
+def layout(parameters: Sequence[Parameter], scratch: int, ranks: Sequence[int] = ()) -> list[tuple[str, int, int]]:
+    """(code of `struct`, bytes, alignment) of each parameter of the machine code, in order.
 
-    ranks: dimensions of each described array; it is passed as a tensor map (at a multiple of 64), its sizes (32 bits) and
-    its strides (64 bits).
+    ranks: dimensions of each described array; it is passed as a tensor map, its sizes (32 bits) and its strides (64 bits).
+    scratch: null pointers of Triton's own at the end.
     """
-    fields = ""
+    found: list[tuple[str, int, int]] = []
     remaining = iter(ranks)
     for parameter in parameters:
         if parameter.box:
             rank = next(remaining)
-            fields += f"{-struct.calcsize('@' + fields) % 64}x128s{rank}i{rank}q"
+            found += [("128s", 128, 64), *[("i", 4, 4)] * rank, *[("q", 8, 8)] * rank]
         else:
-            fields += "P" if parameter.pointer else _PACK[parameter.kind]
-    end = -struct.calcsize("@" + fields) % 8
-    return struct.Struct(f"@{fields}{end}x{8 * scratch}x" if scratch else f"@{fields}")
+            code = "P" if parameter.pointer else _PACK[parameter.kind]
+            found.append((code, struct.calcsize(code), struct.calcsize(code)))
+    return [*found, *[("8x", 8, 8)] * scratch]
+
+
+def packing(parameters: Sequence[Parameter], scratch: int, ranks: Sequence[int] = ()) -> struct.Struct:
+    """How parameters lie in a launch's buffer, each at a multiple of its alignment; arguments as `layout`'s."""
+    fields = "="
+    for code, _, alignment in layout(parameters, scratch, ranks):
+        fields += f"{-struct.calcsize(fields) % alignment}x{code if code != 'P' else 'Q'}"
+    return struct.Struct(fields)

@@ -72,12 +72,9 @@ def build(arch: str, number: int, only: str, float16: bool) -> tuple[str, str, A
     if compiled.shared > SHARED[arch]:
         problems.append(f"{compiled.shared} bytes of shared memory; {SHARED[arch]} are there")
     ranks = [len(box) for box, _ in compiled.descriptors]
-    layout = _launch.packing(variant.kernel.parameters, compiled.scratch, ranks)
-    end = 0
-    for size, alignment in _compile.ptx_parameters(ptx):
-        end = -(-end // alignment) * alignment + size
-    if end != layout.size:
-        problems.append(f"parameters are packed into {layout.size} bytes, the PTX has {end}")
+    packed = [entry[1:] for entry in _launch.layout(variant.kernel.parameters, compiled.scratch, ranks)]
+    if packed != _compile.ptx_parameters(ptx):
+        problems.append(f"parameters are packed as {packed}, the PTX has {_compile.ptx_parameters(ptx)}")
     return variant.describe(), variant.key(arch), compiled, usage, "; ".join(problems)
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
-from types import SimpleNamespace
 
 import pytest
 
-from pycap import cubins
+from pycap import cubins, device
 from pycap.backends import triton
 from pycap.backends.triton import launching
 
@@ -60,9 +58,8 @@ def test_float16_is_for_checking_only(capsys):
 
 def test_a_backend_without_code_and_compiler_says_so(folder, monkeypatch):
     """Before any array is on its way, so that "auto" can take the CPU."""
-    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 1)))
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    for name, value in (("interpreting", False), ("gpu", None), ("arch", "sm_89")):
+    monkeypatch.setattr(device, "obstacle", lambda: "")
+    for name, value in (("interpreting", False), ("arch", "sm_89")):
         monkeypatch.setattr(launching, name, lambda value=value: value)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else find(name))
@@ -73,3 +70,6 @@ def test_a_backend_without_code_and_compiler_says_so(folder, monkeypatch):
     _store.write_bundle(folder / "sm_80.zip", {"sm_80-cast.forward-1": _compile.Compiled(b"code", "kernel", 0, 128, 2)})
     _store._bundle.cache_clear()
     triton.check()
+    monkeypatch.setattr(device, "obstacle", lambda: "no GPU here")
+    with pytest.raises(ImportError, match="no GPU here"):
+        triton.check()

@@ -47,7 +47,7 @@ import sys
 import triton
 from pycap.backends.triton import cast, launching
 from pycap import cubins
-kernel = launching.Kernel("cast.forward", "y:*Y x:*X n:i32 beta:fp32", variants=[{"Y": "fp32", "X": "fp32"}])
+kernel = launching.Kernel("cast.forward", sys.argv[3], variants=[{"Y": "fp32", "X": "fp32"}])
 configs, Row = launching.kernel_module("configs"), launching.Row
 configs.ROWS["cast.forward"] = {"sm_80": (Row(eval(sys.argv[1]), **eval(sys.argv[2])),)}
 sys.exit(cubins.main(["--check", "--arch", "sm_80", "--only", "cast.", "--jobs", "1"]))
@@ -63,9 +63,16 @@ sys.exit(cubins.main(["--check", "--arch", "sm_80", "--only", "cast.", "--jobs",
     ],
 )
 def test_a_bad_row_is_found(blocks, options, said):
-    done = _python(_BROKEN, repr(blocks), repr(options))
+    done = _python(_BROKEN, repr(blocks), repr(options), "y:*Y x:*X n:i32 beta:fp32")
     assert done.returncode == 1
     assert said in done.stderr
+
+
+def test_parameters_in_another_order_are_found():
+    """Of equal sizes, so that only their names tell."""
+    done = _python(_BROKEN, "{'BLOCK': 1024}", "{}", "x:*X y:*Y n:i32 beta:fp32")
+    assert done.returncode == 1
+    assert "takes y, x, n, beta, BLOCK; its declaration and row give x, y, n, beta, BLOCK" in done.stderr
 
 
 _WGMMA = """

@@ -285,3 +285,4 @@ def test_the_tiles_that_gpus_get(inside, rng, monkeypatch, name, arch):
         plain, truth = _run(reference, name, *arguments), _run(reference, name, *map(exact, arguments))
         for values in zip(got, plain, truth, strict=True):
             rule_of_two(*values)
+    assert seen

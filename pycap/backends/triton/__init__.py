@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 
+from pycap import device
 from pycap.backends.triton import launching
 from pycap.backends.triton.cast import cast
 from pycap.backends.triton.conv2d import (
@@ -32,17 +33,9 @@ def check() -> None:
         import triton  # noqa: F401  (says itself what is missing)
 
         return
-    try:
-        import cupy
-    except ImportError as error:
-        raise ImportError("CuPy is not installed: pip install 'pycap-captioning[gpu]'") from error
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-        launching.gpu()
-    except Exception as error:  # CuPy's and the driver's own kinds: no driver, no device, a driver too old
-        raise ImportError(f"no usable NVIDIA GPU ({error}); TRITON_INTERPRET=1 runs the kernels on the CPU") from error
-    if not count:
-        raise ImportError("no NVIDIA GPU was found; TRITON_INTERPRET=1 runs the kernels on the CPU")
+    reason = device.obstacle()
+    if reason:
+        raise ImportError(reason)
     store, arch = launching.kernel_module("_store"), launching.kernel_module("_launch").code_arch(launching.arch())
     if not store.bundled(arch) and importlib.util.find_spec("triton") is None:
         raise ImportError(f"this build carries no kernels for {arch}, and Triton is not installed: pip install triton")

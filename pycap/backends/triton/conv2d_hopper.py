@@ -5,7 +5,18 @@ The kernels see an NHWC array as [H,N,W,C], so that a box of pixels is rows of w
 
 from __future__ import annotations
 
-from pycap.backends.triton.launching import Array, Kernel, Row, blocks, element, gpu, interpreting, odd, row, row_of
+from pycap.backends.triton.launching import (
+    Array,
+    Kernel,
+    Row,
+    blocks,
+    element,
+    interpreting,
+    multiprocessors,
+    odd,
+    row,
+    row_of,
+)
 
 _PIXELS, _HALO, _SIZES = "(BH,IMG,BW,64)", "(2,IMG,BW,64)", "N:i32 H:i32 W:i32 C:i32 K:i32"
 
@@ -30,7 +41,6 @@ _backward_weight = Kernel(
     f"x:#T{_PIXELS} halo:#T{_HALO} dy:#T(BH,IMG,BW,BN) partials:*fp32 {_SIZES} boxes:i32",
     variants=[{"T": "bf16"}],
 )
-_MULTIPROCESSORS = 16  # cudaDevAttrMultiProcessorCount
 
 
 def serves(x: Array, w: Array, stride: int, padding: int, *arrays: Array | None) -> bool:
@@ -59,10 +69,7 @@ def boxes(x: Array, how: Row) -> int:
 def _grid(x: Array, how: Row, channels: int) -> tuple[int, int, int]:
     """A program a multiprocessor, which takes tile after tile: two boxes by BN channels each."""
     tiles = blocks(boxes(x, how), 2) * blocks(channels, how.blocks["BN"])
-    if interpreting():
-        return min(tiles, 2), 1, 1
-    machine = gpu()
-    return min(tiles, machine.runtime.deviceGetAttribute(_MULTIPROCESSORS, machine.device())), 1, 1
+    return min(tiles, 2 if interpreting() else multiprocessors()), 1, 1
 
 
 def forward(y: Array, x: Array, filters: Array, b: Array | None, relu: bool) -> None:

@@ -27,11 +27,11 @@ except ImportError:  # a checkout that is not installed: kernels/ stands at its 
 
 __all__ = [
     "ELEMENTS", "PRODUCTS", "Array", "Kernel", "Row", "arch", "blocks", "element", "expect", "forced", "gpu", "interpreting",
-    "kernel_module", "odd", "place", "precision", "row", "row_of",
-    "scratch",
+    "kernel_module", "multiprocessors", "odd", "place", "precision", "row", "row_of", "scratch",
 ]  # fmt: skip
 
 Array = Any
+_MULTIPROCESSORS = 16  # cudaDevAttrMultiProcessorCount
 
 #: Variants of kernels with products that are built ahead: float32 as three TensorFloat-32 products, or as one; bfloat16.
 PRODUCTS: tuple[dict[str, Any], ...] = (
@@ -115,6 +115,12 @@ def _itemsize(dtype: Any) -> int:
 def place() -> tuple[str, int]:
     """The current device and its number, by which to keep what was made on it (`to_device`)."""
     return current(), 0 if interpreting() else gpu().device()
+
+
+def multiprocessors() -> int:
+    """How many multiprocessors the current GPU has."""
+    machine = gpu()
+    return machine.runtime.deviceGetAttribute(_MULTIPROCESSORS, machine.device())
 
 
 def expect(primitive: str, **arrays: tuple[Array, tuple[int, ...]]) -> None:

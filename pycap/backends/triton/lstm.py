@@ -14,8 +14,8 @@ from pycap.backends.triton.launching import (
     arch,
     blocks,
     expect,
-    gpu,
     interpreting,
+    multiprocessors,
     odd,
     precision,
     row,
@@ -61,7 +61,6 @@ _sequence_backward = Kernel(
 #: Whether all steps run in one cooperative launch, by architecture, where the sizes allow it. Off until the form has been
 #: measured there against a launch a step; in the interpreter only one program may wait for others: itself.
 PERSISTENT = {"sm_80": False, "sm_90": False, "interpreter": False}
-_MULTIPROCESSORS = 16  # cudaDevAttrMultiProcessorCount
 
 
 def _tiles(how: Row, n: int, hidden: int) -> tuple[int, int, int]:
@@ -88,9 +87,7 @@ def _persistent(
         return None
     if interpreting():
         return (how, grid) if grid[0] == 1 else None
-    machine = gpu()
-    most = machine.runtime.deviceGetAttribute(_MULTIPROCESSORS, machine.device())
-    return (how, grid) if grid[0] * grid[1] <= most else None
+    return (how, grid) if grid[0] * grid[1] <= multiprocessors() else None
 
 
 def _check(primitive: str, x: Array, w_h: Array, **arrays: Array) -> None:
