@@ -5,8 +5,8 @@
 
 namespace pycap::gpu {
 
-// *counter += n, after all that this thread wrote or saw before (a barrier first extends that to its
-// block).
+// *counter += n, after all that this thread wrote or saw before (a barrier first extends that to
+// its block).
 __device__ __forceinline__ void add_release(int* counter, int n) {
 #ifdef PYCAP_EMU
   emu::add_release(counter, n);

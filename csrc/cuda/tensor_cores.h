@@ -1,7 +1,9 @@
-// Tensor-core products of a warp, and the loads that feed them (sm_80 and newer): thin names for PTX.
+// Tensor-core products of a warp, and the loads that feed them (sm_80 and newer): thin names for
+// PTX.
 //
 // Fragments, for lane = 4*group + pair (PTX ISA, "Matrix Fragments for mma.m16n8k16"):
-//   A [16 x 16] row-major, a[0..3]: rows group, group+8, group, group+8; columns 2*pair + {0,1}, the
+//   A [16 x 16] row-major, a[0..3]: rows group, group+8, group, group+8; columns 2*pair + {0,1},
+//   the
 //     last two words 8 further.
 //   B [16 x 8], b[0..1]: rows (of K) 2*pair + {0,1}, the second word 8 further; column group.
 //   C, D [16 x 8] float, d[0..3]: row group columns 2*pair + {0,1}, then row group+8.
@@ -92,7 +94,8 @@ __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], const v
 
 // Begin to copy 16 aligned bytes to shared memory, or zeros where `inside` is false (`global` is
 // not read then, but must be a valid address).
-__device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool inside = true) {
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global,
+                                              bool inside = true) {
 #ifdef PYCAP_EMU
   emu::copy_async(shared, global, 16, inside);
 #else
