@@ -90,7 +90,7 @@ def _persistent(
     return (how, grid) if grid[0] * grid[1] <= multiprocessors() else None
 
 
-def _check(primitive: str, x: Array, w_h: Array, **arrays: Array) -> None:
+def check_shapes(primitive: str, x: Array, w_h: Array, **arrays: Array) -> None:
     """Check shapes by the names of `pycap.backends`, x [T,N,I] being a sequence, or [N,I] one step."""
     (*steps, n, i), hidden = x.shape, w_h.shape[1]
     g, state = 4 * hidden, (n, hidden)
@@ -105,7 +105,7 @@ def lstm_forward(
     h: Array, c: Array, gates: Array, x: Array, h0: Array, c0: Array, w_x: Array, w_h: Array, b: Array, mask: Array
 ) -> None:
     (steps, n, i), hidden = x.shape, w_h.shape[1]
-    _check("lstm_forward", x, w_h, h=h, c=c, gates=gates, h0=h0, c0=c0, w_x=w_x, b=b, mask=mask)
+    check_shapes("lstm_forward", x, w_h, h=h, c=c, gates=gates, h0=h0, c0=c0, w_x=w_x, b=b, mask=mask)
     linear_forward(gates.reshape(steps * n, 4 * hidden), x.reshape(steps * n, i), w_x, b, False)
     _steps_forward(h, c, gates, h0, c0, w_h, mask)
 
@@ -138,7 +138,7 @@ def lstm_cell_forward(
     h: Array, c: Array, gates: Array, x: Array, h_prev: Array, c_prev: Array, w_x: Array, w_h: Array, b: Array
 ) -> None:
     (n, i), hidden = x.shape, w_h.shape[1]
-    _check("lstm_cell_forward", x, w_h, h=h, c=c, gates=gates, h_prev=h_prev, c_prev=c_prev, w_x=w_x, b=b)
+    check_shapes("lstm_cell_forward", x, w_h, h=h, c=c, gates=gates, h_prev=h_prev, c_prev=c_prev, w_x=w_x, b=b)
     how = row(_cell_forward, x, n=n, odd=odd(h, c, gates, x, h_prev, c_prev, w_x, w_h, b, sizes=(i, hidden)))
     _cell_forward(
         _tiles(how, n, hidden), how, h, c, gates, x, h_prev, c_prev, w_x, w_h, b, None, 0, n, i, hidden, 1, 1, 0,
@@ -150,24 +150,24 @@ def lstm_backward(
     dx: Array, dw_x: Array, dw_h: Array, db: Array, dh0: Array, dc0: Array, gates: Array, dh: Array, dc_n: Array,
     x: Array, h: Array, c: Array, h0: Array, c0: Array, w_x: Array, w_h: Array, mask: Array, betas: Sequence[float],
 ) -> None:  # fmt: skip
-    _check(
+    check_shapes(
         "lstm_backward", x, w_h, dx=dx, dw_x=dw_x, dw_h=dw_h, db=db, dh0=dh0, dc0=dc0,
         gates=gates, dh=dh, dc_n=dc_n, h=h, c=c, h0=h0, c0=c0, w_x=w_x, mask=mask,
     )  # fmt: skip
     _steps_backward(x.shape[0], dh0, dc0, gates, dh, dc_n, c, c0, w_h, mask, betas)
-    _products_backward(dx, dw_x, dw_h, db, gates, x, h, h0, w_x, mask, betas)
+    products_backward(dx, dw_x, dw_h, db, gates, x, h, h0, w_x, mask, betas)
 
 
 def lstm_cell_backward(
     dx: Array, dw_x: Array, dw_h: Array, db: Array, dh_prev: Array, dc_prev: Array, gates: Array, dh: Array, dc: Array,
     x: Array, c: Array, h_prev: Array, c_prev: Array, w_x: Array, w_h: Array, betas: Sequence[float],
 ) -> None:  # fmt: skip
-    _check(
+    check_shapes(
         "lstm_cell_backward", x, w_h, dx=dx, dw_x=dw_x, dw_h=dw_h, db=db, dh_prev=dh_prev, dc_prev=dc_prev,
         gates=gates, dh=dh, dc=dc, c=c, h_prev=h_prev, c_prev=c_prev, w_x=w_x,
     )  # fmt: skip
     _steps_backward(1, dh_prev, dc_prev, gates, dh, dc, c, c_prev, w_h, None, betas)
-    _products_backward(dx, dw_x, dw_h, db, gates, x, h_prev, h_prev, w_x, None, betas)
+    products_backward(dx, dw_x, dw_h, db, gates, x, h_prev, h_prev, w_x, None, betas)
 
 
 def _steps_backward(
@@ -200,7 +200,7 @@ def _steps_backward(
         )  # fmt: skip
 
 
-def _products_backward(
+def products_backward(
     dx: Array, dw_x: Array, dw_h: Array, db: Array, dz: Array, x: Array, h: Array, h0: Array, w_x: Array, mask: Array,
     betas: Sequence[float],
 ) -> None:  # fmt: skip
