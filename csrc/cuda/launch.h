@@ -27,9 +27,8 @@ struct Launch {
 
 template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), const Launch& how, A... arguments) {
-  const std::tuple<P...> held(arguments...);
-  emu::run({name, how.grid, how.block, how.shared, how.cooperative, how.cluster}, &held,
-           sizeof(held), [&] { std::apply(kernel, held); });
+  emu::run({name, how.grid, how.block, how.shared, how.cooperative, how.cluster},
+           emu::Call<P...>{kernel, {static_cast<P>(arguments)...}});
 }
 
 inline void zero(void* data, size_t bytes, cudaStream_t) { emu::zero(data, bytes); }
