@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 DEVICES = ("auto", "cpu", "cuda")
-BACKENDS = ("auto", "reference", "cpp", "triton")
+BACKENDS = ("auto", "reference", "cpp", "triton", "cuda")
 PRECISIONS = ("fp32", "tf32", "bf16")  # as in pycap.device, which this file does not need otherwise
 CNNS = ("vgg16", "vgg11", "vgg13", "vgg19", "vgg_micro", "vgg_small6")
 _EXTRA_KEYS = ("preprocess",)  # what a checkpoint's config.yaml holds besides options

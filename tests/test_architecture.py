@@ -60,10 +60,11 @@ TABLE: dict[str, Row] = {
     "device": row(lazy_packages="cupy ml_dtypes"),
     "memory": row("device", lazy_packages="cupy"),
     "backends": row(
-        "device memory", "kernels _cpu _cuda backends.cpp backends.triton", lazy_packages="cupy scipy_openblas32"
+        "device memory", "kernels _cpu _cuda backends.cpp backends.triton backends.cuda", lazy_packages="cupy scipy_openblas32"
     ),
     # Each of these is imported lazily: without _cpu, or without a GPU, it is not there.
     "backends.triton": row("device memory backends kernels", lazy_packages="cupy triton"),
+    "backends.cuda": row("device memory backends backends.triton", "_cuda _cuda_emu kernels", lazy_packages="cupy"),
     "backends.cpp": row("device memory backends backends.cpp_bf16 _cpu"),
     "backends.cpp_bf16": row("device memory backends _cpu"),
     "autograd": row("memory"),
@@ -179,7 +180,7 @@ def room_of(name: str) -> str | None:
         return None
     if ".".join(parts[1:3]) in TABLE:
         return ".".join(parts[1:3])
-    return parts[1] if len(parts) > 1 and (parts[1] in TABLE or parts[1] in {"_cpu", "_cuda"}) else ""
+    return parts[1] if len(parts) > 1 and (parts[1] in TABLE or parts[1] in {"_cpu", "_cuda", "_cuda_emu"}) else ""
 
 
 def check_imports(source: str, path: str) -> list[str]:

@@ -108,6 +108,7 @@ from pycap.backends.weights import WeightCache, constant_weights, weight_cache, 
 
 __all__ = [
     "CHAINS",
+    "COMPANIONS",
     "PRIMITIVES",
     "BackendError",
     "Choice",
@@ -118,6 +119,7 @@ __all__ = [
     "explain",
     "float32_products",
     "kernels",
+    "named",
     "no_gpu",
     "resolve",
     "select",
@@ -175,10 +177,13 @@ BFLOAT16 = (
 )
 
 #: For each device, the backends in the order they are tried.
-CHAINS = {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")}
+CHAINS = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}
 
-#: For each device, backends that serve it only where they are asked for by name: Triton's interpreter.
-BY_NAME: dict[str, tuple[str, ...]] = {"cpu": ("triton",), "cuda": ()}
+#: For each device, backends that serve it only where they are asked for by name: Triton's interpreter, CUDA's emulation.
+BY_NAME: dict[str, tuple[str, ...]] = {"cpu": ("triton", "cuda"), "cuda": ()}
+
+#: Which backend does what one that was asked for by name lacks.
+COMPANIONS = {"cuda": "triton"}
 
 
 class BackendError(RuntimeError):
@@ -207,6 +212,7 @@ class _Kernels:
 kernels = _Kernels()
 _choices: list[Choice] = []
 _no_gpu = ""
+_named = "auto"
 
 
 def _load(name: str) -> ModuleType:
@@ -230,11 +236,13 @@ def available(name: str, device: str = "cpu") -> str:
 
 
 def _unfit(name: str, device: str) -> str:
-    """Why Triton's kernels, compiled or interpreted as the environment has it, cannot take arrays of `device`."""
+    """Why a GPU's kernels, compiled or interpreted as the environment has it, cannot take arrays of `device`."""
     interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # as Triton reads it
-    if name == "triton" and interpreted != (device == "cpu"):
+    if name in ("triton", "cuda") and interpreted != (device == "cpu"):
         if interpreted:
             return "TRITON_INTERPRET=1 has kernels interpreted on the CPU: unset it"
+        if name == "cuda":
+            return "on the CPU, CUDA's kernels only run emulated, for tests: set TRITON_INTERPRET=1"
         return "on the CPU, Triton's kernels only run interpreted, for tests: set TRITON_INTERPRET=1"
     return ""
 
@@ -269,7 +277,7 @@ def select(device: str | None = None, backend: str | None = None) -> str:
     cannot serve raises BackendError and a named device that cannot be used DeviceError, and nothing has changed then;
     "auto" falls through, and `explain` says why.
     """
-    global _no_gpu
+    global _no_gpu, _named
     device, no_gpu = resolve(device, backend)
     backend = _asked(backend)
     devices.require(device)
@@ -279,13 +287,17 @@ def select(device: str | None = None, backend: str | None = None) -> str:
     choices = choose(device, backend, no_gpu)
     devices.set_device(device)
     kernels.__dict__.update({choice.primitive: getattr(_load(choice.backend), choice.primitive) for choice in choices})
-    _choices[:], _no_gpu = choices, no_gpu
+    _choices[:], _no_gpu, _named = choices, no_gpu, backend
     return device
 
 
 def choose(device: str, backend: str = "auto", no_gpu: str = "") -> list[Choice]:
-    """Which backend would serve each primitive on `device`; BackendError, with `no_gpu` as a further reason, where none can."""
-    tried = CHAINS[device] if backend == "auto" else (backend,)
+    """Which backend would serve each primitive on `device`; BackendError, with `no_gpu` as a further reason, where none can.
+
+    The CUDA backend decides call by call between its kernels and Triton's: its reason says what the table prefers.
+    """
+    companion = COMPANIONS.get(backend)
+    tried = CHAINS[device] if backend == "auto" else (backend, companion) if companion else (backend,)
     modules: list[tuple[str, ModuleType]] = []
     refusals: list[str] = []
     for name in tried:
@@ -297,9 +309,9 @@ def choose(device: str, backend: str = "auto", no_gpu: str = "") -> list[Choice]
     choices = []
     for primitive in PRIMITIVES:
         serving = next((name for name, module in modules if hasattr(module, primitive)), None)
-        if serving is None:
+        if serving is None or (backend != "auto" and modules[0][0] != backend):
             reasons = "; ".join((*refusals, *([f"no GPU: {no_gpu}"] if no_gpu else []))) or "not implemented"
-            remedy = "build pycap with `make dev`, or choose" if backend == "cpp" else "choose"
+            remedy = "build pycap with `make dev`, or choose" if backend in ("cpp", "cuda") else "choose"
             raise BackendError(
                 f"backend {backend!r} cannot serve {primitive} on {device!r} ({reasons}); {remedy} --backend auto"
             )
@@ -312,16 +324,21 @@ def choose(device: str, backend: str = "auto", no_gpu: str = "") -> list[Choice]
 @contextmanager
 def use(backend: str, device: str = "cpu") -> Iterator[None]:
     """Within this, `backend` serves every primitive, and new arrays lie on `device`."""
-    global _no_gpu
-    held, choices, before, no_gpu = dict(kernels.__dict__), list(_choices), devices.current(), _no_gpu
+    global _no_gpu, _named
+    held, choices, before, said = dict(kernels.__dict__), list(_choices), devices.current(), (_no_gpu, _named)
     select(device, backend)
     try:
         yield
     finally:
         kernels.__dict__.clear()
         kernels.__dict__.update(held)
-        _choices[:], _no_gpu = choices, no_gpu
+        _choices[:], (_no_gpu, _named) = choices, said
         devices.set_device(before)
+
+
+def named() -> str:
+    """The backend that was asked for by name, or "auto"."""
+    return _named
 
 
 def no_gpu() -> str:
@@ -346,7 +363,7 @@ def bfloat16_unit() -> str:
     serving = {choice.primitive: choice.backend for choice in _choices}.get("conv2d_forward")
     if serving == "cpp":
         return _load("cpp").info()["bf16"]
-    return "tensor cores" if serving == "triton" and devices.current() == "cuda" else "float32"
+    return "tensor cores" if serving in ("cuda", "triton") and devices.current() == "cuda" else "float32"
 
 
 _float32_products = "fp32"

@@ -1,0 +1,25 @@
+"""The GPU backend on CUDA kernels: the LSTM and convolutions; whatever else there is to do, Triton's does (decisions/0012).
+
+It needs pycap._cuda, which is built where nvcc is, and what the Triton backend needs. With TRITON_INTERPRET=1 it runs on
+NumPy arrays, very slowly, in the emulation that `make emulation` builds. Signatures and meanings stand in `pycap.backends`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from pycap import backends
+from pycap.backends import triton
+from pycap.backends.cuda import native
+
+
+def check() -> None:
+    """Raise ImportError, with the remedy, where these kernels cannot run, or Triton's, to which they leave what they lack."""
+    native.check()
+    triton.check()
+
+
+for _found in pkgutil.iter_modules(__path__):
+    _module = importlib.import_module(f"{__name__}.{_found.name}")
+    globals().update({name: getattr(_module, name) for name in backends.PRIMITIVES if hasattr(_module, name)})
