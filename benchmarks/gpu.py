@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (backends.BackendError, DeviceError) as error:
         parser.error(str(error))
     if own.hopper:
-        launching.forced["conv2d.form"] = launching.Row({"HOPPER": True})
+        launching.forced["conv2d.form"] = launching.Row({"FORM": "hopper"})
     where = Machine(own.rehearse)
     cases = gpu_cases.registry(2, 32) if own.rehearse else gpu_cases.registry(own.batch)
     chosen = select(cases, ops=[op for op in own.op.split(",") if op], name=own.case)

@@ -161,7 +161,7 @@ def convolution_forms(
     for case in cases:
         if case.op == "conv2d" and case.dtype == "bfloat16" and case.shape["C"] > 3:
             layers.setdefault((case.shape["H"], case.shape["C"], case.shape["K"]), []).append(case)
-    portable, hopper = Row({"HOPPER": False}), Row({"HOPPER": True})
+    portable, hopper = Row({"FORM": "portable"}), Row({"FORM": "hopper"})
     rows = []
     for (h, c, k), chosen in sorted(layers.items()):
         use = Use(SimpleNamespace(name="conv2d.form"), portable, chosen)

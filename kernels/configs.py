@@ -196,6 +196,12 @@ ROWS: Table = {
         "interpreter": (Row({"BLOCK_G": 128, "BLOCK_M": 64}),),
         "sm_80": (Row({"BLOCK_G": 16, "BLOCK_M": 64}, warps=4, stages=1),),
     },
+    # Which form of a sequence serves, where it can, forward and backward: "step" (a launch a step) or "persistent" (one
+    # launch) of Triton, "cooperative" or "cluster" (one launch, the latter on sm_90) of csrc/cuda; sizes: hidden, and n, the
+    # batch. Which form of a single step: "portable" or "cuda". What has not been measured on an architecture is not
+    # preferred there.
+    "lstm.form": {"interpreter": (Row({"FORM": "step"}),), "sm_80": (Row({"FORM": "step"}),)},
+    "lstm_cell.form": {"interpreter": (Row({"FORM": "portable"}),), "sm_80": (Row({"FORM": "portable"}),)},
     # The weights of 4 * BLOCK_H columns lie in shared memory: 64 KB, and twice that for both parts of tf32x3.
     "lstm_persistent.forward": {
         "interpreter": (Row({"BLOCK_N": 16, "BLOCK_H": 64, "BLOCK_K": 32, "CHUNKS": 2}),),
@@ -358,12 +364,9 @@ ROWS: Table = {
             Row({"BLOCK_M": 64, "BLOCK_N": 32}, warps=4, stages=2),
         ),
     },
-    # Which form of 3x3 convolutions serves: on sm_90 the one of conv2d_hopper.py, where it has been measured to be faster.
-    "conv2d.form": {
-        "interpreter": (Row({"HOPPER": False}),),
-        "sm_80": (Row({"HOPPER": False}),),
-        "sm_90": (Row({"HOPPER": False}),),  # never run on a GPU yet: compiled, and tested in the emulator
-    },
+    # Which form of convolutions serves, where it can: "portable" (conv2d.py), "hopper" (conv2d_hopper.py) or "cuda"
+    # (csrc/cuda). What has not been measured on an architecture is not preferred there.
+    "conv2d.form": {"interpreter": (Row({"FORM": "portable"}),), "sm_80": (Row({"FORM": "portable"}),)},
     "conv2d_hopper.forward": {"interpreter": (_box(1, 8, 8, 64, 3),), "sm_90": _HOPPER_FORWARD},
     "conv2d_hopper.forward_pool": {
         "interpreter": (_box(1, 8, 8, 64, 3),),

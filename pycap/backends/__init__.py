@@ -317,7 +317,9 @@ def choose(device: str, backend: str = "auto", no_gpu: str = "") -> list[Choice]
             )
         lacking = [f"{name}: lacks it" for name, module in modules if not hasattr(module, primitive)]
         first = "first of the chain" if backend == "auto" else "asked for"
-        choices.append(Choice(primitive, serving, "; ".join(refusals + lacking) or first))
+        note = getattr(dict(modules)[serving], "note", None) if backend == "auto" else None
+        said = [*refusals, *lacking] or [first]
+        choices.append(Choice(primitive, serving, "; ".join([*said, note(primitive)] if note else said)))
     return choices
 
 

@@ -1,4 +1,4 @@
-"""Lets `compare` check a GPU backend: each call's NumPy arrays go to the device, and come back when it is done."""
+"""Lets `compare` check a GPU's backend: each call's NumPy arrays go to the device, and come back when it is done."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 
 from pycap import memory
+from pycap.device import address, assign, to_host
 
 Array = Any
+_ALIGN = 256
 
 
 class OnDevice:
-    """A backend for CuPy arrays as one for NumPy arrays, while the device is "cuda".
+    """A backend for arrays of the current device as one for NumPy arrays. Emulated kernels take NumPy arrays themselves; they
+    then get copies, aligned as a GPU's allocator aligns.
 
-    module: the backend. offset: elements by which every array is shifted from the alignment that the device's allocator
-    gives, so that kernels for unaligned arrays get their turn.
+    module: the backend. offset: elements by which every array is shifted from a multiple of 256 bytes, so that kernels for
+    unaligned arrays get their turn.
     """
 
     def __init__(self, module: ModuleType, offset: int = 0) -> None:
@@ -31,7 +34,7 @@ class OnDevice:
             sent = {keyword: self._send(argument, pairs) for keyword, argument in named.items()}
             returned = function(*(self._send(argument, pairs) for argument in arguments), **sent)
             for host, device in pairs:
-                back = device.get()
+                back = to_host(device)
                 if back.tobytes() != host.tobytes():  # what was only read is left alone: it may not be writable
                     host[...] = back
             return returned
@@ -43,8 +46,9 @@ class OnDevice:
             return [self._send(a, pairs) for a in argument]
         if not isinstance(argument, np.ndarray):
             return argument
-        buffer = memory.empty((argument.size + self._offset,), argument.dtype)
-        device = buffer[self._offset :].reshape(argument.shape)
-        device.set(np.ascontiguousarray(argument))
+        raw = memory.empty((argument.nbytes + self._offset * argument.itemsize + _ALIGN,), np.uint8)
+        start = -address(raw) % _ALIGN + self._offset * argument.itemsize
+        device = raw[start : start + argument.nbytes].view(argument.dtype).reshape(argument.shape)
+        assign(device, np.ascontiguousarray(argument))
         pairs.append((argument, device))
         return device

@@ -55,14 +55,14 @@ def test_each_convolution_takes_its_faster_form():
         assert all(c.op == "conv2d" and c.dtype == "bfloat16" for c in use.cases)
         (layer,) = {(c.shape["H"], c.shape["C"], c.shape["K"]) for c in use.cases}
         asked.append({c.mode for c in use.cases})
-        return (seconds.get(layer, 0.9) if row.blocks["HOPPER"] else 1.0), []
+        return (seconds.get(layer, 0.9) if row.blocks["FORM"] == "hopper" else 1.0), []
 
     rows = tune.convolution_forms(cases, measure)
     assert asked[0] == {"forward", "block", "backward-data", "backward-weight"}
     table = {"conv2d.form": {"sm_90": tuple(rows)}}
 
     def form(h, c, k):
-        return _rows.choose(table, "conv2d.form", "sm_90", "bf16", h=h, c=c, k=k).blocks["HOPPER"]
+        return _rows.choose(table, "conv2d.form", "sm_90", "bf16", h=h, c=c, k=k).blocks["FORM"] == "hopper"
 
     assert form(224, 64, 64) and form(56, 256, 256) and form(28, 512, 512)
     assert not form(112, 64, 128) and not form(14, 512, 512) and not form(448, 64, 64)

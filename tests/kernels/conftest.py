@@ -1,4 +1,4 @@
-"""An op's kernels in the interpreter and on a GPU: a test file names its op in `OP`."""
+"""An op's kernels in the interpreter, in the emulation and on a GPU: a test file names its op in `OP`."""
 
 from __future__ import annotations
 
@@ -26,3 +26,41 @@ def kernels(request, inside):
         return
     with backends.use("triton", "cuda"):
         yield OnDevice(inside)
+
+
+@pytest.fixture(params=[pytest.param("emulation", marks=pytest.mark.emu), pytest.param("gpu", marks=pytest.mark.gpu)])
+def cuda(request):
+    """The CUDA backend, asked for by name, for NumPy arrays: in the emulation, and on a GPU. Its kernels get arrays at
+    multiples of 256 bytes, so that those serve that want aligned arrays."""
+    device = "cpu" if request.param == "emulation" else "cuda"
+    reason = backends.available("cuda", device)
+    if reason:
+        pytest.skip(f"backend cuda: {reason}")
+    with backends.use("cuda", device):
+        yield OnDevice(importlib.import_module("pycap.backends.cuda"))
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """A list of the names of the CUDA backend's compiled functions that are called, in order."""
+    native = importlib.import_module("pycap.backends.cuda.native")
+    names: list[str] = []
+
+    class Recording:
+        """Stands for the compiled module."""
+
+        def __getattr__(self, name):
+            function = getattr(module, name)
+            if name in ("track", "untrack", "gpu", "set_gpu", "set_seed"):
+                return function
+
+            def record(*arguments):
+                names.append(name)
+                return function(*arguments)
+
+            return record
+
+    module, recording = native.module(), Recording()
+    monkeypatch.setattr(native, "_functions", {})
+    monkeypatch.setattr(native, "module", lambda: recording)
+    return names

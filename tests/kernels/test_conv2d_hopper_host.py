@@ -42,7 +42,7 @@ def launched(monkeypatch):
         emulate(launching.kernel_module(module), function, grid[:2], given | constants)
 
     monkeypatch.setattr(interpreter, "run", emulated)
-    monkeypatch.setitem(launching.forced, "conv2d.form", launching.Row({"HOPPER": True}))
+    monkeypatch.setitem(launching.forced, "conv2d.form", launching.Row({"FORM": "hopper"}))
     return names
 
 

@@ -32,7 +32,7 @@ def _hopper(monkeypatch):
     with backends.use("triton", "cuda"):
         if launching.arch() != "sm_90":
             pytest.skip(f"this GPU is {launching.arch()}")
-        monkeypatch.setitem(launching.forced, "conv2d.form", launching.Row({"HOPPER": True}))
+        monkeypatch.setitem(launching.forced, "conv2d.form", launching.Row({"FORM": "hopper"}))
         yield
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pycap import backends
+from pycap.backends.triton import launching
 from pycap.device import to_device, to_host
 
 pytestmark = pytest.mark.gpu
@@ -50,9 +51,9 @@ def test_one_launch_is_a_launch_a_step(monkeypatch, n, hidden, products):
     """Within float32's errors (or TensorFloat-32's), and every time alike, whichever program waits for whichever."""
     lstm = importlib.import_module("pycap.backends.triton.lstm")
     backends.set_float32_products(products)
-    monkeypatch.setattr(lstm, "PERSISTENT", {})
+    monkeypatch.setitem(launching.forced, "lstm.form", launching.Row({"FORM": "step"}))
     expected = gradients_and_states(lstm, n, hidden)
-    monkeypatch.setattr(lstm, "PERSISTENT", {lstm.arch(): True})
+    monkeypatch.setitem(launching.forced, "lstm.form", launching.Row({"FORM": "persistent"}))
     whole = lstm._persistent(lstm._sequence_forward, to_device(np.zeros((4 * hidden, hidden), np.float32)), n, hidden)
     if whole is None:
         pytest.skip(f"this GPU has too few multiprocessors for N = {n} and H = {hidden} at once")

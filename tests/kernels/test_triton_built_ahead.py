@@ -144,7 +144,8 @@ def test_the_lstm_in_one_launch(launches, monkeypatch, n, hidden, at_once):
         machine, "runtime", SimpleNamespace(deviceGetAttribute=lambda which, number: 132), raising=False
     )
     monkeypatch.setattr(machine.driver, "launch_cooperative", launch_cooperative, raising=False)
-    monkeypatch.setitem(backend.lstm.PERSISTENT, arch, True)
+    launching = backend.launching
+    monkeypatch.setitem(launching.forced, "lstm.form", launching.Row({"FORM": "persistent"}))
     zeros = device.module().zeros
     x, h, c, gates = (zeros((3, n, k), np.float32) for k in (16, hidden, hidden, 4 * hidden))
     w_x, w_h, b = (zeros((4 * hidden, *k), np.float32) for k in ((16,), (hidden,), ()))

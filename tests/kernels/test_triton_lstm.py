@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -28,6 +29,12 @@ def rng():
     return np.random.default_rng(5)
 
 
+def prefer(monkeypatch, form):
+    """Has the table prefer this form of a sequence."""
+    launching = importlib.import_module("pycap.backends.triton.launching")
+    monkeypatch.setitem(launching.forced, "lstm.form", launching.Row({"FORM": form}))
+
+
 def dtype_of(name):
     return bfloat16() if name == "bfloat16" else np.dtype(name)
 
@@ -46,7 +53,7 @@ class Spy:
 @pytest.fixture
 def persistent(lstm, monkeypatch):
     """Turns the form of one launch on; gives (the forward kernel, the backward kernel), which count their launches."""
-    monkeypatch.setitem(lstm.PERSISTENT, "interpreter", True)
+    prefer(monkeypatch, "persistent")
     spies = Spy(lstm._sequence_forward), Spy(lstm._sequence_backward)
     monkeypatch.setattr(lstm, "_sequence_forward", spies[0])
     monkeypatch.setattr(lstm, "_sequence_backward", spies[1])
@@ -113,27 +120,24 @@ def test_cell_in_half_precision(lstm, rng, name):
 
 
 @pytest.mark.parametrize("name", HALVES)
-def test_one_launch_in_half_precision_is_a_launch_a_step(lstm, rng, name):
+def test_one_launch_in_half_precision_is_a_launch_a_step(lstm, rng, name, monkeypatch):
     steps, n, i, hidden = 4, 21, 16, 64
     x, h0, c0, w_x, w_h, b = drawn(rng, steps, n, i, hidden, dtype_of(name))
     mask = (rng.random((steps, n)) < 0.7).astype(np.uint8)
     inputs = (x.astype(np.float32) @ w_x.astype(np.float32).T + b).astype(np.float32)
     dh, dc = rng.standard_normal((steps, n, hidden)).astype(x.dtype), rng.standard_normal((n, hidden)).astype("float32")
     results = []
-    for whole in (False, True):
+    for form in ("step", "persistent"):
+        prefer(monkeypatch, form)
         h, c, gates = (
             np.full((steps, n, hidden), np.nan, x.dtype),
             np.full((steps, n, hidden), np.nan, "float32"),
             +inputs,
         )
         dh0, dc0 = np.zeros_like(h0), np.zeros_like(c0)
-        lstm.PERSISTENT["interpreter"] = whole
-        try:
-            lstm._steps_forward(h, c, gates, h0, c0, w_h, mask)
-            activated = +gates
-            lstm._steps_backward(steps, dh0, dc0, gates, dh, dc, c, c0, w_h, mask, (0,) * 6)
-        finally:
-            lstm.PERSISTENT["interpreter"] = False
+        lstm._steps_forward(h, c, gates, h0, c0, w_h, mask)
+        activated = +gates
+        lstm._steps_backward(steps, dh0, dc0, gates, dh, dc, c, c0, w_h, mask, (0,) * 6)
         results.append((h, c, activated, gates, dh0, dc0))
     unit = 2.0**-8 if name == "bfloat16" else 2.0**-11
     for step_by_step, at_once in zip(*results, strict=True):
@@ -143,10 +147,10 @@ def test_one_launch_in_half_precision_is_a_launch_a_step(lstm, rng, name):
         assert np.mean(difference) <= unit / 8
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_masked_steps_may_hold_nan(lstm, rng, monkeypatch, whole):
+@pytest.mark.parametrize("form", ["step", "persistent"])
+def test_masked_steps_may_hold_nan(lstm, rng, monkeypatch, form):
     """Nothing of x is read where the mask is 0: not by the gates, not by the gradients of the weights."""
-    monkeypatch.setitem(lstm.PERSISTENT, "interpreter", whole)
+    prefer(monkeypatch, form)
     steps, n, i, hidden = 3, 18, 16, 32
     x, h0, c0, w_x, w_h, b = drawn(rng, steps, n, i, hidden, np.float32)
     mask = (rng.random((steps, n)) < 0.5).astype(np.uint8)

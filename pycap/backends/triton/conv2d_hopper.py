@@ -52,7 +52,7 @@ def serves(x: Array, w: Array, stride: int, padding: int, *arrays: Array | None)
     h = x.shape[1]
     if (r, s, stride, padding) != (3, 3, 1, 1) or c % 8 or k % 8 or element(x) not in ("bf16", "fp16") or not x.size:
         return False
-    return not odd(x, *arrays) and bool(row_of("conv2d.form", x, h=h, c=c, k=k).blocks["HOPPER"])
+    return not odd(x, *arrays) and row_of("conv2d.form", x, h=h, c=c, k=k).blocks["FORM"] == "hopper"
 
 
 def _seen(array: Array) -> Array:

@@ -11,7 +11,6 @@ from pycap.backends.triton.launching import (
     Array,
     Kernel,
     Row,
-    arch,
     blocks,
     expect,
     interpreting,
@@ -19,6 +18,7 @@ from pycap.backends.triton.launching import (
     odd,
     precision,
     row,
+    row_of,
     scratch,
 )
 from pycap.backends.triton.linear import linear_backward_data, linear_forward
@@ -58,11 +58,6 @@ _sequence_backward = Kernel(
     cooperative=True,
 )
 
-#: Whether all steps run in one cooperative launch, by architecture, where the sizes allow it. Off until the form has been
-#: measured there against a launch a step; in the interpreter only one program may wait for others: itself.
-PERSISTENT = {"sm_80": False, "sm_90": False, "interpreter": False}
-
-
 def _tiles(how: Row, n: int, hidden: int) -> tuple[int, int, int]:
     return blocks(hidden, how.blocks["BLOCK_H"]), blocks(n, how.blocks["BLOCK_N"]), 1
 
@@ -72,11 +67,12 @@ def _persistent(
 ) -> tuple[Row, tuple[int, int, int]] | None:
     """The row and the grid of a launch for all steps, or None where it does not serve. inner: the products' length.
 
-    All of its programs must run at once; each has a multiprocessor of its own for the weights that it holds.
+    It serves where the configuration table prefers it. All of its programs must run at once; each has a multiprocessor of its
+    own for the weights that it holds; in the interpreter a program may wait for none but itself.
     """
-    if not PERSISTENT.get(arch(), False):
-        return None
     hidden = w_h.shape[1]
+    if row_of("lstm.form", w_h, hidden=hidden, n=n).blocks["FORM"] != "persistent":
+        return None
     try:
         how = row(kernel, w_h, hidden=hidden, odd=odd(w_h, *arrays, sizes=(hidden,)))
     except KeyError:  # too many hidden units to hold their weights, or arrays at odd addresses
