@@ -17,7 +17,8 @@ py::tuple gpu() { return py::make_tuple(multiprocessors(), capability(), shared_
 
 PYBIND11_MODULE(PYCAP_MODULE, m) {
   m.def("gpu", &gpu,
-        "(multiprocessors, compute capability times ten, bytes of shared memory that a block may have) of the current "
+        "(multiprocessors, compute capability times ten, bytes of shared memory that a block may "
+        "have) of the current "
         "GPU; RuntimeError where there is none, or no driver");
 #ifdef PYCAP_EMU
   bind_emulation(m);

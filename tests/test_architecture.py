@@ -60,7 +60,9 @@ TABLE: dict[str, Row] = {
     "device": row(lazy_packages="cupy ml_dtypes"),
     "memory": row("device", lazy_packages="cupy"),
     "backends": row(
-        "device memory", "kernels _cpu _cuda backends.cpp backends.triton backends.cuda", lazy_packages="cupy scipy_openblas32"
+        "device memory",
+        "kernels _cpu _cuda backends.cpp backends.triton backends.cuda",
+        lazy_packages="cupy scipy_openblas32",
     ),
     # Each of these is imported lazily: without _cpu, or without a GPU, it is not there.
     "backends.triton": row("device memory backends kernels", lazy_packages="cupy triton"),

@@ -16,8 +16,8 @@ from pycap.backends.cuda import native
 
 def check() -> None:
     """Raise ImportError, with the remedy, where these kernels cannot run, or Triton's, to which they leave what they lack."""
-    native.check()
     triton.check()
+    native.check()
 
 
 for _found in pkgutil.iter_modules(__path__):

@@ -58,6 +58,7 @@ _sequence_backward = Kernel(
     cooperative=True,
 )
 
+
 def _tiles(how: Row, n: int, hidden: int) -> tuple[int, int, int]:
     return blocks(hidden, how.blocks["BLOCK_H"]), blocks(n, how.blocks["BLOCK_N"]), 1
 
