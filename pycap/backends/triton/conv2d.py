@@ -58,7 +58,7 @@ def _output(length: int, taps: int, stride: int, padding: int) -> int:
     return (length + 2 * padding - taps) // stride + 1
 
 
-def _sizes(primitive: str, x: Array, w: Array, stride: int, padding: int) -> tuple[int, ...]:
+def layer_sizes(primitive: str, x: Array, w: Array, stride: int, padding: int) -> tuple[int, ...]:
     """The kernels' sizes: n, h, width, c, k, p, q, r, s, stride, padding. Raises ValueError for more than they count to."""
     n, h, width, c = x.shape
     k, r, s, _ = w.shape
@@ -103,7 +103,7 @@ def _rounded(filters: Array | None, w: Array, spare: Array) -> Array:
 
 
 def conv2d_forward(y: Array, x: Array, w: Array, b: Array | None, stride: int, padding: int, relu: bool) -> None:
-    sizes = n, _, _, c, k, p, q, *_ = _sizes("conv2d_forward", x, w, stride, padding)
+    sizes = n, _, _, c, k, p, q, *_ = layer_sizes("conv2d_forward", x, w, stride, padding)
     expect("conv2d_forward", y=(y, (n, p, q, k)), b=(b, (k,)))
     filters = _filters(w, x)
     filters = _rounded(filters, w, *scratch(_spare(filters, w, x)))
@@ -119,7 +119,7 @@ def conv2d_forward(y: Array, x: Array, w: Array, b: Array | None, stride: int, p
 def conv2d_pool_forward(
     y: Array, argmax: Array, x: Array, w: Array, b: Array | None, stride: int, padding: int
 ) -> None:
-    sizes = n, _, _, c, k, p, q, *_ = _sizes("conv2d_pool_forward", x, w, stride, padding)
+    sizes = n, _, _, c, k, p, q, *_ = layer_sizes("conv2d_pool_forward", x, w, stride, padding)
     pooled = (n, p // 2, q // 2)
     expect("conv2d_pool_forward", y=(y, (*pooled, k)), argmax=(argmax, (*pooled, blocks(k, 4))), b=(b, (k,)))
     filters = _filters(w, x)
@@ -136,15 +136,15 @@ def conv2d_pool_forward(
 # Backward -------------------------------------------------------------------------------------------------------------
 
 
-def _gradient(primitive: str, sizes: tuple[int, ...], dy: Array, y: Array | None, argmax: Array | None) -> Spare:
-    """Check dy and what comes with it; the scratch array that `_expand` needs."""
+def check_gradient(primitive: str, sizes: tuple[int, ...], dy: Array, y: Array | None, argmax: Array | None) -> Spare:
+    """Check dy and what comes with it; the scratch array that `expand` needs."""
     n, _, _, _, k, p, q, *_ = sizes
     shape = (n, p, q, k) if argmax is None else (n, p // 2, q // 2, k)
     expect(primitive, dy=(dy, shape), y=(y, shape), argmax=(argmax, (*shape[:3], blocks(k, 4))))
     return ((n, p, q, k) if y is not None or argmax is not None else (0,)), dy.dtype
 
 
-def _expand(spare: Array, dy: Array, y: Array | None, argmax: Array | None) -> Array:
+def expand(spare: Array, dy: Array, y: Array | None, argmax: Array | None) -> Array:
     """dz, the gradient before ReLU and pooling: dy itself, or made in `spare`."""
     if argmax is not None:
         unpool_relu(spare, dy, y, argmax, 0.0)
@@ -200,11 +200,11 @@ def _launch_backward_data(
 def conv2d_backward_data(
     dx: Array, dy: Array, w: Array, y: Array | None, argmax: Array | None, stride: int, padding: int, beta: float
 ) -> None:
-    sizes = _sizes("conv2d_backward_data", dx, w, stride, padding)
-    unpooled = _gradient("conv2d_backward_data", sizes, dy, y, argmax)
+    sizes = layer_sizes("conv2d_backward_data", dx, w, stride, padding)
+    unpooled = check_gradient("conv2d_backward_data", sizes, dy, y, argmax)
     filters = _filters(w, dy)
     spare, dz = scratch(_spare(filters, w, dy), unpooled)
-    dz, filters = _expand(dz, dy, y, argmax), _rounded(filters, w, spare)
+    dz, filters = expand(dz, dy, y, argmax), _rounded(filters, w, spare)
     if not beta and conv2d_hopper.serves(dx, w, stride, padding, dz, filters):
         conv2d_hopper.backward_data(conv2d_hopper.data_row(dx, w.shape[0]), dx, dz, filters, None, None)
         return
@@ -222,9 +222,9 @@ def conv2d_backward_data_relu(
     None. The rest is as for `conv2d_backward_data`. The layer below then needs neither mask nor a pass over its gradient.
     """
     primitive = "conv2d_backward_data_relu"
-    sizes = n, h, width, c, *_ = _sizes(primitive, x, w, stride, padding)
+    sizes = n, h, width, c, *_ = layer_sizes(primitive, x, w, stride, padding)
     expect(primitive, dz_below=(dz_below, x.shape), db_below=(db_below, (c,)))
-    unpooled = _gradient(primitive, sizes, dy, y, argmax)
+    unpooled = check_gradient(primitive, sizes, dy, y, argmax)
     filters = _filters(w, dy)
     hopper = conv2d_hopper.serves(x, w, stride, padding, dz_below, dy, filters)
     if hopper:
@@ -236,7 +236,7 @@ def conv2d_backward_data_relu(
     spare, dz, partials, sums = scratch(
         _spare(filters, w, dy), unpooled, ((tiles, c), "float32"), ((3 * MULTIPROCESSORS, c), "float32")
     )
-    dz = _expand(dz, dy, y, argmax)
+    dz = expand(dz, dy, y, argmax)
     filters = _rounded(filters, w, spare)
     if hopper:
         conv2d_hopper.backward_data(how, dz_below, dz, filters, x, partials)
@@ -264,9 +264,9 @@ def conv2d_backward_weight(
     beta_w: float, beta_b: float,
 ) -> None:  # fmt: skip
     primitive = "conv2d_backward_weight"
-    sizes = n, _, _, c, k, p, q, r, s, *_ = _sizes(primitive, x, dw, stride, padding)
+    sizes = n, _, _, c, k, p, q, r, s, *_ = layer_sizes(primitive, x, dw, stride, padding)
     expect(primitive, db=(db, (k,)))
-    unpooled = _gradient(primitive, sizes, dy, y, argmax)
+    unpooled = check_gradient(primitive, sizes, dy, y, argmax)
     hopper = conv2d_hopper.serves(x, dw, stride, padding, dy)
     if hopper:
         how, share, splits = conv2d_hopper.weight_splits(x, k, 2 if interpreting() else MULTIPROCESSORS)
@@ -282,7 +282,7 @@ def conv2d_backward_weight(
         splits = max(1, blocks(steps, share or 1))
         parts = splits if splits > 1 else 0
     spare, partials, sums = scratch(unpooled, ((parts, *dw.shape), "float32"), ((_chunks(dy), k), "float32"))
-    dz = _expand(spare, dy, y, argmax)
+    dz = expand(spare, dy, y, argmax)
     if db is not None:  # of a window only the winner counts, so the sums are those of the pooled map
         _column_sums(sums, None, dy, y)
         sum_partials(db, sums, beta_b)
