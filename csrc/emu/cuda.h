@@ -57,7 +57,10 @@ To as(From x) {
 
 #define PYCAP_EMU_INLINE inline __attribute__((always_inline))
 
-PYCAP_EMU_INLINE void __syncthreads() { pycap::emu::barrier_block(); }
+PYCAP_EMU_INLINE void __syncthreads(const char* file = __builtin_FILE(),
+                                    int line = __builtin_LINE()) {
+  pycap::emu::barrier_block(file, line);
+}
 PYCAP_EMU_INLINE void __syncwarp(unsigned mask = 0xffffffffu) { pycap::emu::barrier_warp(mask); }
 PYCAP_EMU_INLINE unsigned __ballot_sync(unsigned mask, int predicate) {
   return pycap::emu::ballot(mask, predicate != 0);

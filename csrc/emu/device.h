@@ -20,9 +20,10 @@ void* shared_array(const void* key, size_t bytes, size_t alignment) __attribute_
 void* dynamic_shared() __attribute__((const));
 void* shared_of_rank(const void* mine, unsigned rank);
 
-// Barriers. A wait must follow each arrival.
+// Barriers. A wait must follow each arrival. file, line: the barrier in the source, which all
+// threads of a block must come to.
 enum class Scope { kCluster, kGrid };
-void barrier_block();
+void barrier_block(const char* file, int line);
 void barrier_warp(uint32_t mask);
 void barrier_arrive(Scope scope);
 void barrier_wait(Scope scope);

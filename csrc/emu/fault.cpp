@@ -23,6 +23,14 @@ std::string ask(const char* library, uintptr_t offset) {
   return out;
 }
 
+// Whether a place is in a header that only gives CUDA's instructions names: who calls it is wanted.
+bool names_instruction(const std::string& line) {
+  for (const char* header : {"/emu/cuda.h:", "/emu/groups.h:", "/emu/wmma.h:", "/cuda/order.h:",
+                             "/cuda/tensor_cores.h:", "/cuda/types.h:"})
+    if (line.find(header) != std::string::npos) return true;
+  return false;
+}
+
 std::string resolve(void* where) {
   Dl_info info;
   if (!where || !dladdr(where, &info)) return "an unknown place";
@@ -34,10 +42,7 @@ std::string resolve(void* where) {
   while (std::getline(lines, line)) {
     line = line.substr(0, line.find(" (discriminator"));
     if (first.empty()) first = line;
-    if (line.find("/emu/") != std::string::npos) continue;
-    if (line.find("tensor_cores.h") != std::string::npos) continue;
-    if (line.find("order.h") != std::string::npos) continue;
-    if (line.find("types.h") != std::string::npos) continue;
+    if (names_instruction(line)) continue;
     first = line;
     break;
   }

@@ -5,7 +5,10 @@
 namespace cooperative_groups {
 
 struct thread_block {
-  __forceinline__ void sync() const { pycap::emu::barrier_block(); }
+  __forceinline__ void sync(const char* file = __builtin_FILE(),
+                            int line = __builtin_LINE()) const {
+    pycap::emu::barrier_block(file, line);
+  }
 };
 
 struct grid_group {

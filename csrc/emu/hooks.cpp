@@ -49,4 +49,8 @@ PYCAP_EMU_HOOK void __tsan_init() {}
 PYCAP_EMU_HOOK void __tsan_func_entry(void*) {}
 PYCAP_EMU_HOOK void __tsan_func_exit() {}
 PYCAP_EMU_HOOK void __tsan_vptr_update(void**, void*) {}
+// What guards the initialisation of a static variable of a function.
+PYCAP_EMU_HOOK unsigned char __tsan_atomic8_load(const volatile unsigned char* p, int) {
+  return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
 }

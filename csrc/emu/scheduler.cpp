@@ -2,6 +2,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 
 #include "device.h"
@@ -35,6 +36,7 @@ void enter() {
   current_run->body(current_run->call);
   Thread& thread = *current_thread;
   thread.state = State::kDone;
+  ++thread.warp->block->ended;
   ++current_run->done;
   progress();
   switch_fiber(thread.fiber, current_run->host);
@@ -275,15 +277,15 @@ void run(const Grid& grid, const void* call, size_t bytes, void (*body)(const vo
 
 // Barriers -------------------------------------------------------------------------------------
 
-void barrier_block() {
+void barrier_block(const char* file, int line) {
   void* where = __builtin_return_address(0);
   Block& block = *current_thread->warp->block;
-  if (block.arrived && block.barrier_where != where &&
-      location(block.barrier_where) != location(where))
-    fail("a divergent barrier: others of its block wait at the one of " +
-             location(block.barrier_where),
+  if (block.arrived && (block.barrier_line != line || std::strcmp(block.barrier_file, file)))
+    fail("a divergent barrier: others of its block wait at the one in line " +
+             std::to_string(block.barrier_line),
          where);
-  block.barrier_where = where;
+  block.barrier_file = file;
+  block.barrier_line = line;
   if (++block.arrived < block.threads) return wait_at("wait at the barrier of their block", where);
   block.arrived = 0;
   progress();
