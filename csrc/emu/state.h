@@ -80,8 +80,9 @@ struct Block {
   uint3 index{};
   unsigned rank = 0;  // in its cluster
   std::vector<Warp*> warps;
-  char* shared = nullptr;              // its arena: dynamic shared memory first
-  unsigned threads = 0, arrived = 0;   // at the barrier
+  char* shared = nullptr;  // its arena: dynamic shared memory first
+  unsigned threads = 0, ended = 0;
+  unsigned arrived = 0;                // at the barrier
   const char* barrier_file = nullptr;  // where those that arrived wait
   int barrier_line = 0;
 };
