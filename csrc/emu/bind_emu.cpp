@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bind_cuda.h"
+#include "emu/planted.h"
 
 namespace pycap::gpu {
 
@@ -33,6 +34,14 @@ void bind_emulation(py::module_& m) {
       "What `gpu` says from now on.");
   m.def("set_seed", &emu::set_seed, py::arg("seed"),
         "Of the order in which blocks and threads run, and copies land.");
+  m.def("planted_names", &planted_names, "Small kernels that are there with and without a fault.");
+  m.def(
+      "run_planted",
+      [](const std::string& name, bool healthy, Address out, Address in, Address counters) {
+        run_planted(name, healthy, at<float>(out), at<const float>(in), at<int>(counters));
+      },
+      py::arg("name"), py::arg("healthy"), py::arg("out"), py::arg("in"), py::arg("counters"),
+      "Runs one on out [256], in [256] and counters [4], zero before.");
 }
 
 }  // namespace pycap::gpu

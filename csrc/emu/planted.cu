@@ -1,4 +1,4 @@
-// Kernels with one fault each. The line that is to be reported ends in a comment that names it.
+// Kernels with one fault each. The lines that may be reported end in a comment that names it.
 #include <map>
 #include <stdexcept>
 
@@ -19,7 +19,7 @@ __global__ void missing_barrier(float* out, const float* in, int*) {
   const unsigned i = threadIdx.x, block = 64 * blockIdx.x;
   tile[i] = 0;
   __syncthreads();
-  tile[i] = in[block + i];
+  tile[i] = in[block + i];  // missing_barrier
   if (kHealthy) __syncthreads();
   out[block + i] = tile[63 - i];  // missing_barrier
 }
@@ -87,8 +87,8 @@ template <bool kHealthy>
 __global__ void divergent_lanes(float* out, const float* in, int*) {
   const unsigned i = 64 * blockIdx.x + threadIdx.x;
   float x = in[i];
-  if (kHealthy || threadIdx.x != 5) x = __shfl_xor_sync(kAllLanes, x, 1);
-  __syncwarp();  // divergent_lanes
+  if (kHealthy || threadIdx.x != 5) x = __shfl_xor_sync(kAllLanes, x, 1);  // divergent_lanes
+  __syncwarp();                                                            // divergent_lanes
   out[i] = x;
 }
 
@@ -99,7 +99,7 @@ __global__ void missing_warp_barrier(float* out, const float* in, int*) {
   const unsigned i = threadIdx.x, block = 64 * blockIdx.x;
   tile[i] = 0;
   __syncwarp();
-  tile[i] = in[block + i];
+  tile[i] = in[block + i];  // missing_warp_barrier
   if (kHealthy) __syncwarp();
   out[block + i] = tile[i ^ 1];  // missing_warp_barrier
 }
@@ -109,7 +109,7 @@ __global__ void missing_warp_barrier(float* out, const float* in, int*) {
 template <bool kHealthy>
 __global__ void early_release(float* out, const float* in, int* counters) {
   const unsigned i = threadIdx.x, block = blockIdx.x, next = (block + 1) % gridDim.x;
-  out[64 * ((block + 3) % 4) + i] = in[64 * block + i];
+  out[64 * ((block + 3) % 4) + i] = in[64 * block + i];  // early_release
   if (kHealthy) __syncthreads();
   if (i == 0) {
     add_release(&counters[block], 1);
@@ -125,7 +125,7 @@ __global__ void early_release(float* out, const float* in, int* counters) {
 template <bool kHealthy>
 __global__ void missing_grid_barrier(float* out, const float* in, int*) {
   const unsigned i = threadIdx.x, block = blockIdx.x;
-  out[64 * ((block + 3) % 4) + i] = in[64 * block + i];
+  out[64 * ((block + 3) % 4) + i] = in[64 * block + i];  // missing_grid_barrier
   if (kHealthy) cg::this_grid().sync();
   const unsigned mine = 64 * block + i;
   out[mine] = out[mine] + 0;  // missing_grid_barrier
@@ -151,7 +151,7 @@ __global__ void missing_cluster_barrier(float* out, const float* in, int*) {
   const unsigned i = threadIdx.x, block = 64 * blockIdx.x;
   tile[i] = 0;
   cluster.sync();
-  tile[i] = in[block + i];
+  tile[i] = in[block + i];  // missing_cluster_barrier
   if (kHealthy) cluster.sync();
   const float* next = cluster.map_shared_rank(&tile[0], (cluster.block_rank() + 1) % 4);
   out[block + i] = next[i];  // missing_cluster_barrier
@@ -207,7 +207,8 @@ __global__ void tensor_cores(float* out, const float* in, int*) {
   PYCAP_SHARED(uint4, rows, [32]);  // 16 x 16 numbers of 16 bits
   const unsigned lane = threadIdx.x;
   auto* numbers = reinterpret_cast<bf16*>(&rows[0]);
-  for (int i = 0; i < 8; ++i) numbers[32 * i + lane] = from_float<bf16>(in[32 * i + lane]);
+  for (int i = 0; i < 8; ++i)
+    numbers[32 * i + lane] = from_float<bf16>(in[32 * i + lane]);  // tensor_cores
   if (kHealthy) __syncwarp();
   uint32_t a[4];
   ldmatrix_x4(a, &rows[lane % 16 * 2 + lane / 16]);  // tensor_cores
