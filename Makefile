@@ -14,7 +14,7 @@ TORCH_INDEX_ARGS ?= --extra-index-url https://download.pytorch.org/whl/cpu
 
 comma := ,
 # Backends whose absence fails the tests instead of skipping them (docs/env.md).
-PYCAP_REQUIRE ?= reference,cpp,triton-interpret$(if $(PEERS),$(comma)peers)
+PYCAP_REQUIRE ?= reference,cpp,triton-interpret,cuda-emu$(if $(PEERS),$(comma)peers)
 PYTEST_ARGS ?=
 # What tests of the GPU kernels need, without a GPU: Triton's interpreter and compiler, and CuPy's names. Not part of `make dev`:
 # a third of a gigabyte to download.
@@ -31,17 +31,17 @@ MODULE = $(firstword $(wildcard pycap/_cpu.*.so))
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CSRC_CPP := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
 
-.PHONY: help dev run test lint format bench gpu cubins wheel clean
+.PHONY: help dev run test lint format bench gpu cubins emulation wheel clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-dev: $(VENV)/.built ## .venv with all dependencies, and the C++ backend built in place
+dev: $(VENV)/.built ## .venv with all dependencies; the C++ backend and, where nvcc is, the CUDA kernels built in place
 
 run: dev ## train on COCO if it is there, else on the demo set; then caption held-out images
 	$(PY) train.py --stage coco
 
-test: lint $(VENV)/.gpu-tests $(if $(PEERS),$(VENV)/.peers) ## lint and tests; PEERS=1 installs PyTorch (CPU) and compares with it
+test: lint $(VENV)/.gpu-tests $(VENV)/.emulation $(if $(PEERS),$(VENV)/.peers) ## lint and tests; PEERS=1 installs PyTorch (CPU) and compares with it
 	PYCAP_REQUIRE=$(PYCAP_REQUIRE) $(PY) -m pytest $(if $(PEERS),,-m "not peers") $(PYTEST_ARGS)
 
 lint: dev ## ruff, mypy and clang-format, changing nothing
@@ -63,6 +63,8 @@ gpu: ## on a machine with an NVIDIA GPU: tests its kernels and times them beside
 
 cubins: $(VENV)/.gpu-tests ## compile every GPU kernel for sm_80 (which serves sm_86 and sm_89) and sm_90; needs no GPU
 	TRITON_INTERPRET=0 $(PY) -m pycap.cubins
+
+emulation: $(VENV)/.emulation ## pycap._cuda_emu, which runs the CUDA kernels on the CPU for tests; needs no nvcc
 
 wheel: cubins ## dist/*.whl with the compiled GPU kernels, which needs CuPy but no Triton on a GPU
 	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
@@ -97,7 +99,12 @@ $(VENV)/.editable: $(VENV)/.installed setup.py
 # The installation above has built the kernels; after a change to them only what it touches is built again, in build/.
 $(VENV)/.built: $(VENV)/.editable CMakeLists.txt $(CSRC)
 	@if [ -z "$(MODULE)" ] || [ -n "$$(find csrc CMakeLists.txt -newer "$(MODULE)" -print -quit)" ]; then \
-		echo "building pycap._cpu" && $(PY) setup.py --quiet build_ext --inplace; fi
+		echo "building pycap" && $(PY) setup.py --quiet build_ext --inplace; fi
+	@touch $@
+
+$(VENV)/.emulation: $(VENV)/.built setup.py CMakeLists.txt $(CSRC)
+	@echo "building the emulation of the CUDA kernels"
+	@$(PY) setup.py --quiet build_emulation
 	@touch $@
 
 $(VENV)/.gpu-tests: $(VENV)/.built

@@ -26,6 +26,7 @@ REQUIREMENTS = {
     "reference": ("pycap.backends.reference", "make dev"),
     "cpp": ("pycap.backends.cpp", "make dev"),
     "triton-interpret": ("triton.runtime.interpreter", "make dev"),
+    "cuda-emu": ("pycap._cuda_emu", "make emulation"),
     "peers": ("torch", "make test PEERS=1"),
 }
 
@@ -70,6 +71,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         skips["gpu"] = pytest.mark.skip(reason="runs on a GPU: make gpu")
     else:
         skips["triton"] = pytest.mark.skip(reason="runs in Triton's interpreter, which TRITON_INTERPRET=0 turns off")
+    if importlib.util.find_spec("pycap._cuda_emu") is None:
+        skips["emu"] = pytest.mark.skip(reason="the emulation of CUDA is not built: make emulation")
+    elif "triton" in skips:
+        skips["emu"] = pytest.mark.skip(reason="runs beside Triton's interpreter, which is not there, or turned off")
     if find_data() is None:
         skips["realdata"] = pytest.mark.skip(reason="no real data: set PYCAP_DATA to its folder (docs/env.md)")
     for item in items:
