@@ -16,7 +16,9 @@ from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"  # of a checkout: objects stay, so the next build is quick
+BUILD = (
+    ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+)  # of a checkout: objects stay, so the next build is quick
 CPU = os.environ.get("PYCAP_CPU", "ON").upper() not in ("OFF", "0", "NO", "FALSE")
 CUDA = os.environ.get("PYCAP_CUDA", "AUTO").upper()
 

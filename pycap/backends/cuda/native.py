@@ -107,23 +107,9 @@ def call(name: str, *arguments: Any) -> None:
 
 
 def _emulate(function: Callable[..., None], sent: Sequence[Any], arrays: Iterable[Array]) -> None:
-    spans = spanned((address(array), array.nbytes) for array in arrays)
+    spans = [(address(array), array.nbytes) for array in arrays]
     module().track(spans)
     try:
         function(*sent, 0)
     finally:
         module().untrack(spans)
-
-
-def spanned(extents: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(address, bytes) of pieces of memory, in order, those that overlap made one; empty ones are left out."""
-    spans: list[tuple[int, int]] = []
-    for start, size in sorted(extents):
-        if not size:
-            continue
-        if spans and start < sum(spans[-1]):
-            first, covered = spans[-1]
-            spans[-1] = first, max(covered, start + size - first)
-        else:
-            spans.append((start, size))
-    return spans
