@@ -15,6 +15,15 @@ uint32_t load(const void* address) {
   return word;
 }
 
+// The word at an address has changed: who polls it may look again.
+void changed(const void* address) {
+  progress();
+  const auto found = current_run->pollers.find(address);
+  if (found == current_run->pollers.end()) return;
+  for (Thread* thread : found->second) make_ready(*thread);
+  current_run->pollers.erase(found);
+}
+
 void land(Copy& copy) {
   if (copy.landed) return;
   copy.landed = true;
@@ -30,7 +39,7 @@ uint32_t atomic(void* address, uint32_t operand, uint32_t (*update)(uint32_t, ui
   check_access(address, 4, 4, Kind::kAtomic, __builtin_return_address(0));
   const uint32_t before = load(address), after = update(before, operand);
   std::memcpy(address, &after, 4);
-  progress();
+  changed(address);
   return before;
 }
 
@@ -41,7 +50,7 @@ uint32_t compare_and_swap(void* address, uint32_t expected, uint32_t desired) {
   const uint32_t before = load(address);
   if (before == expected) {
     std::memcpy(address, &desired, 4);
-    progress();
+    changed(address);
   }
   return before;
 }
@@ -50,23 +59,31 @@ void add_release(int* counter, int n) {
   check_access(counter, 4, 4, Kind::kAtomic, __builtin_return_address(0));
   join(current_run->released[counter], publish(*current_thread));
   *counter += n;
-  progress();
+  changed(counter);
 }
 
 void store_release(int* flag, int value) {
   check_access(flag, 4, 4, Kind::kAtomic, __builtin_return_address(0));
   join(current_run->released[flag], publish(*current_thread));
   *flag = value;
-  progress();
+  changed(flag);
 }
 
 int load_acquire(const int* counter) {
   void* where = __builtin_return_address(0);
   check_access(counter, 4, 4, Kind::kAtomic, where);
-  give_way(where);
+  Thread& thread = *current_thread;
+  if (thread.polled == counter && thread.seen == *counter) {
+    current_run->pollers[counter].push_back(&thread);
+    wait_at("poll a counter", where);
+  } else {
+    give_way(where);
+  }
+  thread.polled = counter;
+  thread.seen = *counter;
   const auto found = current_run->released.find(counter);
-  if (found != current_run->released.end()) join(current_thread->acquired, found->second);
-  return *counter;
+  if (found != current_run->released.end()) join(thread.acquired, found->second);
+  return thread.seen;
 }
 
 void copy_async(void* shared, const void* global, int bytes, bool inside) {

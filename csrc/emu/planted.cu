@@ -143,6 +143,19 @@ __global__ void endless_wait(float* out, const float* in, int* counters) {
   }
 }
 
+// The same, with two counters that are looked at in turn.
+template <bool kHealthy>
+__global__ void endless_turns(float* out, const float* in, int* counters) {
+  const unsigned i = 64 * blockIdx.x + threadIdx.x;
+  out[i] = in[i];
+  if (threadIdx.x == 0) {
+    add_release(counters, 1);
+    const int all = kHealthy ? 4 : 5;
+    while (load_acquire(counters) < all && !load_acquire(counters + 1)) {  // endless_turns
+    }
+  }
+}
+
 // out[i] = in[i + 64] through the shared memory of the next block of a cluster of four.
 template <bool kHealthy>
 __global__ void missing_cluster_barrier(float* out, const float* in, int*) {
@@ -283,6 +296,7 @@ const std::map<std::string, Planted>& all() {
       PLANTED(early_release, 4, 64, 1, true),
       PLANTED(missing_grid_barrier, 4, 64, 1, true),
       PLANTED(endless_wait, 4, 64, 1, true),
+      PLANTED(endless_turns, 4, 64, 1, true),
       PLANTED(missing_cluster_barrier, 4, 64, 4, false),
       PLANTED(early_end, 4, 64, 4, false),
       PLANTED(missing_copy_wait, 4, 64, 1, false),

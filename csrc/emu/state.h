@@ -45,10 +45,12 @@ struct Thread {
   uint3 index{};
   int lane = 0;
   State state = State::kReady;
-  const char* at = "";     // what it waits at
-  void* where = nullptr;   // the address that it called from
-  uint32_t phase[2] = {};  // of the barriers of its cluster and grid that it has arrived at
-  Clock acquired;          // what it alone has learnt since the last barrier of its warp
+  const char* at = "";          // what it waits at
+  void* where = nullptr;        // the address that it called from
+  uint32_t phase[2] = {};       // of the barriers of its cluster and grid that it has arrived at
+  Clock acquired;               // what it alone has learnt since the last barrier of its warp
+  const int* polled = nullptr;  // the counter that it loaded last, and what it saw there
+  int seen = 0;
   std::vector<std::vector<Copy>> groups{1};  // of cp.async; the last is open
 };
 
@@ -119,6 +121,7 @@ struct Run {
   Shadow global_shadow;
   std::unique_ptr<Shadow> shared_shadow;
   std::unordered_map<const void*, Clock> released;  // by the address of a flag or counter
+  std::unordered_map<const void*, std::vector<Thread*>> pollers;
 
   Fiber host;
   std::string fault;
