@@ -23,7 +23,7 @@ PYBIND11_MODULE(PYCAP_MODULE, m) {
 #ifdef PYCAP_EMU
   bind_emulation(m);
 #else
-  m.attr("architectures") = PYCAP_ARCHITECTURES;
+  m.attr("architectures") = PYCAP_ARCHITECTURES;  // of machine code (sm_) and PTX (compute_)
   m.attr("runtime") = CUDART_VERSION;
 #endif
 #define PYCAP_BIND(op) bind_##op(m);

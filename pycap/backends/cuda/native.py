@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from types import ModuleType
@@ -29,17 +30,15 @@ def module() -> ModuleType:
     """pycap._cuda, or pycap._cuda_emu where `emulated`. ImportError says how to build it."""
     if emulated():
         try:
-            from pycap import _cuda_emu
+            return importlib.import_module("pycap._cuda_emu")
         except ImportError as error:
             raise ImportError(f"{error}: `make emulation` builds pycap._cuda_emu") from error
-        return _cuda_emu
     try:
-        from pycap import _cuda
+        return importlib.import_module("pycap._cuda")
     except ImportError as error:
         raise ImportError(
             f"{error}: pycap was built without nvcc (CUDA 12 or newer); put it on PATH, and `make dev` builds pycap._cuda"
         ) from error
-    return _cuda
 
 
 def check() -> None:
