@@ -67,7 +67,9 @@ def test_what_the_gpu_is(native, compiled):
 def test_on_a_gpu_addresses_are_the_gpus_and_the_stream_is_the_current_one(native, compiled, monkeypatch):
     array = SimpleNamespace(flags=SimpleNamespace(c_contiguous=True), data=SimpleNamespace(ptr=4096))
     monkeypatch.setattr(native, "interpreting", lambda: False)
-    monkeypatch.setattr(native, "gpu", lambda: SimpleNamespace(stream=lambda: SimpleNamespace(ptr=77), device=lambda: 0))
+    monkeypatch.setattr(
+        native, "gpu", lambda: SimpleNamespace(stream=lambda: SimpleNamespace(ptr=77), device=lambda: 0)
+    )
     native.call("step", array, None, 1)
     assert compiled == [("step", (4096, 0, 1, 77))]
 
