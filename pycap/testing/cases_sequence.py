@@ -61,13 +61,15 @@ def _lstm_backward(dims: tuple[int, ...], state: bool, masked: bool, upstream: s
     return [*gradients, InOut("gates", gates), dh, dc_n, x, h, c, h0, c0, w_x, w_h, mask, Beta(_GRADIENTS)]
 
 
-def _lstm_cell_forward(dims: tuple[int, ...], rng: Rng) -> list[Any]:
+def lstm_cell_forward(dims: tuple[int, ...], rng: Rng) -> list[Any]:
+    """The arguments for one step on dims (T, N, I, H), T being ignored."""
     _, n, _, hidden = dims
     x, h0, c0, w_x, w_h, b, _ = _lstm_inputs(dims, True, False, rng)
     return [Out("h", (n, hidden)), Out("c", (n, hidden)), Out("gates", (n, 4 * hidden)), x[0], h0, c0, w_x, w_h, b]
 
 
-def _lstm_cell_backward(dims: tuple[int, ...], upstream: str, rng: Rng) -> list[Any]:
+def lstm_cell_backward(dims: tuple[int, ...], upstream: str, rng: Rng) -> list[Any]:
+    """The same; upstream: "h", "c" or "hc", which gradients arrive."""
     _, n, i, hidden = dims
     x, h0, c0, w_x, w_h, b, _ = _lstm_inputs(dims, True, False, rng)
     h, c, gates = (np.zeros((n, k * hidden), np.float32) for k in (1, 1, 4))
@@ -81,9 +83,9 @@ def _lstm_cell_backward(dims: tuple[int, ...], upstream: str, rng: Rng) -> list[
 
 def _lstm_cases() -> Iterator[Case]:
     for name, dims in LSTMS.items():
-        yield Case("lstm_cell_forward", name, partial(_lstm_cell_forward, dims))
+        yield Case("lstm_cell_forward", name, partial(lstm_cell_forward, dims))
         for upstream in ("hc", "h", "c"):
-            yield Case("lstm_cell_backward", f"{name}-d{upstream}", partial(_lstm_cell_backward, dims, upstream))
+            yield Case("lstm_cell_backward", f"{name}-d{upstream}", partial(lstm_cell_backward, dims, upstream))
         for state, masked in ((False, False), (True, False), (False, True), (True, True)):
             label = f"{name}{'-state' if state else ''}{'-mask' if masked else ''}"
             yield Case("lstm_forward", label, partial(_lstm_forward, dims, state, masked))
