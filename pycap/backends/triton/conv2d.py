@@ -73,7 +73,7 @@ def layer_sizes(primitive: str, x: Array, w: Array, stride: int, padding: int) -
     return n, h, width, c, k, p, q, r, s, stride, padding
 
 
-def _filters(w: Array, like: Array) -> Array | None:
+def kept_filters(w: Array, like: Array) -> Array | None:
     """w in the type of `like`, where it is there already or may be kept; else None."""
     if w.dtype == like.dtype:
         return w
@@ -89,13 +89,13 @@ def _filters(w: Array, like: Array) -> Array | None:
     return cache.get(w, ("rounded", like.dtype.name), make)
 
 
-def _spare(filters: Array | None, w: Array, like: Array) -> Spare:
-    """The scratch array that `_rounded` needs."""
+def spare_filters(filters: Array | None, w: Array, like: Array) -> Spare:
+    """The scratch array that `rounded_filters` needs."""
     return (w.shape if filters is None else (0,)), like.dtype
 
 
-def _rounded(filters: Array | None, w: Array, spare: Array) -> Array:
-    """The filters, where `_filters` found any, else w rounded into `spare`."""
+def rounded_filters(filters: Array | None, w: Array, spare: Array) -> Array:
+    """The filters, where `kept_filters` found any, else w rounded into `spare`."""
     if filters is not None:
         return filters
     cast(spare, w, 0.0)
@@ -105,8 +105,8 @@ def _rounded(filters: Array | None, w: Array, spare: Array) -> Array:
 def conv2d_forward(y: Array, x: Array, w: Array, b: Array | None, stride: int, padding: int, relu: bool) -> None:
     sizes = n, _, _, c, k, p, q, *_ = layer_sizes("conv2d_forward", x, w, stride, padding)
     expect("conv2d_forward", y=(y, (n, p, q, k)), b=(b, (k,)))
-    filters = _filters(w, x)
-    filters = _rounded(filters, w, *scratch(_spare(filters, w, x)))
+    filters = kept_filters(w, x)
+    filters = rounded_filters(filters, w, *scratch(spare_filters(filters, w, x)))
     if conv2d_hopper.serves(x, w, stride, padding, y, filters):
         conv2d_hopper.forward(y, x, filters, b, relu)
         return
@@ -122,8 +122,8 @@ def conv2d_pool_forward(
     sizes = n, _, _, c, k, p, q, *_ = layer_sizes("conv2d_pool_forward", x, w, stride, padding)
     pooled = (n, p // 2, q // 2)
     expect("conv2d_pool_forward", y=(y, (*pooled, k)), argmax=(argmax, (*pooled, blocks(k, 4))), b=(b, (k,)))
-    filters = _filters(w, x)
-    filters = _rounded(filters, w, *scratch(_spare(filters, w, x)))
+    filters = kept_filters(w, x)
+    filters = rounded_filters(filters, w, *scratch(spare_filters(filters, w, x)))
     if conv2d_hopper.pools(k, p, q) and conv2d_hopper.serves(x, w, stride, padding, y, argmax, filters):
         conv2d_hopper.forward_pool(y, argmax, x, filters, b)
         return
@@ -182,6 +182,18 @@ def sum_partials(out: Array, partials: Array, beta: float) -> None:
     _reduce((blocks(out.size, how.blocks["BLOCK_N"]), 1, 1), how, out, partials, out.size, splits, beta)
 
 
+def tile_sums(k: int) -> Spare:
+    """The scratch array that `sum_tiles` needs."""
+    return (3 * MULTIPROCESSORS, k), "float32"
+
+
+def sum_tiles(out: Array, partials: Array, sums: Array, beta: float) -> None:
+    """out [K] = beta * out + the sum of partials [tiles,K], of which there may be many: in two steps, by `sums`."""
+    sums = sums[: _chunks(partials)]
+    _column_sums(sums, None, partials, None)
+    sum_partials(out, sums, beta)
+
+
 def _data_row(dx: Array, dy: Array, w: Array, x: Array | None, sizes: tuple[int, ...]) -> Row:
     c, k, stride = sizes[3], sizes[4], sizes[9]
     return row(_backward_data, dx, c=c, stride=stride, odd=odd(dx, dy, w, x, sizes=(c, k)))
@@ -202,9 +214,9 @@ def conv2d_backward_data(
 ) -> None:
     sizes = layer_sizes("conv2d_backward_data", dx, w, stride, padding)
     unpooled = check_gradient("conv2d_backward_data", sizes, dy, y, argmax)
-    filters = _filters(w, dy)
-    spare, dz = scratch(_spare(filters, w, dy), unpooled)
-    dz, filters = expand(dz, dy, y, argmax), _rounded(filters, w, spare)
+    filters = kept_filters(w, dy)
+    spare, dz = scratch(spare_filters(filters, w, dy), unpooled)
+    dz, filters = expand(dz, dy, y, argmax), rounded_filters(filters, w, spare)
     if not beta and conv2d_hopper.serves(dx, w, stride, padding, dz, filters):
         conv2d_hopper.backward_data(conv2d_hopper.data_row(dx, w.shape[0]), dx, dz, filters, None, None)
         return
@@ -225,7 +237,7 @@ def conv2d_backward_data_relu(
     sizes = n, h, width, c, *_ = layer_sizes(primitive, x, w, stride, padding)
     expect(primitive, dz_below=(dz_below, x.shape), db_below=(db_below, (c,)))
     unpooled = check_gradient(primitive, sizes, dy, y, argmax)
-    filters = _filters(w, dy)
+    filters = kept_filters(w, dy)
     hopper = conv2d_hopper.serves(x, w, stride, padding, dz_below, dy, filters)
     if hopper:
         how = conv2d_hopper.data_row(x, w.shape[0])
@@ -233,19 +245,15 @@ def conv2d_backward_data_relu(
     else:
         how = _data_row(dz_below, dy, w, x, sizes)
         tiles = blocks(n * h * width, how.blocks["BLOCK_M"])
-    spare, dz, partials, sums = scratch(
-        _spare(filters, w, dy), unpooled, ((tiles, c), "float32"), ((3 * MULTIPROCESSORS, c), "float32")
-    )
+    spare, dz, partials, sums = scratch(spare_filters(filters, w, dy), unpooled, ((tiles, c), "float32"), tile_sums(c))
     dz = expand(dz, dy, y, argmax)
-    filters = _rounded(filters, w, spare)
+    filters = rounded_filters(filters, w, spare)
     if hopper:
         conv2d_hopper.backward_data(how, dz_below, dz, filters, x, partials)
     else:
         _launch_backward_data(how, dz_below, partials, dz, filters, x, sizes, 0.0)
     if db_below is not None:
-        sums = sums[: _chunks(partials)]
-        _column_sums(sums, None, partials, None)
-        sum_partials(db_below, sums, beta_b)
+        sum_tiles(db_below, partials, sums, beta_b)
 
 
 def splits_to_fill(tiles: int, steps: int) -> int:
