@@ -11,6 +11,6 @@ _NUMBERS = {"tf32x3": 0, "tf32": 1, "bf16": 2, "fp16": 3}
 def products(array: Array) -> int | None:
     """The number for factors of `array`'s type, or None where it is none that the kernels take."""
     name = element(array)
-    return _NUMBERS.get(
-        "tf32" if name == "fp32" and backends.float32_products() == "tf32" else "tf32x3" if name == "fp32" else name
-    )
+    if name == "fp32":
+        name = "tf32" if backends.float32_products() == "tf32" else "tf32x3"
+    return _NUMBERS.get(name)

@@ -21,7 +21,7 @@ _backward_weight = Kernel(
 )
 
 
-def _sizes(name: str, images: tuple[Array, ...], **layer: Array) -> tuple[int, ...]:
+def layer_sizes(name: str, images: tuple[Array, ...], **layer: Array) -> tuple[int, ...]:
     """The kernels' sizes: n, h, width, k, p, q, by the shapes of x and of the layer's output.
 
     images: (x, crops, scale, shift). layer: the output and the filters, or the gradients of both, by their names.
@@ -52,7 +52,7 @@ def conv2d_first_forward(
     image, and whether to mirror it; scale, shift float32 [3]; w float32 [K,3,3,3]; b float32 [K] or None. Normalised
     pixels and filters are rounded to y's type before the product.
     """
-    sizes = n, _, _, k, p, q = _sizes("conv2d_first_forward", (x, crops, scale, shift), y=y, w=w)
+    sizes = n, _, _, k, p, q = layer_sizes("conv2d_first_forward", (x, crops, scale, shift), y=y, w=w)
     expect("conv2d_first_forward", b=(b, (k,)))
     how = row(_forward, y)
     programs = blocks(n * p * q, how.blocks["BLOCK_M"]) * blocks(k, how.blocks["BLOCK_N"])
@@ -69,7 +69,7 @@ def conv2d_first_backward_weight(
     dw float32 [K,3,3,3]; db float32 [K] or None; dy [N,P,Q,K] in float32 or bfloat16; y: the forward's output, where it
     had a ReLU (dy then counts where y > 0), else None. The rest is what the forward was given.
     """
-    sizes = n, _, _, k, p, q = _sizes("conv2d_first_backward_weight", (x, crops, scale, shift), dy=dy, dw=dw)
+    sizes = n, _, _, k, p, q = layer_sizes("conv2d_first_backward_weight", (x, crops, scale, shift), dy=dy, dw=dw)
     expect("conv2d_first_backward_weight", db=(db, (k,)), y=(y, dy.shape))
     how = row(_backward_weight, dy)
     tiles, steps = blocks(k, how.blocks["BLOCK_M"]), blocks(n * p * q, how.blocks["BLOCK_K"])
