@@ -21,6 +21,8 @@ PYTEST_ARGS ?=
 GPU_TESTS := "triton>=3.9" "cupy-cuda13x>=14"
 # More options of benchmarks.run, as in make bench BENCH_ARGS="--op lstm".
 BENCH_ARGS ?=
+# Names of steps of `make gpu`: only those.
+STEPS ?=
 
 # What pyproject.toml asks for, build and development tools included: one install, and no second, isolated one to build.
 REQUIREMENTS := import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); q = p["project"]; \
@@ -58,8 +60,8 @@ format: dev ## what lint asks for, done
 bench: dev $(VENV)/.peers $(VENV)/.bench ## README's table of speed, beside PyTorch, ONNX Runtime, OpenVINO and ncnn, in five minutes
 	$(PY) -m benchmarks.run --headline --short --plot $(BENCH_ARGS)
 
-gpu: ## on a machine with an NVIDIA GPU: tests its kernels and times them beside PyTorch; results in $$OUT or benchmarks/results/gpu
-	$(if $(wildcard $(VENV)/.built),$(PY),$(PYTHON)) -m benchmarks.gpu_check
+gpu: ## on a machine with an NVIDIA GPU: builds, tests and times its kernels; results in $$OUT or benchmarks/results/gpu; STEPS="build cuda" for some
+	$(if $(wildcard $(VENV)/.built),$(PY),$(PYTHON)) -m benchmarks.gpu_check $(STEPS)
 
 cubins: $(VENV)/.gpu-tests ## compile every GPU kernel for sm_80 (which serves sm_86 and sm_89) and sm_90; needs no GPU
 	TRITON_INTERPRET=0 $(PY) -m pycap.cubins

@@ -1,11 +1,13 @@
 """Everything to do on a machine with a GPU, as `make gpu`: build, compile the kernels, test, sanitize, time.
 
-Each step has a limit of its own and a log in the folder of results ($OUT, or benchmarks/results/gpu); all together end
-within nine minutes. A step that fails does not keep the later ones from running; the exit status tells that one did.
+`make gpu STEPS="build cuda"` does only the steps that it names. Each step has a limit of its own and a log in the folder of
+results ($OUT, or benchmarks/results/gpu); all together end within nine minutes. A step that fails does not keep the later
+ones from running; the exit status tells that one did.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import shutil
@@ -46,23 +48,18 @@ def architecture() -> str:
 def steps(arch: str, out: Path) -> list[Step]:
     """What is to be done on a GPU of this architecture."""
     python = sys.executable
-    wanted = ("scipy_openblas32", "pybind11")
-    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    sanitize = (sanitizer, "--error-exitcode", "7", "--tool")
+    no_sanitizer = "" if Path(sanitizer).exists() else "compute-sanitizer was not found"
+    no_pybind = "" if importlib.util.find_spec("pybind11") else "pybind11 is not installed"
     built = "sm_80" if arch.startswith("sm_8") else arch
-    files = [
-        "tests/kernels/test_gpu.py",
-        *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("tests/kernels/test_triton_*.py")),
-    ]
+    files = ["tests/kernels/test_gpu.py", *_test_files("triton")]
     pytest = (python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", "gpu")
     timing = (python, "-m", "benchmarks.gpu", "--json")
     not_hopper = "" if arch == "sm_90" else f"this GPU is {arch}"
     return [
         Step("machine", (python, "-c", "from pycap.cli import main; main(['doctor'])"), 30, 40),
-        Step(
-            "build", (python, "setup.py", "--quiet", "build_ext", "--inplace"), 120,
-            skip=f"the C++ backend needs {', '.join(missing)}; the GPU needs none of it" if missing else "",
-        ),
+        Step("build", (python, "setup.py", "--quiet", "build_ext", "--inplace"), 180, skip=no_pybind),
         Step(
             "cubins", (python, "-m", "pycap.cubins", "--arch", built), 120,
             skip="" if importlib.util.find_spec("triton") else "Triton is not installed",
@@ -77,11 +74,19 @@ def steps(arch: str, out: Path) -> list[Step]:
             60, 50, skip=not_hopper,
         ),
         Step("lstm", (*pytest, "tests/kernels/test_gpu_lstm.py"), 60),
-        Step(
-            "memcheck", (sanitizer, "--tool", "memcheck", "--error-exitcode", "7", *pytest, files[0], "-k", "sanitized"),
-            90, 12, skip="" if Path(sanitizer).exists() else "compute-sanitizer was not found",
+        Step("cuda", (*pytest, "--durations=10", *_test_files("cuda")), 90, 20),
+        Step("lstm-benchmarks", (*timing, str(out / "gpu_lstm.jsonl"), "--op", "lstm", "--seconds", "60"), 80, 60),
+        Step("memcheck", (*sanitize, "memcheck", *pytest, files[0], "-k", "sanitized"), 90, 12, skip=no_sanitizer),
+        *(
+            Step(f"cuda-{tool}", (*sanitize, tool, *pytest, *_test_files("cuda"), "-k", "sanitized"), 60, 12, skip=no_sanitizer)
+            for tool in ("memcheck", "racecheck")
         ),
     ]  # fmt: skip
+
+
+def _test_files(kind: str) -> list[str]:
+    """The tests of one kind of kernels, "triton" or "cuda"."""
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(f"tests/kernels/test_{kind}_*.py"))
 
 
 def run(todo: Sequence[Step], out: Path, environment: Mapping[str, str], limit_s: float) -> dict[str, str]:
@@ -114,8 +119,11 @@ def run(todo: Sequence[Step], out: Path, environment: Mapping[str, str], limit_s
     return outcome
 
 
-def main() -> int:
-    """Do it all; returns 1 where a step failed or there is no GPU."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do it all, or the steps that are named; returns 1 where a step failed or there is no GPU."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__.splitlines()[0])
+    parser.add_argument("steps", nargs="*", metavar="STEP", help="only these")
+    named = parser.parse_args(argv).steps
     out = Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results" / "gpu").resolve()
     try:
         arch = architecture()
@@ -123,7 +131,15 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    outcome = run(steps(arch, out), out, environment, LIMIT_S)
+    if importlib.util.find_spec("scipy_openblas32") is None:
+        environment.setdefault("PYCAP_CPU", "OFF")  # the C++ backend needs it, the GPU does not
+    todo = steps(arch, out)
+    unknown = set(named) - {step.name for step in todo}
+    if unknown:
+        parser.error(
+            f"no step is called {', '.join(sorted(unknown))}; there are {', '.join(step.name for step in todo)}"
+        )
+    outcome = run([step for step in todo if not named or step.name in named], out, environment, LIMIT_S)
     print("\n".join(f"{name:12} {said}" for name, said in outcome.items()))
     return int(any(said.startswith("failed") for said in outcome.values()))
 

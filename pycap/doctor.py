@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -40,14 +41,15 @@ def examine(args: argparse.Namespace) -> int:
 
 
 def report() -> dict[str, Any]:
-    """Plain JSON values. system, cpu, gpu, packages: what there is. devices: for each, what serves each primitive and why,
-    and what each precision means there. auto: what `--device auto` comes to, and why not a GPU."""
+    """Plain JSON values. system, cpu, gpu, cuda, packages: what there is. devices: for each, what serves each primitive and
+    why, and what each precision means there. auto: what `--device auto` comes to, and why not a GPU."""
     chosen, no_gpu = backends.resolve("auto")
     return {
         "pycap": __version__,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
         "cpu": _cpu(),
         "gpu": _gpu(),
+        "cuda": _cuda(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "auto": {"device": chosen, "no_gpu": no_gpu},
         "devices": {name: _device(name) for name in device.DEVICES},
@@ -100,6 +102,20 @@ def _gpu() -> dict[str, Any]:
             "cupy": device.cuda_version(runtime.runtimeGetVersion()),
         },
         "prebuilt": {"covered": covered, "variants": variants},
+    }
+
+
+def _cuda() -> dict[str, Any]:
+    """The compiled CUDA kernels: for which GPUs ("sm_80": machine code; "compute_80": PTX for newer ones), with which version
+    of CUDA; or under "obstacle" why they are not there."""
+    try:
+        module = importlib.import_module("pycap._cuda")
+    except ImportError as error:
+        return {"obstacle": f"not built, for which nvcc is needed ({error})"}
+    return {
+        "obstacle": "",
+        "architectures": module.architectures.split(),
+        "runtime": device.cuda_version(module.runtime),
     }
 
 
@@ -165,6 +181,7 @@ def as_text(found: dict[str, Any]) -> str:
         _row("cpu", f"{cpu['name']}: {', '.join(cpu['features']) or 'no SIMD that pycap knows'}"),
         _row("", f"{cpu['threads']} of {cpu['cpus']} threads, {_gib(cpu['memory_bytes'])} of memory"),
         *_gpu_lines(found["gpu"], bool(found["packages"]["triton"])),
+        _row("kernels", _cuda_text(found["cuda"])),
         _row("packages", ", ".join(have) + (f"; not installed: {', '.join(lack)}" if lack else "")),
         _row("auto", f"--device auto computes on {auto['device']}{why}"),
     ]
@@ -200,6 +217,13 @@ def _gpu_lines(gpu: dict[str, Any], compiles: bool) -> list[str]:
         ),
         _row("", f"{covered} of {variants} forms of kernels prebuilt" + (f"; {rest}" if covered < variants else "")),
     ]
+
+
+def _cuda_text(cuda: dict[str, Any]) -> str:
+    if cuda["obstacle"]:
+        return f"CUDA kernels: {cuda['obstacle']}"
+    kinds = [f"PTX of {name}" if name.startswith("compute") else name for name in cuda["architectures"]]
+    return f"CUDA kernels for {', '.join(kinds)}, with CUDA {cuda['runtime']}"
 
 
 def _row(name: str, text: str) -> str:

@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,12 @@ from pycap.device import DeviceError, bfloat16
 from pycap.testing import CASES, Case, ComparisonError, compare
 from pycap.testing.arguments import Beta, Grad, InOut, Out, Parameter
 
-BACKENDS = ("reference", "cpp", pytest.param("triton", marks=pytest.mark.triton))
+BACKENDS = (
+    "reference",
+    "cpp",
+    pytest.param("triton", marks=pytest.mark.triton),
+    pytest.param("cuda", marks=pytest.mark.emu),
+)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -26,7 +32,8 @@ def module(request):
     reason = backends.available(request.param)
     if reason:
         pytest.skip(f"backend {request.param}: {reason}")
-    return importlib.import_module(f"pycap.backends.{request.param}")
+    with backends.use(request.param):
+        yield importlib.import_module(f"pycap.backends.{request.param}")
 
 
 def test_every_primitive_has_cases_and_a_reference():
@@ -45,9 +52,14 @@ def test_cases_are_the_same_on_every_call():
                 assert a.tobytes() == b.tobytes()
 
 
+def _name(module):
+    return module.__name__.rsplit(".", 1)[1]
+
+
 def _all_hold(primitive, module, dtype):
     if not hasattr(module, primitive):
-        pytest.fail(f"{module.__name__} lacks {primitive}")
+        assert _name(module) in backends.COMPANIONS, f"{module.__name__} lacks {primitive}"
+        return
     failures = []
     for case in CASES[primitive]:
         try:
@@ -132,6 +144,9 @@ def _case(primitive: str, name: str) -> Case:
 @pytest.mark.parametrize("primitive", SAMPLES)
 def test_strided_arrays_are_refused_or_handled(module, primitive):
     """Each array in turn is not contiguous: an error that says so, or the same numbers."""
+    if not hasattr(module, primitive):
+        assert _name(module) in backends.COMPANIONS
+        return
     function, markers = getattr(module, primitive), _sample(primitive).arguments()
     plain = _concrete(_sample(primitive))
     function(*plain)
@@ -201,19 +216,25 @@ def test_cpp_refuses_precisions_that_do_not_belong_together(cpp, primitive):
 @pytest.fixture
 def _restore():
     before = dict(backends.kernels.__dict__)
-    choices = list(backends._choices)
+    choices, named = list(backends._choices), backends._named
     yield
     backends.kernels.__dict__.clear()
     backends.kernels.__dict__.update(before)
-    backends._choices[:] = choices
+    backends._choices[:], backends._named = choices, named
 
 
 def test_named_backend_serves_everything(_restore, module):
-    name = module.__name__.rsplit(".", 1)[1]
+    name = _name(module)
     backends.select("cpu", name)
+    chosen = {c.primitive: c.backend for c in backends.explain()}
+    assert list(chosen) == list(backends.PRIMITIVES)
     for primitive in backends.PRIMITIVES:
-        assert getattr(backends.kernels, primitive) is getattr(module, primitive)
-    assert {c.backend for c in backends.explain()} == {name}
+        serving = (
+            module if hasattr(module, primitive) else importlib.import_module(f"pycap.backends.{chosen[primitive]}")
+        )
+        assert getattr(backends.kernels, primitive) is getattr(serving, primitive)
+        assert chosen[primitive] == name or (serving is not module and chosen[primitive] == backends.COMPANIONS[name])
+    assert name in chosen.values() and backends.named() == name
 
 
 def test_use_restores_what_was_selected(_restore):
@@ -231,7 +252,9 @@ def test_environment_names_the_default(_restore, monkeypatch):
     backends.select("cpu", "auto")  # as commands do where --backend does not say
     assert {c.backend for c in backends.explain()} == {"reference"}
     monkeypatch.setenv("PYCAP_BACKEND", "nonsense")
-    with pytest.raises(backends.BackendError, match=r"'nonsense' is unknown.*choose from auto, cpp, reference, triton"):
+    with pytest.raises(
+        backends.BackendError, match=r"'nonsense' is unknown.*choose from auto, cpp, reference, triton, cuda"
+    ):
         backends.select()
 
 
@@ -263,6 +286,66 @@ def test_a_backend_that_lacks_a_primitive_leaves_it_to_the_next(_restore, monkey
     chosen = {c.primitive: c for c in backends.explain()}
     assert chosen["linear_forward"].backend == "cpp"
     assert chosen["maxpool_forward"].backend == "reference" and "cpp: lacks it" in chosen["maxpool_forward"].reason
+
+
+@pytest.fixture
+def partial(monkeypatch):
+    """Stand-ins for the GPU's backends, on the CPU: what there is of them may be changed."""
+    stand_ins = {
+        "cuda": SimpleNamespace(lstm_forward=lambda *arguments: None, note=lambda primitive: f"prefers {primitive}"),
+        "triton": SimpleNamespace(**dict.fromkeys(backends.PRIMITIVES, lambda *arguments: None)),
+    }
+    load = backends._load
+
+    def loaded(name):
+        if isinstance(stand_ins.get(name), str):
+            raise ImportError(stand_ins[name])
+        return stand_ins.get(name) or load(name)
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(backends, "_load", loaded)
+    return stand_ins
+
+
+def test_cuda_by_name_leaves_what_it_lacks_to_triton(_restore, partial):
+    backends.select("cpu", "cuda")
+    chosen = {c.primitive: c for c in backends.explain()}
+    assert (chosen["lstm_forward"].backend, chosen["lstm_forward"].reason) == ("cuda", "asked for")
+    assert backends.kernels.lstm_forward is partial["cuda"].lstm_forward
+    assert (chosen["cast"].backend, chosen["cast"].reason) == ("triton", "cuda: lacks it")
+    assert {c.backend for c in chosen.values()} == {"cuda", "triton"} and backends.named() == "cuda"
+    with backends.use("auto"):
+        assert backends.named() == "auto"
+    assert backends.named() == "cuda"
+
+
+@pytest.mark.parametrize("missing", ["cuda", "triton"])
+def test_cuda_by_name_raises_where_it_or_triton_cannot_load(_restore, partial, missing):
+    partial[missing] = "the module was not built"
+    before = backends.named()
+    with pytest.raises(
+        backends.BackendError, match=rf"'cuda' cannot serve \w+ on 'cpu' \({missing}: the module was not"
+    ):
+        backends.select("cpu", "cuda")
+    assert backends.named() == before
+
+
+def test_the_automatic_choice_says_what_the_table_prefers(_restore, partial, monkeypatch):
+    monkeypatch.setitem(backends.CHAINS, "cpu", ("cuda", "triton", "reference"))
+    chosen = {c.primitive: c for c in backends.choose("cpu")}
+    assert chosen["lstm_forward"].reason == "first of the chain; prefers lstm_forward"
+    assert (chosen["cast"].backend, chosen["cast"].reason) == ("triton", "cuda: lacks it")
+    partial["cuda"] = "the module was not built"
+    chosen = {c.primitive: c for c in backends.choose("cpu")}
+    assert {c.backend for c in chosen.values()} == {"triton"}
+    assert chosen["lstm_forward"].reason == "cuda: the module was not built"
+
+
+def test_the_cuda_backend_says_which_form_is_preferred():
+    cuda = pytest.importorskip("pycap.backends.cuda")
+    assert cuda.note("conv2d_pool_forward") == "conv2d.form prefers portable on interpreter"
+    assert cuda.note("lstm_backward") == "lstm.form prefers step on interpreter"
+    assert cuda.note("lstm_cell_forward") == "lstm_cell.form prefers portable on interpreter"
 
 
 def test_unknown_device_and_unknown_primitive():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,12 +94,23 @@ def test_with_a_gpu_its_name_memory_versions_and_chain(gpu, capsys):
 def test_where_triton_serves_precisions_are_the_tensor_cores(gpu, monkeypatch):
     load = backends._load
     monkeypatch.delenv("TRITON_INTERPRET")
-    monkeypatch.setattr(backends, "_load", lambda name: load("reference") if name == "triton" else load(name))
+    stand_ins = {"triton": load("reference"), "cuda": SimpleNamespace()}
+    monkeypatch.setattr(backends, "_load", lambda name: stand_ins.get(name) or load(name))
     found = doctor.report()
     assert found["auto"] == {"device": "cpu", "no_gpu": ""}  # the tests' PYCAP_DEVICE
     assert {c["backend"] for c in found["devices"]["cuda"]["choices"]} == {"triton"}
     assert found["devices"]["cuda"]["precisions"]["bf16"] == "tensor cores"
     assert "three TensorFloat-32" in found["devices"]["cuda"]["precisions"]["fp32"]
+
+
+def test_compiled_kernels_are_told_with_their_gpus(no_driver, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pycap._cuda", SimpleNamespace(architectures="sm_80 compute_80", runtime=13000))
+    assert json.loads(told(capsys, "--json"))["cuda"] == {
+        "obstacle": "", "architectures": ["sm_80", "compute_80"], "runtime": "13.0",
+    }  # fmt: skip
+    assert "CUDA kernels for sm_80, PTX of compute_80, with CUDA 13.0\n" in told(capsys)
+    monkeypatch.setitem(sys.modules, "pycap._cuda", None)
+    assert "CUDA kernels: not built, for which nvcc is needed (" in told(capsys)
 
 
 @pytest.mark.parametrize(

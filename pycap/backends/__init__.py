@@ -294,7 +294,7 @@ def select(device: str | None = None, backend: str | None = None) -> str:
 def choose(device: str, backend: str = "auto", no_gpu: str = "") -> list[Choice]:
     """Which backend would serve each primitive on `device`; BackendError, with `no_gpu` as a further reason, where none can.
 
-    The CUDA backend decides call by call between its kernels and Triton's: its reason says what the table prefers.
+    The CUDA backend decides call by call between its kernels and Triton's: the reason says what the table prefers.
     """
     companion = COMPANIONS.get(backend)
     tried = CHAINS[device] if backend == "auto" else (backend, companion) if companion else (backend,)

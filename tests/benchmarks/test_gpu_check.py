@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +19,7 @@ def _python(name, script, seconds=20.0, **more):
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
-    assert gpu_check.main() == 1
+    assert gpu_check.main([]) == 1
     assert "needs an NVIDIA GPU and its driver" in capsys.readouterr().err
 
 
@@ -41,6 +43,37 @@ def test_a_step_is_cut_off_at_its_limit_and_at_the_whole(tmp_path):
     assert outcome["slow"] == "failed: not done after 2 s"
     assert (tmp_path / "slow.log").read_text() == "begun\n"
     assert outcome["late"] == "skipped: the time is over"
+
+
+def test_only_the_named_steps_are_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu_check, "architecture", lambda: "sm_90")
+    monkeypatch.setattr(gpu_check, "steps", lambda arch, out: [_python(name, "") for name in ("build", "cuda", "lstm")])
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert gpu_check.main(["lstm", "build"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("== build:") < said.index("== lstm:") and "cuda" not in said
+    with pytest.raises(SystemExit):
+        gpu_check.main(["cuda", "kuda"])
+    assert "no step is called kuda; there are build, cuda, lstm" in capsys.readouterr().err
+
+
+def test_cuda_kernels_are_tested_and_sanitized(tmp_path):
+    by_name = {step.name: step for step in gpu_check.steps("sm_90", tmp_path)}
+    files = {f"tests/kernels/{path.name}" for path in Path(__file__).parents[1].glob("kernels/test_cuda_*.py")}
+    for name in ("cuda", "cuda-memcheck", "cuda-racecheck"):
+        assert files <= set(by_name[name].command) and files
+    assert by_name["cuda-racecheck"].command[3:5] == ("--tool", "racecheck")
+
+
+@pytest.mark.parametrize(("found", "built"), [(True, None), (False, "OFF")])
+def test_the_cpp_backend_is_built_where_its_library_is(monkeypatch, tmp_path, found, built):
+    find, seen = importlib.util.find_spec, []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found or None if "openblas" in name else find(name))
+    monkeypatch.setattr(gpu_check, "architecture", lambda: "sm_90")
+    monkeypatch.setattr(gpu_check, "run", lambda todo, out, environment, limit_s: seen.append(environment) or {})
+    monkeypatch.delenv("PYCAP_CPU", raising=False)
+    gpu_check.main([])
+    assert seen[0].get("PYCAP_CPU") == built and seen[0]["TRITON_INTERPRET"] == "0"
 
 
 @pytest.mark.parametrize(("arch", "code"), [("sm_86", "sm_80"), ("sm_90", "sm_90")])

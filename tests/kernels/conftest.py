@@ -42,25 +42,15 @@ def cuda(request):
 
 @pytest.fixture
 def called(monkeypatch):
-    """A list of the names of the CUDA backend's compiled functions that are called, in order."""
-    native = importlib.import_module("pycap.backends.cuda.native")
+    """A list of the names of the CUDA backend's compiled functions that are called with arrays, in order."""
     names: list[str] = []
 
-    class Recording:
-        """Stands for the compiled module."""
+    class Functions(dict):
+        """Those that have been called before, by name: each call asks for one."""
 
-        def __getattr__(self, name):
-            function = getattr(module, name)
-            if name in ("track", "untrack", "gpu", "set_gpu", "set_seed"):
-                return function
+        def get(self, name):
+            names.append(name)
+            return super().get(name)
 
-            def record(*arguments):
-                names.append(name)
-                return function(*arguments)
-
-            return record
-
-    module, recording = native.module(), Recording()
-    monkeypatch.setattr(native, "_functions", {})
-    monkeypatch.setattr(native, "module", lambda: recording)
+    monkeypatch.setattr(importlib.import_module("pycap.backends.cuda.native"), "_functions", Functions())
     return names

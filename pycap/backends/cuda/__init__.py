@@ -12,12 +12,20 @@ import pkgutil
 from pycap import backends
 from pycap.backends import triton
 from pycap.backends.cuda import native
+from pycap.backends.triton import launching
 
 
 def check() -> None:
     """Raise ImportError, with the remedy, where these kernels cannot run, or Triton's, to which they leave what they lack."""
     triton.check()
     native.check()
+
+
+def note(primitive: str) -> str:
+    """Which form the configuration table prefers for a primitive on this GPU, for people."""
+    name = "conv2d.form" if primitive.startswith("conv2d") else "lstm_cell.form" if "cell" in primitive else "lstm.form"
+    rows = launching.kernel_module("_rows").find(launching.configs.ROWS, name, launching.arch())
+    return f"{name} prefers {' or '.join(dict.fromkeys(str(row.blocks['FORM']) for row in rows))} on {launching.arch()}"
 
 
 for _found in pkgutil.iter_modules(__path__):
