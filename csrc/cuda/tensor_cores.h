@@ -67,6 +67,15 @@ __device__ __forceinline__ void split_tf32(float x, uint32_t& high, uint32_t& lo
   low = tf32(x - bits<float>(high));
 }
 
+// x, hidden from the compiler: what follows from it is computed here, and not kept in registers
+// from before a loop.
+__device__ __forceinline__ uint32_t here(uint32_t x) {
+#ifndef PYCAP_EMU
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 // Four 8 x 8 matrices of 16-bit numbers from shared memory; lanes 8i..8i+7 give the addresses (of
 // 16 aligned bytes) of matrix i's rows. r[i]: row `group`, columns 2*pair + {0,1} of matrix i.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* shared) {

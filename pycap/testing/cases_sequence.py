@@ -39,14 +39,16 @@ def _lstm_inputs(dims: tuple[int, ...], state: bool, masked: bool, rng: Rng) -> 
     return normal(rng, t, n, i), h0, c0, w_x, w_h, normal(rng, 4 * hidden), _mask(rng, t, n) if masked else None
 
 
-def _lstm_forward(dims: tuple[int, ...], state: bool, masked: bool, rng: Rng) -> list[Any]:
+def lstm_forward(dims: tuple[int, ...], state: bool, masked: bool, rng: Rng) -> list[Any]:
+    """The arguments of lstm_forward; dims: T, N, I, H."""
     t, n, _, hidden = dims
     inputs = _lstm_inputs(dims, state, masked, rng)
     runs = None if inputs[-1] is None else inputs[-1][..., None] != 0
     return [Out("h", (t, n, hidden)), Out("c", (t, n, hidden)), Out("gates", (t, n, 4 * hidden), where=runs), *inputs]
 
 
-def _lstm_backward(dims: tuple[int, ...], state: bool, masked: bool, upstream: str, rng: Rng) -> list[Any]:
+def lstm_backward(dims: tuple[int, ...], state: bool, masked: bool, upstream: str, rng: Rng) -> list[Any]:
+    """The arguments of lstm_backward; dims: T, N, I, H; upstream: "h", "c" or "hc", which gradients arrive."""
     t, n, i, hidden = dims
     inputs = _lstm_inputs(dims, state, masked, rng)
     x, h0, c0, w_x, w_h, _, mask = inputs
@@ -88,9 +90,9 @@ def _lstm_cases() -> Iterator[Case]:
             yield Case("lstm_cell_backward", f"{name}-d{upstream}", partial(lstm_cell_backward, dims, upstream))
         for state, masked in ((False, False), (True, False), (False, True), (True, True)):
             label = f"{name}{'-state' if state else ''}{'-mask' if masked else ''}"
-            yield Case("lstm_forward", label, partial(_lstm_forward, dims, state, masked))
+            yield Case("lstm_forward", label, partial(lstm_forward, dims, state, masked))
             for upstream in ("hc", "h", "c") if state and masked else ("hc",):
-                build = partial(_lstm_backward, dims, state, masked, upstream)
+                build = partial(lstm_backward, dims, state, masked, upstream)
                 yield Case("lstm_backward", f"{label}-d{upstream}", build)
 
 

@@ -149,6 +149,16 @@ def linear_forward(y: Array, x: Array, w: Array, b: Array | None, relu: bool) ->
     _multiply(y, x, w, b, relu)
 
 
+def product_in_float32(y: Array, x: Array, w: Array) -> None:
+    """y = x w^T in float32, of x [M,I] and w [O,I] of one type, O being a multiple of 16."""
+    (m, i), o = x.shape, w.shape[0]
+    expect("product_in_float32", y=(y, (m, o)), w=(w, (o, i)))
+    how = row(_forward, x, m=m, odd=odd(y, x, w, sizes=(i,)))
+    tiles = blocks(m, how.blocks["BLOCK_M"]) * blocks(o, how.blocks["BLOCK_N"])
+    whole = blocks(i, how.blocks["BLOCK_K"]) * how.blocks["BLOCK_K"]
+    _forward((tiles, 1, 1), how, None, y, x, w, None, m, i, o, whole, 1, 0, 0, PRECISION=precision(x))
+
+
 def linear_dropout_forward(
     y: Array, x: Array, w: Array, b: Array | None, relu: bool, p: float, seed: int, total: int, offset: int
 ) -> None:

@@ -1,0 +1,141 @@
+"""The LSTM over a sequence on CUDA kernels: all steps in one launch; the products before and after it are Triton's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+from pycap import backends
+from pycap.backends import triton
+from pycap.backends.cuda import native
+from pycap.backends.triton.cast import cast
+from pycap.backends.triton.launching import Array, element, gpu, row_of, scratch
+from pycap.backends.triton.linear import linear_backward_data, product_in_float32
+from pycap.backends.triton.lstm import check_shapes, products_backward
+from pycap.device import address
+from pycap.memory import empty
+
+log = logging.getLogger(__name__)
+
+#: LstmProducts of csrc/cuda/lstm.h, by the type of x and the weights; float32 products as they were asked for.
+_PRODUCTS = {"bf16": 2, "fp16": 3}
+_FLOAT32_PRODUCTS = {"fp32": 0, "tf32": 1}
+#: LstmForm there, by the names of the configuration table, the fastest first; each one's fallback is the next.
+_FORMS = {"cooperative": 0}
+
+
+def _products(x: Array) -> int:
+    kind = element(x)
+    return _FLOAT32_PRODUCTS[backends.float32_products()] if kind == "fp32" else _PRODUCTS[kind]
+
+
+@cache
+def _say(reason: str) -> None:
+    """Log a reason, once."""
+    log.info("%s", reason)
+
+
+def _obstacle(form: str, backward: bool, products: int, n: int, hidden: int) -> str:
+    # The emulated GPU changes between tests.
+    device = -1 if native.emulated() else gpu().device()
+    ask = _ask if device < 0 else _ask_once
+    return ask(device, _FORMS[form], backward, products, n, hidden)
+
+
+def _ask(device: int, form: int, backward: bool, products: int, n: int, hidden: int) -> str:
+    return native.module().lstm_obstacle(form, backward, products, n, hidden)
+
+
+_ask_once = cache(_ask)
+
+
+def _form(x: Array, w_h: Array, backward: bool, like_x: Sequence[Array], *aligned: Array) -> int | None:
+    """The number of the form that serves, or None where Triton's launches do. like_x: what must be of x's type;
+    aligned: what is read 16 bytes at a time."""
+    (steps, n, _), hidden, kind = x.shape, w_h.shape[1], element(x)
+    if not steps or not n or (kind not in _PRODUCTS and kind != "fp32"):
+        return None
+    if any(array is not None and array.dtype != x.dtype for array in (w_h, *like_x)):
+        return None
+    names = list(_FORMS)
+    if not native.asked():
+        preferred = row_of("lstm.form", x, hidden=hidden, n=n).blocks["FORM"]
+        if preferred not in _FORMS:
+            return None
+        names = names[names.index(preferred) :]
+    direction = "backward" if backward else "forward"
+    sizes = f"lstm {direction} of {n} sequences and {hidden} hidden units in {x.dtype}"
+    if any(array is not None and address(array) % 16 for array in (w_h, *aligned)):
+        _say(f"{sizes}: one launch needs arrays at multiples of 16 bytes; a launch a step serves")
+        return None
+    for name in names:
+        reason = _obstacle(name, backward, _products(x), n, hidden)
+        if not reason:
+            return _FORMS[name]
+        _say(f"{sizes}: the {name} form does not serve: {reason}")
+    return None
+
+
+def _expect_types(primitive: str, **arrays: tuple[Array, type]) -> None:
+    """Check types: name=(array or None, type). The kernels get bare addresses."""
+    for name, (array, dtype) in arrays.items():
+        if array is not None and array.dtype != dtype:
+            raise TypeError(f"{primitive}: {name} must be {np.dtype(dtype)}, got {array.dtype}")
+
+
+def lstm_forward(
+    h: Array, c: Array, gates: Array, x: Array, h0: Array, c0: Array, w_x: Array, w_h: Array, b: Array, mask: Array
+) -> None:
+    form = _form(x, w_h, False, (h, h0, w_x), h, h0)
+    if form is None:
+        triton.lstm_forward(h, c, gates, x, h0, c0, w_x, w_h, b, mask)
+        return
+    (steps, n, i), hidden = x.shape, w_h.shape[1]
+    single = np.float32
+    check_shapes("lstm_forward", x, w_h, h=h, c=c, gates=gates, h0=h0, c0=c0, w_x=w_x, b=b, mask=mask)
+    _expect_types(
+        "lstm_forward", b=(b, single), c=(c, single), gates=(gates, single), c0=(c0, single), mask=(mask, np.uint8)
+    )
+    product_in_float32(gates.reshape(steps * n, 4 * hidden), x.reshape(steps * n, i), w_x)
+    products = _products(x)
+    (work,) = scratch(((native.module().lstm_workspace(False, products, n, hidden),), np.uint8))
+    native.call("lstm_forward", h, c, gates, work, b, h0, c0, w_h, mask, steps, n, hidden, form, products)
+
+
+def lstm_backward(
+    dx: Array, dw_x: Array, dw_h: Array, db: Array, dh0: Array, dc0: Array, gates: Array, dh: Array, dc_n: Array,
+    x: Array, h: Array, c: Array, h0: Array, c0: Array, w_x: Array, w_h: Array, mask: Array, betas: Sequence[float],
+) -> None:  # fmt: skip
+    form = _form(x, w_h, True, (dx, dh0, dh, h, h0, w_x), gates)
+    if form is None:
+        triton.lstm_backward(
+            dx, dw_x, dw_h, db, dh0, dc0, gates, dh, dc_n, x, h, c, h0, c0, w_x, w_h, mask, betas
+        )  # fmt: skip
+        return
+    (steps, n, _), hidden = x.shape, w_h.shape[1]
+    single = np.float32
+    check_shapes(
+        "lstm_backward", x, w_h, dx=dx, dw_x=dw_x, dw_h=dw_h, db=db, dh0=dh0, dc0=dc0,
+        gates=gates, dh=dh, dc_n=dc_n, h=h, c=c, h0=h0, c0=c0, w_x=w_x, mask=mask,
+    )  # fmt: skip
+    _expect_types(
+        "lstm_backward", dc0=(dc0, single), gates=(gates, single), dc_n=(dc_n, single), c=(c, single), c0=(c0, single),
+        mask=(mask, np.uint8),
+    )  # fmt: skip
+    products = _products(x)
+    (work,) = scratch(((native.module().lstm_workspace(True, products, n, hidden),), np.uint8))
+    native.call(
+        "lstm_backward", gates, dh0, dc0, work, dh, dc_n, c, c0, w_h, mask, steps, n, hidden, betas[4], betas[5],
+        form, products,
+    )  # fmt: skip
+    products_backward(None, dw_x, dw_h, db, gates, x, h, h0, w_x, mask, betas)
+    if dx is not None:
+        dz = gates
+        if x.dtype != single:
+            dz = empty(gates.shape, x.dtype)
+            cast(dz, gates, 0.0)
+        rows = steps * n
+        linear_backward_data(dx.reshape(rows, -1), dz.reshape(rows, -1), w_x, None, betas[0])
