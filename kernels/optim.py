@@ -5,6 +5,8 @@ list. `plan` [programs, 2] has for each program its array and its block of that.
 
 What changes from step to step comes as arguments or, for a step that is recorded once and replayed, from device memory:
 `rates` holds lr, bias1 and bias2, `factor` what gradients are multiplied by. Where `factor` is not finite, nothing is changed.
+
+ALIGNED: every array lies at a multiple of 16 bytes and has a multiple of four elements, so that a lane loads 16 bytes at once.
 """
 
 import triton
@@ -12,18 +14,24 @@ import triton.language as tl
 
 
 @triton.jit
-def _place(plan, table, BLOCK: tl.constexpr):
+def _place(plan, table, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     """This program's array, its elements, and how many the array has."""
     array = tl.load(plan + 2 * tl.program_id(0))
     block = tl.load(plan + 2 * tl.program_id(0) + 1)
     at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    return array, at, tl.load(table + array)
+    size = tl.load(table + array)
+    if ALIGNED:
+        size = tl.multiple_of(size, 4)
+    return array, at, size
 
 
 @triton.jit
-def _floats(table, arrays, number, array):
+def _floats(table, arrays, number, array, ALIGNED: tl.constexpr):
     """Where the array of list `number` lies."""
-    return tl.load(table + number * arrays + array).to(tl.pointer_type(tl.float32))
+    pointer = tl.load(table + number * arrays + array).to(tl.pointer_type(tl.float32))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
 
 
 @triton.jit
@@ -38,12 +46,15 @@ def _effective(gradient, parameter, grad_scale, clip, weight_decay):
 
 
 @triton.jit
-def _write(table, arrays, copies, array, at, inside, parameter):
+def _write(table, arrays, copies, array, at, inside, parameter, ALIGNED: tl.constexpr):
     """The parameter, and its copy in bfloat16 where list number `copies` has an address."""
-    tl.store(_floats(table, arrays, 1, array) + at, parameter, mask=inside)
+    tl.store(_floats(table, arrays, 1, array, ALIGNED) + at, parameter, mask=inside)
     copy = tl.load(table + copies * arrays + array)
     if copy != 0:
-        tl.store(copy.to(tl.pointer_type(tl.bfloat16)) + at, parameter.to(tl.bfloat16), mask=inside)
+        pointer = copy.to(tl.pointer_type(tl.bfloat16))
+        if ALIGNED:
+            pointer = tl.multiple_of(pointer, 16)
+        tl.store(pointer + at, parameter.to(tl.bfloat16), mask=inside)
 
 
 @triton.jit
@@ -60,22 +71,23 @@ def sgd(
     clip,
     has_rates,
     has_factor,
+    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """m = momentum * m + g; p -= lr * m."""
-    array, at, size = _place(plan, table, BLOCK)
+    array, at, size = _place(plan, table, ALIGNED, BLOCK)
     if has_rates != 0:
         lr = tl.load(rates)
     if has_factor != 0:
         grad_scale = tl.load(factor)
         size = tl.where(grad_scale - grad_scale == 0.0, size, 0)
     inside = at < size
-    p = tl.load(_floats(table, arrays, 1, array) + at, mask=inside, other=0.0)
-    g = tl.load(_floats(table, arrays, 2, array) + at, mask=inside, other=0.0)
-    momenta = _floats(table, arrays, 3, array) + at
+    p = tl.load(_floats(table, arrays, 1, array, ALIGNED) + at, mask=inside, other=0.0)
+    g = tl.load(_floats(table, arrays, 2, array, ALIGNED) + at, mask=inside, other=0.0)
+    momenta = _floats(table, arrays, 3, array, ALIGNED) + at
     m = momentum * tl.load(momenta, mask=inside, other=0.0) + _effective(g, p, grad_scale, clip, weight_decay)
     tl.store(momenta, m, mask=inside)
-    _write(table, arrays, 4, array, at, inside, p - lr * m)
+    _write(table, arrays, 4, array, at, inside, p - lr * m, ALIGNED)
 
 
 @triton.jit
@@ -94,23 +106,24 @@ def rmsprop(
     clip,
     has_rates,
     has_factor,
+    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """v = alpha * v + (1 - alpha) * g^2; p -= lr * g / (sqrt(v) + eps)."""
-    array, at, size = _place(plan, table, BLOCK)
+    array, at, size = _place(plan, table, ALIGNED, BLOCK)
     if has_rates != 0:
         lr = tl.load(rates)
     if has_factor != 0:
         grad_scale = tl.load(factor)
         size = tl.where(grad_scale - grad_scale == 0.0, size, 0)
     inside = at < size
-    p = tl.load(_floats(table, arrays, 1, array) + at, mask=inside, other=0.0)
-    g = tl.load(_floats(table, arrays, 2, array) + at, mask=inside, other=0.0)
+    p = tl.load(_floats(table, arrays, 1, array, ALIGNED) + at, mask=inside, other=0.0)
+    g = tl.load(_floats(table, arrays, 2, array, ALIGNED) + at, mask=inside, other=0.0)
     g = _effective(g, p, grad_scale, clip, weight_decay)
-    squares = _floats(table, arrays, 3, array) + at
+    squares = _floats(table, arrays, 3, array, ALIGNED) + at
     v = alpha * tl.load(squares, mask=inside, other=0.0) + rest * g * g
     tl.store(squares, v, mask=inside)
-    _write(table, arrays, 4, array, at, inside, p - lr * g / (tl.sqrt_rn(v) + eps))
+    _write(table, arrays, 4, array, at, inside, p - lr * g / (tl.sqrt_rn(v) + eps), ALIGNED)
 
 
 @triton.jit
@@ -133,25 +146,26 @@ def adam(
     clip,
     has_rates,
     has_factor,
+    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """m = beta1 * m + (1 - beta1) * g; v = beta2 * v + (1 - beta2) * g^2; p -= lr/bias1 * m / (sqrt(v/bias2) + eps)."""
-    array, at, size = _place(plan, table, BLOCK)
+    array, at, size = _place(plan, table, ALIGNED, BLOCK)
     if has_rates != 0:
         lr, bias1, bias2 = tl.load(rates), tl.load(rates + 1), tl.load(rates + 2)
     if has_factor != 0:
         grad_scale = tl.load(factor)
         size = tl.where(grad_scale - grad_scale == 0.0, size, 0)
     inside = at < size
-    p = tl.load(_floats(table, arrays, 1, array) + at, mask=inside, other=0.0)
-    g = tl.load(_floats(table, arrays, 2, array) + at, mask=inside, other=0.0)
+    p = tl.load(_floats(table, arrays, 1, array, ALIGNED) + at, mask=inside, other=0.0)
+    g = tl.load(_floats(table, arrays, 2, array, ALIGNED) + at, mask=inside, other=0.0)
     g = _effective(g, p, grad_scale, clip, weight_decay)
-    first, second = _floats(table, arrays, 3, array) + at, _floats(table, arrays, 4, array) + at
+    first, second = _floats(table, arrays, 3, array, ALIGNED) + at, _floats(table, arrays, 4, array, ALIGNED) + at
     m = beta1 * tl.load(first, mask=inside, other=0.0) + rest1 * g
     v = beta2 * tl.load(second, mask=inside, other=0.0) + rest2 * g * g
     tl.store(first, m, mask=inside)
     tl.store(second, v, mask=inside)
-    _write(table, arrays, 5, array, at, inside, p - lr / bias1 * m / (tl.sqrt_rn(v / bias2) + eps))
+    _write(table, arrays, 5, array, at, inside, p - lr / bias1 * m / (tl.sqrt_rn(v / bias2) + eps), ALIGNED)
 
 
 @triton.jit
@@ -160,14 +174,18 @@ def sum_squares(
     table,  # [2, arrays]: sizes, arrays
     plan,  # [programs, 2]: blocks of CHUNK
     arrays,
+    ALIGNED: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """A program's part of the sum of squares, in float64: float32 would overflow from 2e19 on."""
     array = tl.load(plan + 2 * tl.program_id(0))
     start = tl.load(plan + 2 * tl.program_id(0) + 1).to(tl.int64) * CHUNK
-    stop = tl.minimum(tl.load(table + array), start + CHUNK)
-    pointer = _floats(table, arrays, 1, array)
+    size = tl.load(table + array)
+    if ALIGNED:
+        size = tl.multiple_of(size, 4)
+    stop = tl.minimum(size, start + CHUNK)
+    pointer = _floats(table, arrays, 1, array, ALIGNED)
     total = tl.zeros((BLOCK,), tl.float64)
     for first in range(0, CHUNK, BLOCK):
         at = start + first + tl.arange(0, BLOCK)

@@ -89,3 +89,20 @@ def test_hopper_kernels_use_what_hopper_has():
     """Four-dimensional copies, wgmma, and three warp groups: two that multiply, and the loader's."""
     done = _python(_WGMMA)
     assert done.stdout.startswith("all"), done.stderr
+
+
+_WIDE = """
+from pycap import cubins
+for arch in ("sm_80", "sm_90"):
+    for name, lists in (("optim.adam", 4), ("optim.rmsprop", 3), ("optim.sgd", 3), ("optim.sum_squares", 1)):
+        for variant in cubins.variants(arch, name):
+            ptx, aligned = variant.compile(arch)[1], "ALIGNED=True" in variant.describe()
+            wide = ptx.count("ld.global.v4.b32")
+            assert wide >= lists if aligned else wide == 0, variant.describe()
+print("all as declared")
+"""
+
+
+def test_optimisers_load_16_bytes_at_once_where_arrays_are_aligned():
+    done = _python(_WIDE)
+    assert done.stdout.startswith("all"), done.stderr

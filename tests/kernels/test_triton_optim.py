@@ -90,6 +90,28 @@ def test_another_list_at_the_next_call(rule):
     np.testing.assert_array_equal(flat(first[0]), flat(second[0][::-1]))
 
 
+def test_aligned_arrays_among_others(rule):
+    """What is aligned is stepped by a form of its own; the order of the list and the results stay as they are."""
+    make, step = rule
+    apart, together = make(), make()
+    for number in range(len(SHAPES)):
+        step([arrays[number : number + 1] for arrays in apart])
+    step(together)
+    for a, b in zip(apart, together, strict=True):
+        np.testing.assert_array_equal(flat(a), flat(b))
+
+
+@pytest.mark.triton
+def test_alignment_parts_a_list():
+    optim = pytest.importorskip("pycap.backends.triton.optim")
+    sizes, rows = (8, 6, 4, 12), [(16, 32, 64, 80), (16, 32, 68, 80), (0, 0, 0, 0)]
+    aligned = (True, ((8, 12), (16, 80), (16, 80), (0, 0)))
+    assert optim._by_alignment(sizes, rows) == [aligned, (False, ((6, 4), (32, 64), (32, 68), (0, 0)))]
+    assert optim._by_alignment((8, 12), [(16, 80)]) == [(True, ((8, 12), (16, 80)))]
+    assert optim._by_alignment((6,), [(16,)]) == [(False, ((6,), (16,)))]
+    assert optim._by_alignment((), [()]) == []
+
+
 def test_not_a_number_passes_the_clipping(optim):
     params, grads, momenta = ([np.array([x, 1.0], np.float32)] for x in (1.0, np.nan, 0.0))
     optim.sgd_step(params, grads, momenta, 1.0, 0.0, 0.0, 1.0, 0.5)

@@ -1,4 +1,4 @@
-"""The optimisers' steps and the gradients' norm in the Triton backend: one launch for a whole list of arrays.
+"""The optimisers' steps and the gradients' norm in the Triton backend: a launch or two for a whole list of arrays.
 
 The tables of addresses that the kernels read are kept by their contents, so that only a step with new arrays uploads any. What
 changes from step to step may lie on the device (`rates`, `grad_scale`): then a step can be recorded in a CUDA graph, and
@@ -20,22 +20,26 @@ from pycap.device import address, bfloat16, to_device
 _TABLES = "table:*i64 plan:*i32 rates:*fp32 factor:*fp32 arrays:i32 lr:fp32 "
 _CLIPPING = "weight_decay:fp32 grad_scale:fp32 clip:fp32 has_rates:i32 has_factor:i32"
 
-_sgd = Kernel("optim.sgd", f"{_TABLES} momentum:fp32 {_CLIPPING}")
-_rmsprop = Kernel("optim.rmsprop", f"{_TABLES} alpha:fp32 rest:fp32 eps:fp32 {_CLIPPING}")
+_FORMS: tuple[dict[str, Any], ...] = ({"ALIGNED": True}, {"ALIGNED": False})
+
+_sgd = Kernel("optim.sgd", f"{_TABLES} momentum:fp32 {_CLIPPING}", variants=_FORMS)
+_rmsprop = Kernel("optim.rmsprop", f"{_TABLES} alpha:fp32 rest:fp32 eps:fp32 {_CLIPPING}", variants=_FORMS)
 _adam = Kernel(
     "optim.adam",
     f"{_TABLES} bias1:fp32 bias2:fp32 beta1:fp32 rest1:fp32 beta2:fp32 rest2:fp32 eps:fp32 {_CLIPPING}",
+    variants=_FORMS,
 )
-_squares = Kernel("optim.sum_squares", "partials:*fp64 table:*i64 plan:*i32 arrays:i32")
+_squares = Kernel("optim.sum_squares", "partials:*fp64 table:*i64 plan:*i32 arrays:i32", variants=_FORMS)
 _total = Kernel("optim.total", "out:*fp64 partials:*fp64 count:i32")
 _clip = Kernel("optim.clip_factor", "out:*fp32 squares:*fp64 max_norm:fp32 scale:fp32")
 
 Arrays = Sequence[Array]
+Words = tuple[tuple[int, ...], ...]  # what a table holds
 _FLOAT32 = np.dtype(np.float32)
 
 
 @lru_cache(maxsize=256)
-def _table(where: tuple[str, int], words: tuple[tuple[int, ...], ...]) -> Array:
+def _table(where: tuple[str, int], words: Words) -> Array:
     return to_device(np.array(words, np.int64))
 
 
@@ -62,11 +66,25 @@ def _addresses(function: str, name: str, arrays: Arrays, like: Arrays, dtype: An
     return tuple(map(address, arrays))
 
 
+def _by_alignment(sizes: tuple[int, ...], rows: Sequence[tuple[int, ...]]) -> list[tuple[bool, Words]]:
+    """The tables (sizes, *rows) of the arrays that the aligned form takes, and of the others: (aligned, table) of each
+    that has any."""
+    parts: dict[bool, list[int]] = {True: [], False: []}
+    for number, words in enumerate(zip(sizes, *rows, strict=True)):
+        bits = 4 * words[0]
+        for word in words[1:]:
+            bits |= word
+        parts[bits % 16 == 0].append(number)
+    if not all(parts.values()):
+        return [(bool(parts[True]), (sizes, *rows))] if sizes else []
+    return [(form, tuple(tuple(words[i] for i in which) for words in (sizes, *rows))) for form, which in parts.items()]
+
+
 def _step(
     kernel: Kernel, lists: dict[str, Arrays], copies: Arrays | None, rates: Array | None, lr: float,
     values: tuple[float, ...], weight_decay: float, grad_scale: float | Array, clip: float,
 ) -> None:  # fmt: skip
-    """One launch over `lists`, of which the first are the parameters."""
+    """One launch over `lists`, of which the first are the parameters; another for what is not aligned among them."""
     function, like = f"{kernel.name.partition('.')[2]}_step", lists["params"]
     sizes = tuple(array.size for array in like)
     rows = [_addresses(function, name, arrays, like) for name, arrays in lists.items()]
@@ -75,14 +93,14 @@ def _step(
     for name, array, shape in (("rates", rates, (3,)), ("grad_scale", factor, (1,))):
         if array is not None and array.shape != shape:
             raise ValueError(f"{function}: {name} has shape {array.shape}, expected {shape}")
-    how = row(kernel, like[0]) if like else None
-    if how is None:
-        return
-    plan, programs = _plan(place(), sizes, how.blocks["BLOCK"])
-    kernel(
-        (programs, 1, 1), how, _table(place(), (sizes, *rows)), plan, rates, factor, len(sizes), lr, *values, weight_decay,
-        1.0 if factor is not None else float(grad_scale), clip, int(rates is not None), int(factor is not None),
-    )  # fmt: skip
+    for aligned, table in _by_alignment(sizes, rows):
+        how = row(kernel, like[0])
+        plan, programs = _plan(place(), table[0], how.blocks["BLOCK"])
+        kernel(
+            (programs, 1, 1), how, _table(place(), table), plan, rates, factor, len(table[0]), lr, *values, weight_decay,
+            1.0 if factor is not None else float(grad_scale), clip, int(rates is not None), int(factor is not None),
+            ALIGNED=aligned,
+        )  # fmt: skip
 
 
 def sgd_step(
@@ -120,12 +138,16 @@ def adam_step(
 def sum_squares_into(out: Array, arrays: Arrays) -> None:
     """out float64 [1] = the sum of squares of float32 arrays, without waiting for it; the same bits at every call."""
     sizes = tuple(array.size for array in arrays)
-    words = (sizes, _addresses("sum_squares", "arrays", arrays, arrays))
+    tables = _by_alignment(sizes, [_addresses("sum_squares", "arrays", arrays, arrays)])
     how = row(_squares, out)
-    plan, programs = _plan(place(), sizes, how.blocks["CHUNK"])
-    (partials,) = scratch(((programs,), "float64"))
-    _squares((programs, 1, 1), how, partials, _table(place(), words), plan, len(sizes))
-    _total((1, 1, 1), row(_total, out), out, partials, programs)
+    plans = [_plan(place(), table[0], how.blocks["CHUNK"]) for _, table in tables]
+    (partials,) = scratch(((sum(programs for _, programs in plans),), "float64"))
+    first = 0
+    for (aligned, table), (plan, programs) in zip(tables, plans, strict=True):
+        part = partials[first : first + programs]
+        _squares((programs, 1, 1), how, part, _table(place(), table), plan, len(table[0]), ALIGNED=aligned)
+        first += programs
+    _total((1, 1, 1), row(_total, out), out, partials, first)
 
 
 def sum_squares(arrays: Arrays) -> float:
