@@ -11,264 +11,14 @@
 // and maps of any width fill it.
 #include <algorithm>
 
-#include "conv2d_weight.h"
+#include "conv2d_weight_products.cuh"
 #include "launch.h"
 #include "partial_sums.h"
-#include "tensor_cores.h"
 
 namespace pycap::gpu {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kTile = 64;     // filters of a block, and channels
-constexpr int kSlots = 4;     // pairs of rows in shared memory: one before, one at work, two coming
-constexpr int kAhead = 2;     // pairs of rows under way
-constexpr int kFilters = 32;  // of a warp
-constexpr int kChannels = 16;
-
-// What a slot holds: rows 2t and 2t+1 of x, with a column more on each side, and rows 2t+1 and 2t+2
-// of dz; those before it, 2t-1 and 2t, came with the slot before. A pixel's 64 channels are
-// `kPixel` bytes, whose 16-byte chunks are permuted by the column so that eight (16 bits) or four
-// (float32) neighbouring columns lie in different banks.
-template <class T>
-struct Slot {
-  static constexpr int kColumns = 64 / sizeof(T);
-  static constexpr int kPixel = kTile * sizeof(T);
-  static constexpr int kChunk = 16 / sizeof(T);  // numbers in a chunk
-  static constexpr int kChunks = kTile / kChunk;
-  static constexpr int kRow = kColumns * kPixel;         // bytes of a row of dz
-  static constexpr int kRowX = (kColumns + 2) * kPixel;  // bytes of a row of x
-  static constexpr int kBytes = 2 * kRowX + 2 * kRow;    // x, then dz
-  static_assert(kThreads == kChunks * kColumns);
-
-  static __device__ __forceinline__ int place(int column, int chunk) {
-    const int mask = sizeof(T) == 2 ? column & 7 : (column & 3) * 2;
-    return column * kPixel + (chunk ^ mask) * 16;
-  }
-};
-
-// Where in the pixels a block is: `left` pairs of rows to go, the next being `pair` of `strip`.
-// Before the first pair of a strip come the rows of dz above it (`fresh`), as a step of their own.
-struct Walk {
-  int left, strip, pair;
-  bool fresh = true;
-
-  __device__ Walk(int64_t first, int64_t last, int pairs)
-      : left(static_cast<int>(last - first)),
-        strip(static_cast<int>(first / pairs)),
-        pair(static_cast<int>(first % pairs)) {}
-
-  __device__ __forceinline__ void advance(int pairs) {
-    if (fresh) {
-      fresh = false;
-      return;
-    }
-    --left;
-    if (++pair == pairs) {
-      pair = 0;
-      ++strip;
-      fresh = true;
-    }
-  }
-};
-
-// A thread's part in filling slots: one chunk of one column, both rows of x and dz; some threads
-// also one of the two columns more that x has.
-template <class T>
-struct Loader {
-  using S = Slot<T>;
-  const T *x, *dz;
-  Conv3x3 s;
-  int column, chunk, first_filter, first_channel;
-  int64_t at_x = -1, at_edge = -1, at_dz = -1;  // of row 0, in numbers; -1: there is nothing
-
-  __device__ __forceinline__ int64_t locate(int position, int channel, int channels) const {
-    const int image = position / (s.width + 1), v = position % (s.width + 1);
-    if (position < 0 || image >= s.n || v == s.width || channel >= channels) return -1;
-    return (int64_t{image} * s.h * s.width + v) * channels + channel;
-  }
-
-  __device__ __forceinline__ void enter(int strip) {
-    const int position = strip * S::kColumns + column, channel = first_channel + chunk * S::kChunk;
-    at_dz = locate(position, first_filter + chunk * S::kChunk, s.k);
-    at_x = locate(position - 1, channel, s.c);
-    at_edge = locate((strip + 1) * S::kColumns - 1 + column % 2, channel, s.c);
-  }
-
-  static __device__ __forceinline__ void copy(unsigned char* shared, const T* data, int64_t at,
-                                              int row, int rows, int64_t pitch) {
-    const bool inside = at >= 0 && row >= 0 && row < rows;
-    copy_async_16(shared, inside ? data + at + row * pitch : data, inside);
-  }
-
-  __device__ __forceinline__ void load(unsigned char* slot, const Walk& walk) const {
-    const int pair = walk.fresh ? walk.pair - 1 : walk.pair;
-    const int64_t pitch_x = int64_t{s.width} * s.c, pitch_dz = int64_t{s.width} * s.k;
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      copy(slot + 2 * S::kRowX + i * S::kRow + S::place(column, chunk), dz, at_dz, 2 * pair + 1 + i,
-           s.h, pitch_dz);
-    if (walk.fresh) return;
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      copy(slot + i * S::kRowX + S::place(column, chunk), x, at_x, 2 * pair + i, s.h, pitch_x);
-    if (column < 4)
-      copy(slot + column / 2 * S::kRowX + S::place(S::kColumns + column % 2, chunk), x, at_edge,
-           2 * pair + column / 2, s.h, pitch_x);
-  }
-};
-
-// A warp's sums, d[r][s]: 32 filters by 16 channels a tap; and of dz alone, sums[i] over this
-// lane's pixels for filter 8i + group.
-struct Sums {
-  float d[3][3][2][2][4] = {};
-  float dz[4] = {};
-};
-
-// Adds up the products of a pair of rows: `before` and `now` are the slots of dz's four rows, `now`
-// that of x's two.
-template <class T, bool three>
-struct Multiply;
-
-// 16 bits. Of the 16 pixels that a product sums over, 8 are of the upper row and 8 below them, so
-// that a half of each fragment serves three vertical taps.
-template <class T>
-struct Multiply16 {
-  using S = Slot<T>;
-  int at_dz, at_x[3];  // this lane's addresses for ldmatrix
-
-  __device__ Multiply16(int filter, int channel) {
-    const int lane = threadIdx.x % kWarp, column = lane % 8, matrix = lane / 8;
-    at_dz = 2 * S::kRowX + S::place(column, filter / 8 + matrix);
-#pragma unroll
-    for (int s = 0; s < 3; ++s)
-      at_x[s] = matrix % 2 * S::kRowX + S::place(column + s, channel / 8 + matrix / 2);
-  }
-
-  static __device__ __forceinline__ float both(uint32_t x) {
-    return to_float(bits<T>(static_cast<uint16_t>(x & 0xffff))) +
-           to_float(bits<T>(static_cast<uint16_t>(x >> 16)));
-  }
-
-  __device__ __forceinline__ void operator()(Sums& sums, const unsigned char* before,
-                                             const unsigned char* now, bool with_dz) const {
-#pragma unroll
-    for (int g = 0; g < S::kColumns / 8; ++g) {
-      const int along = g * 8 * S::kPixel;
-      uint32_t dz[4][4];  // four rows; 8 filters a word
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        ldmatrix_x4_transposed(dz[i], (i < 2 ? before : now) + at_dz + i % 2 * S::kRow + along);
-      if (with_dz)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums.dz[i] += both(dz[1][i]) + both(dz[2][i]);
-#pragma unroll
-      for (int s = 0; s < 3; ++s) {
-        uint32_t x[4];
-        ldmatrix_x4_transposed(x, now + at_x[s] + along);
-#pragma unroll
-        for (int r = 0; r < 3; ++r)
-#pragma unroll
-          for (int m = 0; m < 2; ++m)
-#pragma unroll
-            for (int n = 0; n < 2; ++n) {
-              const uint32_t a[4] = {dz[2 - r][2 * m], dz[2 - r][2 * m + 1], dz[3 - r][2 * m],
-                                     dz[3 - r][2 * m + 1]};
-              const uint32_t b[2] = {x[2 * n], x[2 * n + 1]};
-              mma_16816<T>(sums.d[r][s][m][n], a, b);
-            }
-      }
-    }
-  }
-};
-
-template <>
-struct Multiply<bf16, false> : Multiply16<bf16> {
-  using Multiply16::Multiply16;
-};
-template <>
-struct Multiply<half, false> : Multiply16<half> {
-  using Multiply16::Multiply16;
-};
-
-// Float32, in fragments of 8 pixels of one row. With `three`, a product of two numbers is that of
-// their leading parts and two of a leading part and a rest, the small ones first.
-template <bool three>
-struct Multiply<float, three> {
-  using S = Slot<float>;
-  static constexpr int kParts = three ? 2 : 1;
-  int at_dz, at_x[3];  // this lane's first number of a fragment
-  int flip_dz, flip_x[3];
-
-  __device__ Multiply(int filter, int channel) {
-    const int lane = threadIdx.x % kWarp, group = lane / 4, pair = lane % 4;
-    at_dz = (2 * S::kRowX + pair * S::kPixel) / 4;
-    flip_dz = (filter + group) ^ pair * 8;
-#pragma unroll
-    for (int s = 0; s < 3; ++s) {
-      at_x[s] = (pair + s) * S::kPixel / 4;
-      flip_x[s] = (channel + group) ^ (pair + s) % 4 * 8;
-    }
-  }
-
-  static __device__ __forceinline__ void split(float x, uint32_t (&parts)[kParts]) {
-    if constexpr (three)
-      split_tf32(x, parts[0], parts[1]);
-    else
-      parts[0] = tf32(x);
-  }
-
-  __device__ __forceinline__ void operator()(Sums& sums, const unsigned char* before,
-                                             const unsigned char* now, bool with_dz) const {
-#pragma unroll 1
-    for (int step = 0; step < 2 * (S::kColumns / 8); ++step) {
-      const int row = step % 2, along = step / 2 * 8 * S::kPixel / 4;
-      uint32_t b[kParts][3][2][2];
-      const float* x = reinterpret_cast<const float*>(now + row * S::kRowX) + along;
-#pragma unroll
-      for (int s = 0; s < 3; ++s)
-#pragma unroll
-        for (int n = 0; n < 2; ++n)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            uint32_t parts[kParts];
-            split(x[at_x[s] + i * 4 * S::kPixel / 4 + (flip_x[s] ^ n * 8)], parts);
-#pragma unroll
-            for (int part = 0; part < kParts; ++part) b[part][s][n][i] = parts[part];
-          }
-#pragma unroll
-      for (int r = 0; r < 3; ++r) {
-        const int i = row + 2 - r;  // of dz's four rows
-        const float* dz = reinterpret_cast<const float*>((i < 2 ? before : now) + i % 2 * S::kRow) +
-                          along + at_dz;
-        uint32_t a[kParts][2][4];
-#pragma unroll
-        for (int m = 0; m < 2; ++m)
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            const float value = dz[j / 2 * 4 * S::kPixel / 4 + (flip_dz ^ (m * 16 + j % 2 * 8))];
-            if (r == 1 && with_dz) sums.dz[2 * m + j % 2] += value;
-            uint32_t parts[kParts];
-            split(value, parts);
-#pragma unroll
-            for (int part = 0; part < kParts; ++part) a[part][m][j] = parts[part];
-          }
-#pragma unroll
-        for (int term = 0; term < 2 * kParts - 1; ++term)
-#pragma unroll
-          for (int s = 0; s < 3; ++s)
-#pragma unroll
-            for (int m = 0; m < 2; ++m)
-#pragma unroll
-              for (int n = 0; n < 2; ++n) {
-                const bool last = term == 2 * kParts - 2;
-                mma_1688_tf32(sums.d[r][s][m][n], a[last || term ? 0 : kParts - 1][m],
-                              b[last || !term ? 0 : kParts - 1][s][n]);
-              }
-      }
-    }
-  }
-};
+using namespace wgrad;
 
 template <class V>
 __device__ __forceinline__ void write(float* target, V value, float beta);
@@ -328,12 +78,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Multiply<T, three> multiply(filter, channel);
   for (int slot = 0; walk.left > 0; ++slot) {
     copy_async_wait<kAhead - 1>();
-    __syncthreads();  // all of this slot is there, and nobody reads the one before the last any
-                      // more
+    __syncthreads();  // this slot is complete, and nobody reads the one before the last any more
     load(slot + kAhead);
-    if (!walk.fresh)
-      multiply(sums, slots + (slot + kSlots - 1) % kSlots * S::kBytes,
-               slots + slot % kSlots * S::kBytes, with_dz);
+    if (!walk.fresh) {
+      const unsigned char* const before = slots + (slot + kSlots - 1) % kSlots * S::kBytes;
+      const unsigned char* const now = slots + slot % kSlots * S::kBytes;
+      multiply(sums, before, now);
+      if (with_dz) multiply.add_dz(sums, before, now);
+    }
     walk.advance(pairs);
   }
 

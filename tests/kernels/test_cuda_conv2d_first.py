@@ -24,6 +24,7 @@ SHAPES = {
     "column": (2, 23, 3, 19, 1, 24),
     "whole_images": (3, 8, 32, 8, 32, 8),
     "two_tiles_of_filters": (1, 10, 35, 9, 33, 72),
+    "many_tiles": (7, 18, 41, 17, 35, 8),
 }
 #: float32 holds 2**-24 of a number, the others 2**-12 and 2**-9.
 HALF = {"float32": 0.0, "float16": 2.0**-12, "bfloat16": TINY_BFLOAT16}
@@ -43,7 +44,7 @@ def rng():
 
 @pytest.fixture(params=[1, 132])
 def multiprocessors(request, cuda):
-    """The emulated GPU's: with one, blocks take several tiles each."""
+    """The emulated GPU's: one has fewer blocks at a time than there are many tiles, so that blocks take several."""
     if not native.emulated():
         if request.param == 1:
             pytest.skip("a GPU has as many multiprocessors as it has")
