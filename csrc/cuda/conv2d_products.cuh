@@ -78,10 +78,9 @@ __device__ __forceinline__ SlabRow slab_row(const Sizes& sizes, int tile, int ro
   const int part = row / Tile::kPart;
   const int width = pooled ? (sizes.w + 1) / 2 * 2 : sizes.w;
   const int height = pooled ? sizes.h / 2 : sizes.h;
-  const int64_t position = int64_t{tile} * Tile::kPlaced + row % Tile::kPart - 1;
-  if (position < 0 || position >= int64_t{sizes.n} * height * width) return {0, 0};
-  const int line = static_cast<int>(position / width);
-  const int column = static_cast<int>(position - int64_t{line} * width);
+  const int position = tile * Tile::kPlaced + row % Tile::kPart - 1;  // never beyond 32 bits
+  if (position < 0 || position >= sizes.n * height * width) return {0, 0};
+  const int line = position / width, column = position - line * width;
   const int y = pooled ? line % height * 2 + part : line % height;
   const int edges = (column == 0 ? kLeft : 0) | (column == width - 1 ? kRight : 0);
   if (column >= sizes.w) return {0, edges};
@@ -153,6 +152,7 @@ __device__ __forceinline__ void window_products(float (&sums)[4][8][4], unsigned
   const int thread = threadIdx.x;
   const Place<Tile> place;
   SlabRow* rows = reinterpret_cast<SlabRow*>(shared);
+#pragma unroll 1
   for (int row = thread; row < Tile::kSlab; row += kThreads)
     rows[row] = slab_row<Tile>(sizes, tile, row);
   if (thread < 8)
@@ -163,27 +163,43 @@ __device__ __forceinline__ void window_products(float (&sums)[4][8][4], unsigned
   const int piece = thread % 8, top = thread / 8;
   unsigned char* const target = shared + top * kRowBytes + (piece ^ top % 8) * 16;
   const auto copy_slab = [&](int number) {
+    constexpr int kCopies = (Tile::kSlab + kRowsAtOnce - 1) / kRowsAtOnce;
     const int r = number % 3, channel = number / 3 * Tile::kDepth + piece * Tile::kPiece;
+    const auto there = [&](int i) {
+      return (i + 1) * kRowsAtOnce <= Tile::kSlab || top + i * kRowsAtOnce < Tile::kSlab;
+    };
+    SlabRow from[kCopies];  // all at once: each takes its time
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i)
+      if (there(i)) from[i] = rows[top + i * kRowsAtOnce];
+    // In bytes, so that an address is one multiplication and addition.
+    const int64_t start = (int64_t{r - 1} * sizes.w * sizes.c + channel) * int{sizeof(T)};
+    const char* const shifted = reinterpret_cast<const char*>(x) + start;
+    const int bytes = sizes.c * int{sizeof(T)};
     unsigned char* const slab = target + Tile::kSlabs + number % 2 * Tile::kSlabBytes;
 #pragma unroll
-    for (int i = 0; i * kRowsAtOnce < Tile::kSlab; ++i) {
-      if ((i + 1) * kRowsAtOnce > Tile::kSlab && top + i * kRowsAtOnce >= Tile::kSlab) break;
-      const SlabRow row = rows[top + i * kRowsAtOnce];
-      const bool inside = (row.inside >> r & 1) && channel < sizes.c;
-      const int64_t pixel = row.pixel + (r - 1) * sizes.w;
-      copy_async_16(slab + i * kRowsAtOnce * kRowBytes, inside ? x + pixel * sizes.c + channel : x,
-                    inside);
+    for (int i = 0; i < kCopies; ++i) {
+      if (!there(i)) continue;
+      const bool inside = (from[i].inside >> r & 1) && channel < sizes.c;
+      const void* const pixel = shifted + int64_t{from[i].pixel} * bytes;
+      copy_async_16(slab + i * kRowsAtOnce * kRowBytes, inside ? pixel : x, inside);
     }
   };
+  unsigned known = 0;  // of a thread's filters
+#pragma unroll
+  for (int i = 0; i < Tile::kColumns / kRowsAtOnce; ++i)
+    known |= first + top + i * kRowsAtOnce < sizes.k ? 1u << i : 0;
   const auto copy_filters = [&](int step, int stage) {
     const int channel = step / kTaps * Tile::kDepth + piece * Tile::kPiece;
+    const unsigned here = channel < sizes.c ? known : 0;
+    const unsigned apart = unsigned{kRowsAtOnce * kTaps} * sizes.c;  // 32 bits count all weights
+    const unsigned start = (unsigned(first + top) * kTaps + step % kTaps) * sizes.c + channel;
     unsigned char* const to = target + Tile::kFilters + stage * Tile::kFilterBytes;
-    const int64_t start = (int64_t{first + top} * kTaps + step % kTaps) * sizes.c + channel;
 #pragma unroll
     for (int i = 0; i < Tile::kColumns / kRowsAtOnce; ++i) {
-      const bool inside = first + top + i * kRowsAtOnce < sizes.k && channel < sizes.c;
-      const int64_t at = start + i * kRowsAtOnce * kTaps * sizes.c;
-      copy_async_16(to + i * kRowsAtOnce * kRowBytes, filters + (inside ? at : 0), inside);
+      const bool inside = here >> i & 1;
+      copy_async_16(to + i * kRowsAtOnce * kRowBytes, filters + (inside ? start + i * apart : 0),
+                    inside);
     }
   };
 
@@ -225,12 +241,6 @@ __device__ __forceinline__ void window_products(float (&sums)[4][8][4], unsigned
     else
       copy_async_wait<0>();
     __syncthreads();  // all have read what the next copies overwrite
-    // The next slab three steps ahead, filters one or two; groups that are empty keep the count.
-    if (step % 3 == 0 && step + 3 < steps) copy_slab(step / 3 + 1);
-    const int free_stage = stage == 0 ? stages - 1 : stage - 1;
-    if (step + stages - 1 < steps) copy_filters(step + stages - 1, free_stage);
-    copy_async_commit();
-
     const int s = step % 3, slab_row = slab_lane + s;
     const int slab_swizzle = (place.lane / 16 ^ slab_row % 8) * 16;
     const int slab_start = Tile::kSlabs + step / 3 % 2 * Tile::kSlabBytes + slab_row * kRowBytes;
@@ -257,8 +267,15 @@ __device__ __forceinline__ void window_products(float (&sums)[4][8][4], unsigned
         b[buffer][2 * j + 1][0] = two[2], b[buffer][2 * j + 1][1] = two[3];
       }
     };
+    if constexpr (kBuffers == 2) read(0, 0);
+
+    // The next slab three steps ahead, filters one or two; groups that are empty keep the count.
+    if (step % 3 == 0 && step + 3 < steps) copy_slab(step / 3 + 1);
+    const int free_stage = stage == 0 ? stages - 1 : stage - 1;
+    if (step + stages - 1 < steps) copy_filters(step + stages - 1, free_stage);
+    copy_async_commit();
+
     if constexpr (kBuffers == 2) {
-      read(0, 0);
 #pragma unroll
       for (int part = 0; part < 4; ++part) {
         if (part < 3) read(part + 1, (part + 1) % 2);
