@@ -3,7 +3,7 @@
 For each row of the configuration table that the cases of benchmarks.gpu use, its neighbours (block sizes halved and
 doubled, other numbers of warps and stages) are compiled, checked against the row's own results, and timed on those
 cases. A neighbour that is at least two per cent faster replaces the row in kernels/tuned.json, with where it was measured.
-On Hopper the form of each convolution is chosen first.
+The form of each convolution and of each LSTM, Triton's or CUDA's, is chosen first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from benchmarks.cases import Case, select
 from benchmarks.gpu import DISTRIBUTIONS, Machine, timed
 from benchmarks.sides import distance
 from pycap import backends, cubins
-from pycap.backends import triton as primitives
 from pycap.backends.triton import launching
 from pycap.device import DeviceError
 
@@ -89,7 +88,7 @@ def uses(cases: Sequence[Case], where: Machine) -> list[Use]:
         for current in cases:
             for kernel in _launch.KERNELS.values():
                 kernel._ready.clear()  # so that each launch of the case is prepared, and seen
-            gpu_pycap.prepare(current, gpu_cases.arrays(current, where.xp), where.xp, primitives).run()
+            gpu_pycap.prepare(current, gpu_cases.arrays(current, where.xp), where.xp, backends.kernels).run()
             where.synchronize()
     finally:
         launching.Kernel._prepare = prepare
@@ -121,7 +120,7 @@ def seconds_of(use: Use, row: Row, where: Machine, expected: list[Any] | None) -
     launching.forced[use.kernel.name] = row
     try:
         for number, case in enumerate(use.cases):
-            work = gpu_pycap.prepare(case, gpu_cases.arrays(case, where.xp), where.xp, primitives)
+            work = gpu_pycap.prepare(case, gpu_cases.arrays(case, where.xp), where.xp, backends.kernels)
             outputs = {key: where.host(array) for key, array in work.outputs(work.run()).items()}
             results.append(outputs)
             if expected is not None and not distance(outputs, expected[number]) <= ROUNDING[case.dtype]:
@@ -150,25 +149,53 @@ def best_of(
     return best, fastest, own
 
 
-def convolution_forms(
-    cases: Sequence[Case], measure: Callable[[Use, Row, list[Any] | None], tuple[float, list[Any]]]
-) -> list[Row]:
-    """Rows of "conv2d.form": for each layer among the cases the faster of the portable and the Hopper kernels.
+@dataclass(frozen=True)
+class Forms:
+    """A choice among forms: the pseudo-kernel in the table, of which op's cases, the form that stays unless another is
+    faster, the others, and the rows' sizes by the names of the cases' shapes."""
 
-    measure(use, row, expected): as `seconds_of`.
+    name: str
+    op: str
+    default: str
+    others: tuple[str, ...]
+    sizes: dict[str, str]
+
+
+FORMS = (
+    Forms("conv2d.form", "conv2d", "portable", ("hopper", "cuda"), {"h": "H", "c": "C", "k": "K"}),
+    Forms("lstm.form", "lstm", "step", ("persistent", "cooperative", "cluster"), {"hidden": "H", "n": "N"}),
+    Forms("lstm_cell.form", "lstm_cell", "portable", ("cuda",), {"hidden": "H", "n": "N"}),
+)
+_HOPPER_ONLY = frozenset(("hopper", "cluster"))
+_BY_CUDA = frozenset(("cuda", "cooperative", "cluster"))
+#: For which types rows are that cases of a dtype decide.
+_DECIDES = {"bfloat16": ("bf16", "fp16"), "float32": ("fp32",), "tf32": ("fp32",)}
+
+
+def form_rows(
+    forms: Forms, cases: Sequence[Case], arch: str, cuda: bool,
+    measure: Callable[[Use, Row, list[Any] | None], tuple[float, list[Any]]],
+) -> list[Row]:  # fmt: skip
+    """Rows that name, for each type and sizes among the cases, the fastest form; none where there are no cases.
+
+    cuda: whether the CUDA backend can serve. measure(use, row, expected): as `seconds_of`.
     """
-    layers: dict[tuple[int, int, int], list[Case]] = {}
+    groups: dict[tuple[tuple[str, ...], tuple[int, ...]], list[Case]] = {}
     for case in cases:
-        if case.op == "conv2d" and case.dtype == "bfloat16" and case.shape["C"] > 3:
-            layers.setdefault((case.shape["H"], case.shape["C"], case.shape["K"]), []).append(case)
-    portable, hopper = Row({"FORM": "portable"}), Row({"FORM": "hopper"})
-    rows = []
-    for (h, c, k), chosen in sorted(layers.items()):
-        use = Use(SimpleNamespace(name="conv2d.form"), portable, chosen)
-        best, fastest, own = best_of(use, [hopper], lambda row, expected, use=use: measure(use, row, expected))
-        print(f"conv2d.form {h} x {h}, {c} to {k}: {own / fastest:.2f}x with {best.blocks}", flush=True)
-        rows.append(replace(best, upto={"h": h, "c": c, "k": k}))
-    return [*rows, portable]
+        if case.op == forms.op and case.dtype in _DECIDES and case.shape.get("C") != 3:
+            sizes = tuple(case.shape[of] for of in forms.sizes.values())
+            groups.setdefault((_DECIDES[case.dtype], sizes), []).append(case)
+    default = Row({"FORM": forms.default})
+    fit = [f for f in forms.others if (f not in _HOPPER_ONLY or arch == "sm_90") and (f not in _BY_CUDA or cuda)]
+    rows = [replace(default, upto={"c": 3})] if forms.op == "conv2d" and groups else []  # which no case measures
+    for (types, sizes), chosen in sorted(groups.items()):
+        use = Use(SimpleNamespace(name=forms.name), default, chosen)
+        tried = [Row({"FORM": form}) for form in fit]
+        best, fastest, own = best_of(use, tried, lambda row, expected, use=use: measure(use, row, expected))
+        upto = dict(zip(forms.sizes, sizes, strict=True))
+        print(f"{forms.name} {types[0]} {upto}: {best.blocks['FORM']}, {own / fastest:.2f}x {forms.default}", flush=True)
+        rows.append(replace(best, types=types, upto=upto))
+    return [*rows, default] if groups else []
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -183,17 +210,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=_rows.TUNED, metavar="FILE")
     own = parser.parse_args(argv)
     try:
-        backends.select("cuda", "triton")
+        backends.select("cuda", "triton")  # without which there is nothing to tune
+        backends.select("cuda", "auto")
     except (backends.BackendError, DeviceError) as error:
         parser.error(str(error))
     where, arch = Machine(False), _launch.arch()
     about = {"hardware": where.name, "commit": machine.commit(), "versions": machine.versions(DISTRIBUTIONS)}
     cases = select(gpu_cases.registry(own.batch), ops=[op for op in own.op.split(",") if op], name=own.case)
     begin = time.perf_counter()
-    if arch == "sm_90" and "conv2d.form".startswith(own.kernel):
-        rows = convolution_forms(cases, lambda use, row, expected: seconds_of(use, row, where, expected))
-        _rows.write_tuned("conv2d.form", arch, rows, about, own.output)
-        launching.kernel_module("configs").ROWS["conv2d.form"][arch] = tuple(rows)
+    unfit = backends.available("cuda", "cuda")
+    if unfit:
+        print(f"without the forms of the CUDA backend: {unfit}")
+    for forms in FORMS:
+        if not forms.name.startswith(own.kernel):
+            continue
+        rows = form_rows(forms, cases, arch, not unfit, lambda *a: seconds_of(a[0], a[1], where, a[2]))
+        if rows:
+            _rows.write_tuned(forms.name, arch, rows, about, own.output)
+            launching.kernel_module("configs").ROWS[forms.name][arch] = tuple(rows)
     chosen = [use for use in uses(cases, where) if use.kernel.name.startswith(own.kernel)]
     for use in chosen:
         if time.perf_counter() - begin > own.seconds:
@@ -203,8 +237,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         work = [(use.kernel.name, row, form, arch) for row in tried for form in sorted(use.forms)]
         with ProcessPoolExecutor(own.jobs) as pool:
             said = list(pool.map(compile_ahead, work, chunksize=4))
-        unfit = {id(row) for (_, row, _, _), problem in zip(work, said, strict=True) if problem}
-        fit = [row for row in tried if id(row) not in unfit]
+        failed = {id(row) for (_, row, _, _), problem in zip(work, said, strict=True) if problem}
+        fit = [row for row in tried if id(row) not in failed]
         best, fastest, before = best_of(use, fit, lambda row, expected, use=use: seconds_of(use, row, where, expected))
         gain = f"{before / fastest:.2f}x with {best.blocks}, {best.warps} warps, {best.stages} stages"
         print(f"{use.kernel.name} {use.row.blocks}: {len(fit)} of {len(tried)} neighbours, {gain}", flush=True)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from benchmarks import gpu_cases, tune
+from benchmarks.cases import Case
 from pycap.backends.triton import launching
 
 _rows, configs = launching.kernel_module("_rows"), launching.kernel_module("configs")
@@ -44,28 +45,71 @@ def test_the_fastest_wins_where_it_gains_two_per_cent(seconds, chosen):
     assert asked == [None, *[["results of the present row"]] * 3]
 
 
-def test_each_convolution_takes_its_faster_form():
-    """And the portable one, where the Hopper one is wrong (infinitely slow) or no faster."""
+def chosen_form(forms, rows, element, **sizes):
+    """What the rows say on sm_90."""
+    return _rows.choose({forms.name: {"sm_90": tuple(rows)}}, forms.name, "sm_90", element, **sizes).blocks["FORM"]
+
+
+def test_each_convolution_takes_its_fastest_form():
+    """And the portable one, where another is wrong (infinitely slow) or no faster."""
+    (forms,) = (forms for forms in tune.FORMS if forms.name == "conv2d.form")
     cases = [c for c in gpu_cases.registry() if c.op in ("conv2d", "pool")]
-    seconds = {(224, 64, 64): 0.5, (112, 64, 128): 0.99, (14, 512, 512): float("inf")}
-    asked = []
+    hopper = {(224, 64, 64): 0.5, (112, 64, 128): 0.99, (14, 512, 512): float("inf")}
+    asked = {}
 
     def measure(use, row, expected):
-        assert use.kernel.name == "conv2d.form"
-        assert all(c.op == "conv2d" and c.dtype == "bfloat16" for c in use.cases)
+        assert use.kernel.name == "conv2d.form" and all(c.op == "conv2d" for c in use.cases)
         (layer,) = {(c.shape["H"], c.shape["C"], c.shape["K"]) for c in use.cases}
-        asked.append({c.mode for c in use.cases})
-        return (seconds.get(layer, 0.9) if row.blocks["FORM"] == "hopper" else 1.0), []
+        dtypes = {c.dtype for c in use.cases}
+        asked.setdefault((*sorted(dtypes), *layer), []).append((row.blocks["FORM"], {c.mode for c in use.cases}))
+        if "bfloat16" not in dtypes:
+            return {"portable": 1.0, "hopper": 1.0, "cuda": 0.8}[row.blocks["FORM"]], []
+        return {"portable": 1.0, "hopper": hopper.get(layer, 0.9), "cuda": 0.95}[row.blocks["FORM"]], []
 
-    rows = tune.convolution_forms(cases, measure)
-    assert asked[0] == {"forward", "block", "backward-data", "backward-weight"}
-    table = {"conv2d.form": {"sm_90": tuple(rows)}}
+    rows = tune.form_rows(forms, cases, "sm_90", True, measure)
+    tried = asked["bfloat16", 224, 64, 64]
+    assert [form for form, _ in tried] == ["portable", "hopper", "cuda"]
+    assert all(modes == {"forward", "block", "backward-data", "backward-weight"} for _, modes in tried)
+    of = {(h, c, k): chosen_form(forms, rows, "bf16", h=h, c=c, k=k) for h, c, k in [
+        (224, 64, 64), (56, 256, 256), (112, 64, 128), (14, 512, 512), (448, 64, 64), (14, 3, 64)
+    ]}  # fmt: skip
+    assert of == {
+        (224, 64, 64): "hopper", (56, 256, 256): "hopper", (112, 64, 128): "cuda", (14, 512, 512): "cuda",
+        (448, 64, 64): "portable", (14, 3, 64): "portable",
+    }  # fmt: skip
+    assert chosen_form(forms, rows, "fp16", h=224, c=64, k=64) == "hopper"
+    assert chosen_form(forms, rows, "fp32", h=224, c=64, k=64) == (
+        "cuda" if any("bfloat16" not in key for key in asked) else "portable"
+    )
 
-    def form(h, c, k):
-        return _rows.choose(table, "conv2d.form", "sm_90", "bf16", h=h, c=c, k=k).blocks["FORM"] == "hopper"
 
-    assert form(224, 64, 64) and form(56, 256, 256) and form(28, 512, 512)
-    assert not form(112, 64, 128) and not form(14, 512, 512) and not form(448, 64, 64)
+@pytest.mark.parametrize(
+    ("arch", "cuda", "tried"),
+    [
+        ("sm_90", True, ["step", "persistent", "cooperative", "cluster"]),
+        ("sm_80", True, ["step", "persistent", "cooperative"]),
+        ("sm_90", False, ["step", "persistent"]),
+    ],
+)
+def test_each_sequence_takes_its_fastest_form(arch, cuda, tried):
+    (forms,) = (forms for forms in tune.FORMS if forms.name == "lstm.form")
+    small, large = (
+        Case("lstm", f"b{n}", mode, "float32", {"T": 20, "N": n, "I": 512, "H": hidden}, 1.0, 1.0)
+        for n, hidden, mode in ((64, 512, "forward"), (320, 512, "forward+backward"))
+    )
+    forms_tried = []
+
+    def measure(use, row, expected):
+        forms_tried.append(row.blocks["FORM"])
+        return 0.5 if row.blocks["FORM"] == tried[-1] and use.cases == [small] else 1.0, []
+
+    rows = tune.form_rows(forms, [large, small, Case("linear", "", "", "float32", {}, 1.0, 1.0)], arch, cuda, measure)
+    assert forms_tried == 2 * tried
+    assert chosen_form(forms, rows, "fp32", hidden=512, n=33) == tried[-1]
+    assert chosen_form(forms, rows, "fp32", hidden=512, n=320) == "step"
+    assert chosen_form(forms, rows, "fp32", hidden=1024, n=1) == "step"
+    assert chosen_form(forms, rows, "bf16", hidden=512, n=33) == "step"
+    assert tune.form_rows(forms, [], arch, cuda, measure) == []
 
 
 def test_what_was_measured_replaces_the_rows(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pycap.backends.cuda import native
 from pycap.backends.cuda.products import products
 from pycap.backends.triton import conv2d_first
-from pycap.backends.triton.launching import Array, expect, odd, row_of, scratch
+from pycap.backends.triton.launching import Array, expect, row_of, scratch
 
 
 def _serves(output: Array, *gradients: Array | None) -> bool:
@@ -14,7 +14,7 @@ def _serves(output: Array, *gradients: Array | None) -> bool:
     gradients: the other arrays that are read or written 16 bytes at a time.
     """
     _, p, _, k = output.shape
-    if products(output) is None or k % (16 // output.itemsize) or odd(output, *gradients):
+    if products(output) is None or k % (16 // output.itemsize) or not native.aligned(output, *gradients):
         return False
     return native.asked() or row_of("conv2d.form", output, h=p, c=3, k=k).blocks["FORM"] == "cuda"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pycap.backends.cuda import native
 from pycap.backends.cuda.products import products
 from pycap.backends.triton import conv2d
-from pycap.backends.triton.launching import Array, expect, odd, row_of, scratch
+from pycap.backends.triton.launching import Array, expect, row_of, scratch
 
 
 def _serves(dw: Array, db: Array | None, dy: Array, x: Array, stride: int, padding: int) -> bool:
@@ -15,7 +15,7 @@ def _serves(dw: Array, db: Array | None, dy: Array, x: Array, stride: int, paddi
     if (r, s, stride, padding) != (3, 3, 1, 1) or products(x) is None or x.dtype != dy.dtype:
         return False
     whole = 16 // x.itemsize
-    if c % whole or k % whole or n * (width + 1) + 64 >= 2**31 or odd(dw, db, dy, x):
+    if c % whole or k % whole or n * (width + 1) + 64 >= 2**31 or not native.aligned(dw, db, dy, x):
         return False
     return native.asked() or row_of("conv2d.form", x, h=h, c=c, k=k).blocks["FORM"] == "cuda"
 

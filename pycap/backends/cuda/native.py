@@ -14,7 +14,7 @@ from pycap import backends
 from pycap.backends.triton.launching import Array, gpu, interpreting
 from pycap.device import address
 
-__all__ = ["asked", "call", "capability", "check", "module", "multiprocessors", "shared_limit"]
+__all__ = ["aligned", "asked", "call", "capability", "check", "emulated", "module", "multiprocessors", "shared_limit"]
 
 _PLAIN = frozenset((int, float, bool))  # types of arguments that go through as they are
 _functions: dict[str, Callable[..., None]] = {}  # by name, once called
@@ -52,6 +52,15 @@ def check() -> None:
 def asked() -> bool:
     """Whether the backend was asked for by name: its kernels serve wherever they can, whatever the table prefers."""
     return backends.named() == "cuda"
+
+
+def aligned(*arrays: Array | None) -> bool:
+    """Whether all arrays, but those that are None, lie at multiples of 16 bytes."""
+    bits = 0
+    for array in arrays:
+        if array is not None:
+            bits |= address(array)
+    return bits & 15 == 0
 
 
 def multiprocessors() -> int:
