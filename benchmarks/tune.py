@@ -193,7 +193,9 @@ def form_rows(
         tried = [Row({"FORM": form}) for form in fit]
         best, fastest, own = best_of(use, tried, lambda row, expected, use=use: measure(use, row, expected))
         upto = dict(zip(forms.sizes, sizes, strict=True))
-        print(f"{forms.name} {types[0]} {upto}: {best.blocks['FORM']}, {own / fastest:.2f}x {forms.default}", flush=True)
+        print(
+            f"{forms.name} {types[0]} {upto}: {best.blocks['FORM']}, {own / fastest:.2f}x {forms.default}", flush=True
+        )
         rows.append(replace(best, types=types, upto=upto))
     return [*rows, default] if groups else []
 

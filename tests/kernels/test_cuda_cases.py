@@ -50,7 +50,12 @@ def results(primitive, backend, dtype):
 
 @pytest.mark.parametrize(
     ("primitive", "dtype"),
-    [(p, dtype) for p in PRIMITIVES for dtype in ("float32", "bfloat16") if dtype == "float32" or p in backends.BFLOAT16],
+    [
+        (p, dtype)
+        for p in PRIMITIVES
+        for dtype in ("float32", "bfloat16")
+        if dtype == "float32" or p in backends.BFLOAT16
+    ],
 )
 def test_rule_of_two(cuda, alone, primitive, dtype):
     failures, served = results(primitive, cuda, bfloat16() if dtype == "bfloat16" else np.float32)
