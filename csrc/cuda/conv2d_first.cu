@@ -99,10 +99,10 @@ __global__ void __launch_bounds__(kThreads, three ? 1 : 2)
     }
 
   Pixels<kThreads> pixels;
-  const int64_t tiles = count_tiles(s);
+  const int tiles = count_tiles(s), blocks = gridDim.x;
   pixels.fetch(images, tile_at(blockIdx.x, s), s);
   int buffer = 0;
-  for (int64_t number = blockIdx.x; number < tiles; number += gridDim.x, buffer ^= 1) {
+  for (int number = blockIdx.x; number < tiles; number += blocks, buffer ^= 1) {
     const Tile tile = tile_at(number, s);
     pixels.store(images, [&](int row, int column, int colour, float value) {
       T* const numbers = reinterpret_cast<T*>(windows[buffer] + row * R::kPitch);
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kThreads, three ? 1 : 2)
       if constexpr (R::kPairs) numbers[R::kCopy * 2 + column * 3 + colour + 1] = rounded;
     });
     __syncthreads();  // and nobody reads the other buffer any more, which is written next
-    if (number + gridDim.x < tiles) pixels.fetch(images, tile_at(number + gridDim.x, s), s);
+    if (number + blocks < tiles) pixels.fetch(images, tile_at(number + blocks, s), s);
     if (tile.row + warp >= s.p) continue;
     const int64_t line = (int64_t{tile.image} * s.p + tile.row + warp) * s.q;
 #pragma unroll 1

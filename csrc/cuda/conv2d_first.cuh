@@ -21,15 +21,14 @@ struct Tile {
   int image, row, column;
 };
 
-__host__ __device__ inline int64_t count_tiles(const FirstLayer& s) {
-  return int64_t{s.n} * ((s.p + kRows - 1) / kRows) * ((s.q + kColumns - 1) / kColumns);
+__host__ __device__ inline int count_tiles(const FirstLayer& s) {
+  return s.n * ((s.p + kRows - 1) / kRows) * ((s.q + kColumns - 1) / kColumns);
 }
 
-__device__ __forceinline__ Tile tile_at(int64_t number, const FirstLayer& s) {
+__device__ __forceinline__ Tile tile_at(int number, const FirstLayer& s) {
   const int across = (s.q + kColumns - 1) / kColumns, down = (s.p + kRows - 1) / kRows;
-  const int64_t line = number / across;
-  return {static_cast<int>(line / down), static_cast<int>(line % down) * kRows,
-          static_cast<int>(number % across) * kColumns};
+  const int line = number / across;
+  return {line / down, line % down * kRows, number % across * kColumns};
 }
 
 // A thread's part of the bytes around a tile, on the way from global memory to its place in shared
@@ -55,13 +54,12 @@ struct Pixels {
     const bool inside = column() < kColumns + 3 && v >= 0 && v < s.q;
     const int* crop = images.crops + int64_t{tile.image} * 3;
     const int left = crop[1] + (crop[2] ? s.q - 1 - v : v), top = crop[0];
-    const uint8_t* x =
-        images.x + ((int64_t{tile.image} * s.h + top) * s.width + left) * 3 + colour();
+    int u = tile.row - 1 + row(0);
+    int64_t at = ((int64_t{tile.image} * s.h + top + u) * s.width + left) * 3 + colour();
+    const int pitch = kStride * s.width * 3;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int u = tile.row - 1 + row(i);
-      value[i] = inside && u >= 0 && u < s.p ? x[int64_t{u} * s.width * 3] : -1;
-    }
+    for (int i = 0; i < kCount; ++i, u += kStride, at += pitch)
+      value[i] = inside && u >= 0 && u < s.p ? images.x[at] : -1;
   }
 
   // put(row, column, colour, number) for each, all counted from the tile's upper left neighbour.

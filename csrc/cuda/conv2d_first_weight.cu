@@ -82,13 +82,15 @@ __global__ void __launch_bounds__(kThreads, 3)
   using P = Planes<T>;
   constexpr int kFragments = kFilters<T> / 8;
   constexpr int kHalves = sizeof(T) / 2;  // products over a step's pixels: of 16, or twice of 8
+  // Row 27 of the products is ours to fill: with ones, in 16 bits, for the sums of dy. Products in
+  // TensorFloat-32 would round dy, so in float32 it is added up beside them.
+  constexpr bool kOnes = sizeof(T) == 2;
   PYCAP_SHARED(uint32_t, windows, [2][P::kWords]);
-  PYCAP_SHARED(float, totals, [32][kFilters<T> + 1]);
-  PYCAP_SHARED(float, totals_b, [kFilters<T>]);
+  PYCAP_SHARED(float, totals, [28][kFilters<T> + 1]);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int group = lane / 4, pair = lane % 4, first_filter = blockIdx.y * kFilters<T>;
   const int chunk = first_filter + group * kChunk<T>;  // column `group` of fragment f: chunk + f
-  const int64_t tiles = count_tiles(s), split = blockIdx.x, splits = gridDim.x;
+  const int tiles = count_tiles(s), split = blockIdx.x, splits = gridDim.x;
 
   int at[2][2];  // of a product's rows group and group + 8, and those 16 further
 #pragma unroll
@@ -111,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     }
   };
 
-  float sums[2][kFragments][4] = {}, sums_b[kChunk<T>] = {};
+  float sums[2][kFragments][4] = {}, sums_b[kOnes ? 1 : kChunk<T>] = {};
   Pixels<kThreads> pixels;
   Gradient coming{};
   if (split < tiles) {
@@ -120,7 +122,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     fetch(coming, tile, 0);
   }
   int buffer = 0;
-  for (int64_t number = split; number < tiles; number += splits, buffer ^= 1) {
+  for (int number = split; number < tiles; number += splits, buffer ^= 1) {
     pixels.store(images, [&](int row, int column, int colour, float value) {
       T* const line = reinterpret_cast<T*>(windows[buffer] + row * P::kRow + colour * P::kPitch);
       const T rounded = from_float<T>(value);
@@ -153,8 +155,6 @@ __global__ void __launch_bounds__(kThreads, 3)
             const uint32_t first = dz[2 * i][f / 2], second = dz[2 * i + 1][f / 2];
             b[0][f][i] =
                 f % 2 ? first >> 16 | (second & 0xffff0000) : (first & 0xffff) | second << 16;
-            sums_b[f] += to_float(bits<T>(static_cast<uint16_t>(b[0][f][i]))) +
-                         to_float(bits<T>(static_cast<uint16_t>(b[0][f][i] >> 16)));
           } else {
             b[i / 2][f][i % 2] = dz[i][f];
             sums_b[f] += bits<float>(dz[i][f]);
@@ -169,20 +169,26 @@ __global__ void __launch_bounds__(kThreads, 3)
         for (int m = 0; m < 2; ++m) {
           uint32_t a[4];
 #pragma unroll
-          for (int i = 0; i < 4; ++i) a[i] = here[at[m][i % 2] + i / 2 * 4 + half * 8];
+          for (int i = 0; i < 4; ++i) {
+            a[i] = here[at[m][i % 2] + i / 2 * 4 + half * 8];
+            if constexpr (kOnes)
+              if (m * 16 + i % 2 * 8 + group == 27) a[i] = pack<T>(1, 1);
+          }
 #pragma unroll
           for (int f = 0; f < kFragments; ++f) multiply<T, three>(sums[m][f], a, b[half][f]);
         }
     }
   }
 
-  // The warps' sums, one warp after the other.
+  if constexpr (!kOnes) {
 #pragma unroll
-  for (int f = 0; f < kChunk<T>; ++f) {
-    sums_b[f] += __shfl_xor_sync(kAllLanes, sums_b[f], 1);
-    sums_b[f] += __shfl_xor_sync(kAllLanes, sums_b[f], 2);
+    for (int f = 0; f < kChunk<T>; ++f) {
+      sums_b[f] += __shfl_xor_sync(kAllLanes, sums_b[f], 1);
+      sums_b[f] += __shfl_xor_sync(kAllLanes, sums_b[f], 2);
+    }
   }
-  for (int turn = 0; turn < kWarps; ++turn) {
+  for (int turn = 0; turn < kWarps; ++turn) {  // one warp's sums after the other's
+    const auto add = [&](float& total, float sum) { total = sum + (turn ? total : 0.0f); };
     if (warp == turn) {
 #pragma unroll
       for (int f = 0; f < kFragments; ++f) {
@@ -190,21 +196,22 @@ __global__ void __launch_bounds__(kThreads, 3)
         for (int m = 0; m < 2; ++m)
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            float& total = totals[m * 16 + i / 2 * 8 + group][(pair * 2 + i % 2) * kChunk<T> + f];
-            total = sums[m][f][i] + (turn ? total : 0.0f);
+            const int row = m * 16 + i / 2 * 8 + group;
+            if (row < 27 + kOnes)
+              add(totals[row][(pair * 2 + i % 2) * kChunk<T> + f], sums[m][f][i]);
           }
-        float& total = totals_b[group * kChunk<T> + f];
-        if (pair == 0) total = sums_b[f] + (turn ? total : 0.0f);
+        if constexpr (!kOnes)
+          if (pair == 0) add(totals[27][group * kChunk<T> + f], sums_b[f]);
       }
     }
     __syncthreads();
   }
-  partials += (split * s.k + first_filter) * 27;
+  partials += (int64_t{split} * s.k + first_filter) * 27;
   const int filters = min(kFilters<T>, s.k - first_filter);
   for (int i = threadIdx.x; i < filters * 27; i += kThreads) partials[i] = totals[i % 27][i / 27];
   if (partials_b)
     for (int i = threadIdx.x; i < filters; i += kThreads)
-      partials_b[split * s.k + first_filter + i] = totals_b[i];
+      partials_b[int64_t{split} * s.k + first_filter + i] = totals[27][i];
 }
 
 template <class T, bool three>
@@ -213,7 +220,7 @@ struct Weight {
     const int64_t resident =
         int64_t{multiprocessors()} * resident_blocks(weight_kernel<T, three>, kThreads, 0);
     const int64_t most = std::max<int64_t>(resident / blocks_for(s.k, kFilters<T>), 1);
-    return static_cast<int>(std::max<int64_t>(std::min(count_tiles(s), most), 1));
+    return static_cast<int>(std::max<int64_t>(std::min<int64_t>(count_tiles(s), most), 1));
   }
 
   static void run(float* partials, float* partials_b, const void* dy, const void* y,
