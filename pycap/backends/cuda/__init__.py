@@ -6,12 +6,16 @@ NumPy arrays, very slowly, in the emulation that `make emulation` builds. Signat
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
-from pycap import backends
 from pycap.backends import triton
 from pycap.backends.cuda import native
+from pycap.backends.cuda.conv2d import (
+    conv2d_backward_data,
+    conv2d_backward_weight,
+    conv2d_forward,
+    conv2d_pool_forward,
+)
+from pycap.backends.cuda.lstm import lstm_backward, lstm_forward
+from pycap.backends.cuda.lstm_cell import lstm_cell_backward, lstm_cell_forward
 from pycap.backends.triton import launching
 
 
@@ -28,6 +32,15 @@ def note(primitive: str) -> str:
     return f"{name} prefers {' or '.join(dict.fromkeys(str(row.blocks['FORM']) for row in rows))} on {launching.arch()}"
 
 
-for _found in pkgutil.iter_modules(__path__):
-    _module = importlib.import_module(f"{__name__}.{_found.name}")
-    globals().update({name: getattr(_module, name) for name in backends.PRIMITIVES if hasattr(_module, name)})
+__all__ = [
+    "check",
+    "conv2d_backward_data",
+    "conv2d_backward_weight",
+    "conv2d_forward",
+    "conv2d_pool_forward",
+    "lstm_backward",
+    "lstm_cell_backward",
+    "lstm_cell_forward",
+    "lstm_forward",
+    "note",
+]
