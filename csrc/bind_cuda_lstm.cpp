@@ -18,11 +18,16 @@ auto with_type(LstmProducts products, const Serve& serve) {
   }
 }
 
-// serve(LstmCooperative<T>()).
+// serve(LstmCooperative<T>()) or serve(LstmCluster<T>()).
 template <class T, class Serve>
 auto with_form(int form, const Serve& serve) {
-  if (form != 0) throw std::invalid_argument("lstm: no form " + std::to_string(form));
-  return serve(LstmCooperative<T>());
+  switch (static_cast<LstmForm>(form)) {
+    case LstmForm::kCooperative:
+      return serve(LstmCooperative<T>());
+    case LstmForm::kCluster:
+      return serve(LstmCluster<T>());
+  }
+  throw std::invalid_argument("lstm: no form " + std::to_string(form));
 }
 
 std::string obstacle(int form, bool backward, int products, int n, int hidden) {

@@ -54,14 +54,25 @@ size_t lstm_forward_workspace(int n);
 template <class T>
 size_t lstm_backward_workspace(int n, int hidden);
 
-// A form: how the blocks, which hold the weights among them, exchange the state after each step.
-// obstacle: why the current GPU cannot run the form for these sizes, or "". forward, backward:
-// steps and n are positive, hidden is one without an obstacle; they throw CudaError and
+enum class LstmForm { kCooperative = 0, kCluster = 1 };
+
+// Two forms, by how the blocks, which hold the weights among them, exchange the state after each
+// step. obstacle: why the current GPU cannot run the form for these sizes, or "". forward,
+// backward: steps and n are positive, hidden is one without an obstacle; they throw CudaError and
 // std::invalid_argument.
 
 // Through global memory, in a cooperative launch: sm_80 and newer.
 template <class T>
 struct LstmCooperative {
+  static std::string obstacle(bool backward, int n, int hidden);
+  static void forward(const LstmForward<T>& with, int hidden, cudaStream_t stream);
+  static void backward(const LstmBackward<T>& with, int hidden, cudaStream_t stream);
+};
+
+// Through the shared memory of a cluster of blocks: sm_90. Batches larger than the clusters that
+// run at once take turns.
+template <class T>
+struct LstmCluster {
   static std::string obstacle(bool backward, int n, int hidden);
   static void forward(const LstmForward<T>& with, int hidden, cudaStream_t stream);
   static void backward(const LstmBackward<T>& with, int hidden, cudaStream_t stream);

@@ -90,23 +90,30 @@ struct Product {
         }
   }
 
-  // Rows: units first_unit.. as columns of w [4H, H].
+  // Rows: units first_unit.. as columns of w [4H, H]. Rows `group` and `group` + 8 of a tile are
+  // neighbouring columns, which are read at once.
   __device__ __forceinline__ void load_units(const T* w, int hidden, int first_unit) {
     static_assert(!kGates);
+    w += first_unit + (kWords == 4 ? 1 : 2) * group();
 #pragma unroll
     for (int tile = 0; tile < kHigh; ++tile)
 #pragma unroll
       for (int chunk = 0; chunk < kChunks; ++chunk)
 #pragma unroll
-        for (int word = 0; word < kWords; ++word) {
-          const int unit = kWords == 4 ? group() : tile * 16 + 2 * group() + word / 4;
-          const T* from = w + static_cast<int64_t>(inner(chunk) + word % 4 * (kPack / 4)) * hidden +
-                          first_unit + unit;
-          if constexpr (std::is_same_v<T, float>)
-            held[tile][chunk][word] = bits<uint32_t>(*from);
-          else
-            held[tile][chunk][word] =
-                pack_bits(bits<uint16_t>(from[0]), bits<uint16_t>(from[hidden]));
+        for (int word = 0; word < 4; ++word) {
+          const T* from =
+              w + static_cast<int64_t>(inner(chunk) + word * (kPack / 4)) * hidden + tile * 16;
+          uint32_t* to = held[tile][chunk] + word;
+          if constexpr (kWords == 4) {
+            to[0] = bits<uint32_t>(*from);
+          } else if constexpr (std::is_same_v<T, float>) {
+            const float2 both = *reinterpret_cast<const float2*>(from);
+            to[0] = bits<uint32_t>(both.x), to[4] = bits<uint32_t>(both.y);
+          } else {
+            const uint32_t above = *reinterpret_cast<const uint32_t*>(from);
+            const uint32_t below = *reinterpret_cast<const uint32_t*>(from + hidden);
+            to[0] = (above & 0xffff) | below << 16, to[4] = above >> 16 | (below & 0xffff0000);
+          }
         }
   }
 

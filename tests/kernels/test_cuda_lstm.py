@@ -16,7 +16,7 @@ from pycap.testing.arguments import InOut
 from pycap.testing.cases_sequence import lstm_backward, lstm_forward
 from pycap.testing.on_device import OnDevice
 
-FORMS = ["cooperative"]
+FORMS = ["cooperative", "cluster"]
 PRODUCTS = ["fp32", "tf32", "bfloat16", "float16"]
 UNIT = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # half a unit in the last place, relative
 
@@ -97,6 +97,8 @@ BACKWARD = [
 @pytest.mark.parametrize("case", FORWARD + BACKWARD, ids=ids)
 def test_the_rule_of_two(cuda, called, only, form, case):
     hidden = int(case.name.split("-h")[1].split("-")[0])
+    if form == "cluster" and hidden > 256:
+        pytest.skip("no cluster holds the weights in float32")
     only(form, hidden)
     compare(case, cuda)
     assert set(called) - {"lstm_obstacle", "lstm_workspace"} == {case.primitive}
@@ -176,10 +178,12 @@ def sizes(hidden):
     return {64: (4, 17), 256: (3, 9)}.get(hidden, (2, 3))
 
 
-@pytest.mark.parametrize("hidden", [64, 256, 512, 1024])
+@pytest.mark.parametrize("hidden", [64, 256, 512, pytest.param(1024, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", FORMS)
 def test_each_step_follows_from_the_one_before(cuda, called, only, products, form, hidden):
     """Each output, in every type, from what was stored before it: errors do not pile up, so the bounds are close."""
+    if form == "cluster" and hidden > (256 if dtype_of(products) == np.float32 else 512):
+        pytest.skip("no cluster holds the weights")
     only(form, hidden)
     t, n = sizes(hidden)
     made = Sequence(t, n, hidden, products, masked=True)
@@ -251,15 +255,19 @@ def test_the_same_bits_whoever_is_first(cuda, native, only, form):
             np.testing.assert_array_equal(one, another)
 
 
-def test_one_group_of_blocks_takes_all_tiles(cuda, only, small):
-    """A GPU that holds four blocks, all of one group: it takes the tiles of 33 sequences in turn."""
-    only("cooperative", 64)
+@pytest.mark.parametrize(("form", "gpu"), [("cooperative", (1, 80, 48 * 1024)), ("cluster", (2, 90, 22 * 1024))])
+def test_few_blocks_take_many_tiles(cuda, called, only, small, form, gpu):
+    """Where there is one group of blocks it takes all tiles of 33 sequences in turn; where one cluster runs at a time, it
+    takes as many as its shared memory holds."""
+    only(form, 64)
     many = Sequence(3, 33, 64, "bfloat16", masked=True)
     expected = many.forward(cuda)
     gradients = many.backward(cuda, *expected)
-    small(1, 80, 48 * 1024)
+    small(*gpu)
+    called.clear()
     for got, want in zip((*many.forward(cuda), *many.backward(cuda, *expected)), (*expected, *gradients), strict=True):
         np.testing.assert_array_equal(got, want)
+    assert {"lstm_forward", "lstm_backward"} <= set(called)
 
 
 @pytest.fixture
@@ -288,6 +296,15 @@ def test_where_the_gpu_is_too_small_triton_serves(
     for direction in ("forward", "backward"):
         said = [line for line in reasons.messages if reason in line and f"lstm {direction} of 2 sequences" in line]
         assert len(said) == 1, reasons.messages
+
+
+def test_without_clusters_blocks_exchange_through_memory(cuda, called, lstm, small, reasons):
+    small(108, 80, 163 * 1024)
+    made = Sequence(2, 3, 64, "fp32", masked=False)
+    made.forward(cuda)
+    assert "lstm_forward" in called
+    assert any("the cluster form does not serve" in line for line in reasons.messages)
+    assert not any("the cooperative form does not serve" in line for line in reasons.messages)
 
 
 def test_other_sizes_and_unaligned_arrays_are_left_to_triton(cuda, called, native, reasons):

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _PRODUCTS = {"bf16": 2, "fp16": 3}
 _FLOAT32_PRODUCTS = {"fp32": 0, "tf32": 1}
 #: LstmForm there, by the names of the configuration table, the fastest first; each one's fallback is the next.
-_FORMS = {"cooperative": 0}
+_FORMS = {"cluster": 1, "cooperative": 0}
 
 
 def _products(x: Array) -> int:
