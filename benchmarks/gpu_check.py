@@ -67,6 +67,8 @@ def steps(arch: str, out: Path) -> list[Step]:
         Step("tests", (*pytest, "--durations=10", *files), 200, 40),
         Step("benchmarks", (*timing, str(out / "gpu.jsonl"), "--seconds", "120"), 160, 130),
         # From here on programs and partitions wait for each other: after a fault, for ever.
+        Step("cuda", (*pytest, "--durations=10", *_test_files("cuda")), 90, 20),
+        Step("lstm-benchmarks", (*timing, str(out / "gpu_lstm.jsonl"), "--op", "lstm", "--seconds", "60"), 80, 60),
         Step("hopper", (*pytest, "tests/kernels/test_gpu_hopper.py"), 60, 20, skip=not_hopper),
         Step(
             "hopper-benchmarks",
@@ -74,8 +76,6 @@ def steps(arch: str, out: Path) -> list[Step]:
             60, 50, skip=not_hopper,
         ),
         Step("lstm", (*pytest, "tests/kernels/test_gpu_lstm.py"), 60),
-        Step("cuda", (*pytest, "--durations=10", *_test_files("cuda")), 90, 20),
-        Step("lstm-benchmarks", (*timing, str(out / "gpu_lstm.jsonl"), "--op", "lstm", "--seconds", "60"), 80, 60),
         Step("memcheck", (*sanitize, "memcheck", *pytest, files[0], "-k", "sanitized"), 90, 12, skip=no_sanitizer),
         *(
             Step(f"cuda-{tool}", (*sanitize, tool, *pytest, *_test_files("cuda"), "-k", "sanitized"), 60, 12, skip=no_sanitizer)

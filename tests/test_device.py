@@ -73,13 +73,14 @@ def test_auto_takes_the_gpu_only_where_a_fast_backend_serves_on_it(monkeypatch):
     monkeypatch.delenv("PYCAP_BACKEND", raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     load = backends._load
-    kernels = {"triton": load("reference")}
+    kernels = {"triton": load("reference"), "cuda": load("reference")}
     monkeypatch.setattr(backends, "_load", lambda name: kernels.get(name) or load(name))
     monkeypatch.setattr(device, "missing_driver", lambda: "no driver here")
     assert backends.resolve("auto") == ("cpu", "no driver here")
     assert backends.resolve("cpu") == backends.resolve() == ("cpu", "")
     install(monkeypatch)
     assert backends.resolve("auto") == backends.resolve("auto", "triton") == ("cuda", "")
+    assert backends.resolve("auto", "cuda") == ("cuda", "")
     assert backends.resolve("auto", "cpp") == ("cpu", "backend cpp was asked for")
     assert backends.resolve("auto", "reference") == ("cpu", "backend reference was asked for")
     monkeypatch.setenv("PYCAP_DEVICE", "cpu")

@@ -23,10 +23,16 @@ def test_an_unknown_name_is_told_with_the_known_ones() -> None:
     assert "reference, cpp, triton-interpret, cuda-emu, peers" in problem
 
 
-def test_a_missing_module_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    (problem,) = conftest.missing_requirements("peers")
-    assert "make test PEERS=1" in problem
+@pytest.mark.parametrize(
+    ("name", "module", "remedy"),
+    [("peers", "torch", "make test PEERS=1"), ("cuda-emu", "pycap._cuda_emu", "make emulation")],
+)
+def test_a_missing_module_is_told_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, name: str, module: str, remedy: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    (problem,) = conftest.missing_requirements(name)
+    assert f"{module} does not import" in problem and remedy in problem
 
 
 def test_data_is_found_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
