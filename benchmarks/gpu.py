@@ -12,18 +12,20 @@ import gc
 import importlib.util
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import gpu_cases, gpu_pycap, machine
+from benchmarks import gpu_cases, gpu_lstm, gpu_pycap, machine
 from benchmarks.cases import Case, select
-from benchmarks.measure import rates
+from benchmarks.gpu_rows import against, rows_of, table
+from benchmarks.gpu_turns import compete, peer_work, timed
 from benchmarks.results import Row, Writer
-from benchmarks.sides import Unavailable, Work, distance, sample
-from benchmarks.timing import Budget, Samples, alternate
+from benchmarks.sides import Work, sample
+from benchmarks.timing import Budget, Samples
 from pycap import backends
 from pycap.backends import triton as primitives
 from pycap.backends.triton import launching
@@ -63,20 +65,6 @@ class Machine:
         return sample(array)
 
 
-def timed(run: Callable[[], Any], synchronize: Callable[[], None]) -> Callable[[int], list[float]]:
-    """A turn: n calls, from an idle device to an idle device; the mean counts once."""
-
-    def turn(calls: int) -> list[float]:
-        synchronize()
-        begin = time.perf_counter()
-        for _ in range(calls):
-            run()
-        synchronize()
-        return [(time.perf_counter() - begin) / calls]
-
-    return turn
-
-
 def measure_ceilings(synchronize: Callable[[], None], n: int, copied: int) -> dict[str, float]:
     """FLOP/s of an n^3 matrix product by dtype, and bytes/s of a copy, read and written, by PyTorch."""
     from benchmarks.peers import torch_gpu
@@ -94,87 +82,10 @@ def run_case(
 ) -> tuple[Samples | None, dict[str, tuple[Samples, float] | str], str]:
     """(pycap's samples, by peer its samples and pycap's distance from its result or why there are none, pycap's error)."""
     arrays = gpu_cases.arrays(case, where.xp)
-    works: dict[str, Work] = {}
-    outputs: dict[str, dict[str, np.ndarray]] = {}
-    failed: dict[str, str] = {}
-    for name in ("pycap", *(p for p in case.peers if p in peers)):
-        try:
-            if name == "pycap":
-                work = gpu_pycap.prepare(case, arrays, where.xp, primitives)
-            else:
-                from benchmarks.peers import torch_gpu
-
-                work = torch_gpu.prepare(case, arrays, name)
-            result = work.run()
-            where.synchronize()
-            outputs[name] = {key: where.host(array) for key, array in work.outputs(result).items()}
-            works[name] = work
-        except Unavailable as reason:
-            failed[name] = str(reason)
-        except (
-            Exception
-        ) as error:  # one side's failure is a row's note, whatever its framework raises; the rest goes on
-            failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"
-    first = {}
-    for name, work in works.items():
-        turn = timed(work.run, where.synchronize)
-        turn(1)
-        first[name] = turn(1)[0]
-    samples = alternate({n: timed(w.run, where.synchronize) for n, w in works.items()}, first, budget)
-    found: dict[str, tuple[Samples, float] | str] = {}
-    for name in case.peers:
-        if name in samples:
-            far = distance(outputs["pycap"], outputs[name]) if "pycap" in outputs else float("nan")
-            found[name] = (samples[name], far)
-        elif name in failed:
-            found[name] = failed[name]
-    return samples.get("pycap"), found, failed.get("pycap", "")
-
-
-def rows_of(
-    case: Case,
-    ours: Samples | None,
-    peers: Mapping[str, tuple[Samples, float] | str],
-    problem: str,
-    ceilings: Mapping[str, float],
-    about: Row,
-) -> list[Row]:
-    """One row a peer; where there is none, one row."""
-    base: Row = {"op": case.op, "case": case.name, "mode": case.mode, "dtype": case.dtype, **about}
-    base |= {"flops": case.flops, "bytes": case.nbytes, "ceilings": dict(ceilings)}
-    if problem:
-        base["note"] = f"pycap: {problem}"
-    if ours is not None:
-        base |= {"median_s": ours.median, "q20_s": ours.quantile(0.2), "q80_s": ours.quantile(0.8)}
-        base |= {"calls": len(ours.seconds), **rates(case, ours.median, ceilings)}
-    rows = []
-    for name, outcome in peers.items():
-        row = {**base, "peer": f"torch {name}"}
-        if isinstance(outcome, str):
-            row["note"] = "; ".join(filter(None, [base.get("note", ""), f"{name}: {outcome}"]))
-        else:
-            samples, far = outcome
-            row |= {"peer_median_s": samples.median, "peer_q20_s": samples.quantile(0.2), "err": far}
-            row |= {"peer_q80_s": samples.quantile(0.8), "peer_calls": len(samples.seconds)}
-            if ours is not None:
-                row["ratio"] = samples.median / ours.median
-        rows.append(row)
-    return rows or [base]
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows as text, one line a case and peer."""
-    lines = [f"{'case':44}{'pycap ms':>10}{'peer ms':>10}{'ratio':>7}{'TFLOP/s':>9}{'GB/s':>7}{'limit':>7}  peer, note"]
-    for row in rows:
-        cells = [f"{row['op']} {row['case']} {row['mode']} {row['dtype']}".ljust(44)]
-        for key, form, scale, width in (
-            ("median_s", ".3f", 1e3, 10), ("peer_median_s", ".3f", 1e3, 10), ("ratio", ".2f", 1, 7),
-            ("gflops", ".1f", 1e-3, 9), ("gbps", ".0f", 1, 7), ("ceiling_pct", ".0f", 1, 6),
-        ):  # fmt: skip
-            value = row.get(key)
-            cells.append((f"{value * scale:{form}}" if value is not None else "-").rjust(width))
-        lines.append("".join(cells) + f"%  {row.get('peer') or ''} {row.get('note') or ''}".rstrip())
-    return "\n".join(lines)
+    sides: dict[str, Callable[[], Work]] = {"pycap": lambda: gpu_pycap.prepare(case, arrays, where.xp, primitives)}
+    sides |= {name: partial(peer_work, case, arrays, name) for name in case.peers if name in peers}
+    found = compete(sides, where, budget)
+    return found.samples.get("pycap"), against(case, found, "pycap"), found.reason("pycap")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -199,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         launching.forced["conv2d.form"] = launching.Row({"FORM": "hopper"})
     where = Machine(own.rehearse)
     cases = gpu_cases.registry(2, 32) if own.rehearse else gpu_cases.registry(own.batch)
+    known = {case.id for case in cases}
+    cases += [case for case in gpu_lstm.registry(own.rehearse) if case.id not in known]
     chosen = select(cases, ops=[op for op in own.op.split(",") if op], name=own.case)
     peers = [p for p in own.peers.split(",") if p] if importlib.util.find_spec("torch") else []
     ceilings = {}
@@ -218,9 +131,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if time.perf_counter() - begin > own.seconds:
             print(f"{own.seconds:.0f} s are over; the cases from {case.id} on were not run")
             break
-        ours, found, problem = run_case(case, where, peers, primitives, ONCE if own.rehearse else BUDGET)
-        failures += bool(problem)
-        for row in rows_of(case, ours, found, problem, ceilings, about):
+        budget = ONCE if own.rehearse else BUDGET
+        if case.op == "lstm":
+            rows, failed = gpu_lstm.run_case(case, where, peers, budget, ceilings, about)
+        else:
+            ours, found, problem = run_case(case, where, peers, primitives, budget)
+            rows, failed = rows_of(case, ours, found, problem, ceilings, about), bool(problem)
+        failures += failed
+        for row in rows:
             writer.add(row)
             print(table([row]).splitlines()[1], flush=True)
         gc.collect()

@@ -71,17 +71,30 @@ def _rows(batch: int, shrink: int) -> Iterator[Case]:
         )  # fmt: skip
     shape = {"M": 3 * batch, "V": v, "k": 3}
     yield Case("topk", f"{3 * batch}x{v}", "forward", "float32", shape, 0.0, 4.0 * 3 * batch * v, ("eager", "compile"))
-    steps, n = 20, 5 * batch
-    flops = 2.0 * steps * n * 4 * hidden * 2 * hidden
-    shape = {"T": steps, "N": n, "I": hidden, "H": hidden}
     for dtype in ("tf32", "float32"):
-        base = ("lstm", f"T{steps}-b{n}")
-        states = 4.0 * 7 * steps * n * hidden
-        yield Case(*base, "forward", dtype, shape, flops, states, ("eager",))
-        yield Case(*base, "forward+backward", dtype, shape, 3 * flops, 3 * states, ("eager",))
+        for mode in ("forward", "forward+backward"):
+            yield sequence(5 * batch, hidden, dtype, mode, steps=max(20 // shrink, 2))
     shape = {"V": v, "E": hidden, "M": words}
     for mode in ("forward", "backward"):
         yield Case("embedding", f"{words}x{hidden}", mode, "float32", shape, 0.0, 8.0 * words * hidden, ("eager",))
+
+
+def sequence(n: int, hidden: int, dtype: str, mode: str, steps: int = 20, packed: bool = False) -> Case:
+    """n sequences of `steps` steps through one layer of an LSTM. packed: of lengths from a fifth of that to all of it, of
+    which PyTorch gets a PackedSequence, and pycap a mask; FLOPs and bytes are of the cells that run."""
+    size = {"float16": 2, **SIZE}[dtype]
+    cells = sum(lengths(steps, n)) if packed else steps * n
+    flops, weights = 2.0 * cells * 4 * hidden * 2 * hidden, size * 8.0 * hidden * hidden
+    states = cells * hidden * (2.0 * size + 5 * 4)  # x and h; c and the gates are float32
+    passes = 1 if mode == "forward" else 3
+    shape = {"T": steps, "N": n, "I": hidden, "H": hidden, "packed": int(packed)}
+    name = f"T{steps}-b{n}-h{hidden}{'-packed' if packed else ''}"
+    return Case("lstm", name, mode, dtype, shape, passes * flops, passes * (states + weights), ("eager",))
+
+
+def lengths(steps: int, n: int) -> list[int]:
+    """How long the sequences of a packed batch are, the longest first: evenly spread over steps/5 to steps, as captions are."""
+    return [max(1, steps - round(0.8 * steps * k / max(n - 1, 1))) for k in range(n)]
 
 
 def _elementwise(batch: int, shrink: int) -> Iterator[Case]:
@@ -103,7 +116,7 @@ def arrays(case: Case, xp: ModuleType) -> Arrays:
     """A case's inputs on the device of the array module `xp`, from a seed of its own; activations in the case's dtype."""
     rng = xp.random.default_rng(zlib.crc32(f"{case.op}/{case.name}".encode()))
     s = case.shape
-    kind = bfloat16() if case.dtype == "bfloat16" else np.dtype(np.float32)
+    kind = bfloat16() if case.dtype == "bfloat16" else np.dtype("float16" if case.dtype == "float16" else "float32")
 
     def normal(*shape: int, scale: float = 1.0, dtype: Any = None) -> Any:
         values = rng.standard_normal(shape, dtype=np.float32)
@@ -136,8 +149,14 @@ def arrays(case: Case, xp: ModuleType) -> Arrays:
         return {"logits": normal(s["M"], s["V"])}
     if case.op == "lstm":
         t, n, i, h = s["T"], s["N"], s["I"], s["H"]
-        weights = {"w_x": normal(4 * h, i, scale=h**-0.5), "w_h": normal(4 * h, h, scale=h**-0.5)}
-        return {"x": normal(t, n, i), **weights, "b": normal(4 * h, scale=0.1), "dy": normal(t, n, h)}
+        made = {"x": normal(t, n, i, dtype=kind), "dy": normal(t, n, h, dtype=kind), "b": normal(4 * h, scale=0.1)}
+        made["b"] = made["b"].astype(kind).astype(np.float32)  # PyTorch's bias is of the weights' type
+        for name, columns in (("w_x", i), ("w_h", h)):
+            made[name] = normal(4 * h, columns, scale=h**-0.5, dtype=kind)
+        if s["packed"]:
+            made["mask"] = (xp.arange(t)[:, None] < xp.asarray(lengths(t, n))[None, :]).astype(np.uint8)
+            made["dy"] *= made["mask"][:, :, None].astype(kind)
+        return made
     if case.op == "embedding":
         ids = rng.integers(0, s["V"], s["M"], dtype=np.int32)
         return {"table": normal(s["V"], s["E"]), "ids": ids, "dy": normal(s["M"], s["E"])}

@@ -77,18 +77,25 @@ def _topk(case: Case, a: Arrays, xp: ModuleType, kernels: Any) -> Work:
 def _lstm(case: Case, a: Arrays, xp: ModuleType, kernels: Any) -> Work:
     t, n, hidden = case.shape["T"], case.shape["N"], case.shape["H"]
     x, w_x, w_h, b, dy = (a[name] for name in ("x", "w_x", "w_h", "b", "dy"))
-    h, c = (xp.empty((t, n, hidden), np.float32) for _ in range(2))
+    mask = a.get("mask")
+    h, c = xp.empty((t, n, hidden), x.dtype), xp.empty((t, n, hidden), np.float32)
     gates = xp.empty((t, n, 4 * hidden), np.float32)
-    gradients = {"dx": xp.empty_like(x), "dw_x": xp.empty_like(w_x), "dw_h": xp.empty_like(w_h), "db": xp.empty_like(b)}
+    gradients = {"dx": xp.empty_like(x)}
+    gradients |= {f"d{name}": xp.empty(a[name].shape, np.float32) for name in ("w_x", "w_h", "b")}
     learns = case.mode != "forward"
 
     def run() -> None:
-        kernels.lstm_forward(h, c, gates, x, None, None, w_x, w_h, b, None)
+        kernels.lstm_forward(h, c, gates, x, None, None, w_x, w_h, b, mask)
         if learns:
             into = (*gradients.values(), None, None)
-            kernels.lstm_backward(*into, gates, dy, None, x, h, c, None, None, w_x, w_h, None, (0.0,) * 6)
+            kernels.lstm_backward(*into, gates, dy, None, x, h, c, None, None, w_x, w_h, mask, (0.0,) * 6)
 
-    return Work(run, lambda _: {"h": h, **(gradients if learns else {})})
+    def outputs(_: Any) -> dict[str, Any]:
+        """PyTorch's padding is zeros, pycap's the state carried over."""
+        shown = h if mask is None else h * mask[:, :, None].astype(h.dtype)
+        return {"h": shown, **(gradients if learns else {})}
+
+    return Work(run, outputs)
 
 
 def _embedding(case: Case, a: Arrays, xp: ModuleType, kernels: Any) -> Work:

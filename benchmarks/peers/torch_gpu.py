@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import rnn
 
 from benchmarks.cases import Case
 from benchmarks.gpu_cases import Arrays
@@ -31,7 +32,7 @@ def ceilings(n: int = 8192, copied: int = 1 << 30) -> dict[str, Callable[[], Any
     """The machine's limits: an n^3 matrix product on random data, by dtype, and a copy of `copied` bytes."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a, b = (torch.randn(n, n, device=device) for _ in range(2))
-    a16, b16 = a.bfloat16(), b.bfloat16()
+    a16, b16, half_a, half_b = a.bfloat16(), b.bfloat16(), a.half(), b.half()
     source = torch.ones(copied // 4, device=device)
     target = torch.empty_like(source)
 
@@ -41,6 +42,7 @@ def ceilings(n: int = 8192, copied: int = 1 << 30) -> dict[str, Callable[[], Any
 
     return {
         "bfloat16": lambda: a16 @ b16,
+        "float16": lambda: half_a @ half_b,
         "tf32": lambda: product(True),
         "float32": lambda: product(False),
         "copy": lambda: target.copy_(source),
@@ -141,24 +143,47 @@ def _topk(case: Case, a: dict[str, Tensor], wrap: Callable[..., Any]) -> Work:
 
 
 def _lstm(case: Case, a: dict[str, Tensor], wrap: Callable[..., Any]) -> Work:
-    layer = nn.LSTM(case.shape["I"], case.shape["H"], device=a["x"].device)
+    steps, learns = case.shape["T"], case.mode != "forward"
+    layer = nn.LSTM(case.shape["I"], case.shape["H"], device=a["x"].device, dtype=a["x"].dtype)
     with torch.no_grad():
         layer.weight_ih_l0.copy_(a["w_x"])
         layer.weight_hh_l0.copy_(a["w_h"])
         layer.bias_ih_l0.copy_(a["b"])
         layer.bias_hh_l0.zero_()
-    learns = case.mode != "forward"
-    x = a["x"].requires_grad_(learns)
+    x, dy, sizes = a["x"], a["dy"], None
+    if case.shape["packed"]:  # as a data set's loader gives it, before the timing
+        lengths = a["mask"].sum(0).cpu()
+        packed, sizes = rnn.pack_padded_sequence(x, lengths)[:2]
+        x, dy = packed, rnn.pack_padded_sequence(dy, lengths).data
+    x.requires_grad_(learns)
     leaves = {"dx": x, "dw_x": layer.weight_ih_l0, "dw_h": layer.weight_hh_l0, "db": layer.bias_ih_l0}
 
     def run() -> dict[str, Tensor]:
         with torch.set_grad_enabled(learns):
-            h, _ = layer(x)
+            h = layer(x)[0] if sizes is None else layer(rnn.PackedSequence(x, sizes))[0].data
         if not learns:
             return {"h": h}
-        return {"h": h, **dict(zip(leaves, torch.autograd.grad(h, list(leaves.values()), a["dy"]), strict=True))}
+        return {"h": h, **dict(zip(leaves, torch.autograd.grad(h, list(leaves.values()), dy), strict=True))}
 
-    return Work(run, lambda named: named)
+    def outputs(named: dict[str, Tensor]) -> dict[str, Tensor]:
+        if sizes is None:
+            return named
+        padded = {
+            name: rnn.pad_packed_sequence(rnn.PackedSequence(named[name], sizes), total_length=steps)[0]
+            for name in ("h", "dx")
+            if name in named
+        }
+        return {**named, **padded}
+
+    return Work(run, outputs)
+
+
+def lstm_path(case: Case) -> str:
+    """Which of cuDNN's ways PyTorch takes for a case of the LSTM on a GPU of the H200's kind, by the rule in its
+    aten/src/ATen/native/cudnn/RNN.cpp: the persistent one wants float16 and sizes and batches of these kinds."""
+    n, i, hidden = (case.shape[name] for name in "NIH")
+    fits = n % 8 == 0 and n <= 128 and i % 128 == 0 and hidden % 128 == 0 and hidden <= 1024
+    return "cuDNN persistent" if fits and case.dtype == "float16" and not case.shape["packed"] else "cuDNN standard"
 
 
 def _embedding(case: Case, a: dict[str, Tensor], wrap: Callable[..., Any]) -> Work:

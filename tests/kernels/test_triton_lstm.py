@@ -120,6 +120,28 @@ def test_cell_in_half_precision(lstm, rng, name):
 
 
 @pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("hidden", [16, 31])
+def test_sequence_in_half_precision(lstm, rng, name, hidden):
+    """The products of all inputs stay float32 until the gates; those of the backward multiply dz as the type rounds it."""
+    steps, n, i, dtype = 3, 5, 20, dtype_of(name)
+    x, h0, c0, w_x, w_h, b = drawn(rng, steps, n, i, hidden, dtype)
+    h = np.full((steps, n, hidden), np.nan, dtype)
+    c, gates = (np.full((steps, n, k * hidden), np.nan, np.float32) for k in (1, 4))
+    lstm.lstm_forward(h, c, gates, x, h0, c0, w_x, w_h, b, None)
+    first = [np.empty(a[0].shape) for a in (h, c, gates)]
+    reference.lstm_cell_forward(*first, *exact((x[0], h0, c0, w_x, w_h, b)))
+    for got, truth in zip((h, c, gates), first, strict=True):
+        near(got[0], truth)
+    dx, dw_x, db = np.full(x.shape, 0.5, dtype), np.full(w_x.shape, np.nan, "f4"), np.full(b.shape, np.nan, "f4")
+    dh, betas = rng.standard_normal(h.shape).astype(dtype), (2.0, 0, 0, 0, 0, 0)
+    lstm.lstm_backward(dx, dw_x, None, db, None, None, gates, dh, None, x, h, c, h0, c0, w_x, w_h, None, betas)
+    factors = gates.astype(dtype).astype(np.float64)
+    near(dx, factors @ w_x.astype(np.float64) + 1.0)
+    near(dw_x, np.einsum("tng,tni->gi", factors, x.astype(np.float64)), 2.0**-18)
+    near(db, gates.astype(np.float64).sum((0, 1)), 2.0**-18)
+
+
+@pytest.mark.parametrize("name", HALVES)
 def test_one_launch_in_half_precision_is_a_launch_a_step(lstm, rng, name, monkeypatch):
     steps, n, i, hidden = 4, 21, 16, 64
     x, h0, c0, w_x, w_h, b = drawn(rng, steps, n, i, hidden, dtype_of(name))

@@ -11,12 +11,10 @@ import numpy as np
 from pycap import backends
 from pycap.backends import triton
 from pycap.backends.cuda import native
-from pycap.backends.triton.cast import cast
 from pycap.backends.triton.launching import Array, element, gpu, row_of, scratch
-from pycap.backends.triton.linear import linear_backward_data, product_in_float32
+from pycap.backends.triton.linear import product_in_float32
 from pycap.backends.triton.lstm import check_shapes, products_backward
 from pycap.device import address
-from pycap.memory import empty
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +48,13 @@ def _ask(device: int, form: int, backward: bool, products: int, n: int, hidden: 
 
 
 _ask_once = cache(_ask)
+
+
+def obstacle(form: str, backward: bool, w_h: Array, n: int) -> str:
+    """Why this form, "cooperative" or "cluster", cannot carry n sequences through their steps, or ""."""
+    if form not in _FORMS:
+        return f"there is no form {form!r} but {', '.join(_FORMS)}"
+    return _obstacle(form, backward, _products(w_h), n, w_h.shape[1])
 
 
 def _form(x: Array, w_h: Array, backward: bool, like_x: Sequence[Array], *aligned: Array) -> int | None:
@@ -131,11 +136,4 @@ def lstm_backward(
         "lstm_backward", gates, dh0, dc0, work, dh, dc_n, c, c0, w_h, mask, steps, n, hidden, betas[4], betas[5],
         form, products,
     )  # fmt: skip
-    products_backward(None, dw_x, dw_h, db, gates, x, h, h0, w_x, mask, betas)
-    if dx is not None:
-        dz = gates
-        if x.dtype != single:
-            dz = empty(gates.shape, x.dtype)
-            cast(dz, gates, 0.0)
-        rows = steps * n
-        linear_backward_data(dx.reshape(rows, -1), dz.reshape(rows, -1), w_x, None, betas[0])
+    products_backward(dx, dw_x, dw_h, db, gates, x, h, h0, w_x, mask, betas)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pycap.backends.triton.cast import cast
 from pycap.backends.triton.launching import (
     ELEMENTS,
@@ -149,14 +151,18 @@ def linear_forward(y: Array, x: Array, w: Array, b: Array | None, relu: bool) ->
     _multiply(y, x, w, b, relu)
 
 
-def product_in_float32(y: Array, x: Array, w: Array) -> None:
-    """y = x w^T in float32, of x [M,I] and w [O,I] of one type, O being a multiple of 16."""
+def product_in_float32(y: Array, x: Array, w: Array, b: Array | None = None) -> None:
+    """y = x w^T + b in float32, of x [M,I] and w [O,I] of one type."""
     (m, i), o = x.shape, w.shape[0]
-    expect("product_in_float32", y=(y, (m, o)), w=(w, (o, i)))
+    expect("product_in_float32", y=(y, (m, o)), w=(w, (o, i)), b=(b, (o,)))
     how = row(_forward, x, m=m, odd=odd(y, x, w, sizes=(i,)))
     tiles = blocks(m, how.blocks["BLOCK_M"]) * blocks(o, how.blocks["BLOCK_N"])
     whole = blocks(i, how.blocks["BLOCK_K"]) * how.blocks["BLOCK_K"]
-    _forward((tiles, 1, 1), how, None, y, x, w, None, m, i, o, whole, 1, 0, 0, PRECISION=precision(x))
+    pitch = blocks(o, 16) * 16  # the kernel's, of sums that are not finished
+    sums = y if o == pitch else scratch(((m, pitch), np.float32))[0]
+    _forward((tiles, 1, 1), how, None, sums, x, w, None, m, i, o, whole, 1, 0, 0, PRECISION=precision(x))
+    if sums is not y or b is not None:
+        _finish_product(y, sums[None], b, 1.0, 0.0, False)
 
 
 def linear_dropout_forward(

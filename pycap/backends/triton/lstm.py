@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pycap.backends.triton.cast import cast
 from pycap.backends.triton.launching import (
     PRODUCTS,
     Array,
@@ -21,7 +22,8 @@ from pycap.backends.triton.launching import (
     row_of,
     scratch,
 )
-from pycap.backends.triton.linear import linear_backward_data, linear_forward
+from pycap.backends.triton.linear import linear_backward_data, linear_forward, product_in_float32
+from pycap.memory import empty
 
 _cell_forward = Kernel(
     "lstm.cell_forward",
@@ -66,14 +68,19 @@ def _tiles(how: Row, n: int, hidden: int) -> tuple[int, int, int]:
 def _persistent(
     kernel: Kernel, w_h: Array, n: int, inner: int, *arrays: Array
 ) -> tuple[Row, tuple[int, int, int]] | None:
-    """The row and the grid of a launch for all steps, or None where it does not serve. inner: the products' length.
+    """The row and the grid of a launch for all steps, or None where it does not serve, or the configuration table prefers
+    another form. inner: the products' length."""
+    form = row_of("lstm.form", w_h, hidden=w_h.shape[1], n=n).blocks["FORM"]
+    return _at_once(kernel, w_h, n, inner, *arrays) if form == "persistent" else None
 
-    It serves where the configuration table prefers it. All of its programs must run at once; each has a multiprocessor of its
-    own for the weights that it holds; in the interpreter a program may wait for none but itself.
+
+def _at_once(kernel: Kernel, w_h: Array, n: int, inner: int, *arrays: Array) -> tuple[Row, tuple[int, int, int]] | None:
+    """The same, whatever the table prefers.
+
+    All programs of the launch must run at once; each has a multiprocessor of its own for the weights that it holds; in the
+    interpreter a program may wait for none but itself.
     """
     hidden = w_h.shape[1]
-    if row_of("lstm.form", w_h, hidden=hidden, n=n).blocks["FORM"] != "persistent":
-        return None
     try:
         how = row(kernel, w_h, hidden=hidden, odd=odd(w_h, *arrays, sizes=(hidden,)))
     except KeyError:  # too many hidden units to hold their weights, or arrays at odd addresses
@@ -85,6 +92,15 @@ def _persistent(
     if interpreting():
         return (how, grid) if grid[0] == 1 else None
     return (how, grid) if grid[0] * grid[1] <= multiprocessors() else None
+
+
+def obstacle(form: str, backward: bool, w_h: Array, n: int) -> str:
+    """Why this form, "step" or "persistent", cannot carry n sequences through their steps, or ""."""
+    kernel, inner = (_sequence_backward, w_h.shape[0]) if backward else (_sequence_forward, w_h.shape[1])
+    if form == "step" or _at_once(kernel, w_h, n, inner):
+        return ""
+    where, sizes = "in the interpreter" if interpreting() else "on this GPU", f"N = {n}, H = {w_h.shape[1]}"
+    return f"{sizes}: the programs of one launch would not all run at once {where}, or not hold the weights"
 
 
 def check_shapes(primitive: str, x: Array, w_h: Array, **arrays: Array) -> None:
@@ -103,7 +119,11 @@ def lstm_forward(
 ) -> None:
     (steps, n, i), hidden = x.shape, w_h.shape[1]
     check_shapes("lstm_forward", x, w_h, h=h, c=c, gates=gates, h0=h0, c0=c0, w_x=w_x, b=b, mask=mask)
-    linear_forward(gates.reshape(steps * n, 4 * hidden), x.reshape(steps * n, i), w_x, b, False)
+    z, rows = gates.reshape(steps * n, 4 * hidden), x.reshape(steps * n, i)
+    if x.dtype == gates.dtype:
+        linear_forward(z, rows, w_x, b, False)
+    else:
+        product_in_float32(z, rows, w_x, b)
     _steps_forward(h, c, gates, h0, c0, w_h, mask)
 
 
@@ -220,4 +240,8 @@ def products_backward(
         how = row(_backward_bias, db)
         _backward_bias((blocks(g, how.blocks["BLOCK_G"]), 1, 1), how, db, dz, m, g, betas[3])
     if dx is not None:
+        if dz.dtype != dx.dtype:
+            rounded = empty(dz.shape, dx.dtype)
+            cast(rounded, dz, 0.0)
+            dz = rounded
         linear_backward_data(dx.reshape(m, i), dz.reshape(m, g), w_x, None, betas[0])
