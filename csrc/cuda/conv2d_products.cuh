@@ -342,12 +342,14 @@ int stages_for() {
 inline void check(const char* name, const Sizes& sizes, Products products) {
   const int piece = products == Products::bfloat16 || products == Products::float16 ? 8 : 4;
   const int64_t most = std::numeric_limits<int>::max();
-  if (sizes.n < 0 || sizes.h < 1 || sizes.w < 1 || sizes.c < piece || sizes.k < piece ||
-      sizes.c % piece || sizes.k % piece)
-    throw std::invalid_argument(std::string(name) + ": channels " + std::to_string(sizes.c) +
-                                " and " + std::to_string(sizes.k) + ", images " +
+  if (sizes.n < 0 || sizes.h < 1 || sizes.w < 1)
+    throw std::invalid_argument(std::string(name) + ": " + std::to_string(sizes.n) + " images of " +
                                 std::to_string(sizes.h) + " x " + std::to_string(sizes.w) +
-                                ": channels must be multiples of " + std::to_string(piece));
+                                " pixels");
+  if (sizes.c < piece || sizes.k < piece || sizes.c % piece || sizes.k % piece)
+    throw std::invalid_argument(std::string(name) + ": " + std::to_string(sizes.c) + " and " +
+                                std::to_string(sizes.k) + " channels must be multiples of " +
+                                std::to_string(piece));
   if (int64_t{sizes.n} * sizes.h * sizes.w > most - 65536 ||
       int64_t{sizes.c} * sizes.k * kTaps > most)
     throw std::invalid_argument(std::string(name) + ": more pixels or weights than 32 bits count");

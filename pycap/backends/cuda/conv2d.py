@@ -12,7 +12,6 @@ from pycap.backends.cuda.products import products
 from pycap.backends.triton import conv2d
 from pycap.backends.triton.launching import Array, blocks, expect, row_of, scratch
 from pycap.backends.weights import weight_cache
-from pycap.device import address
 from pycap.memory import empty
 
 __all__ = [
@@ -20,14 +19,14 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _serves(x: Array, w: Array, stride: int, padding: int, *arrays: Array | None) -> bool:
+def _serves(x: Array, w: Array, stride: int, padding: int, *arrays: Array) -> bool:
     """Whether the kernels take the convolution of x [N,H,W,C] with w [K,R,S,C], and were asked for or are what the table
-    prefers. arrays: the others that they read or write in pieces of 16 bytes."""
+    prefers. arrays: the others of x's type, read or written 16 bytes at a time."""
     k, r, s, c = w.shape
     if (r, s, stride, padding) != (3, 3, 1, 1) or products(x) is None or not x.size or not k:
         return False
     whole = 16 // x.itemsize
-    if c % whole or k % whole or any(address(a) % 16 for a in (x, w, *arrays) if a is not None):
+    if c % whole or k % whole or not native.aligned(x, w, *arrays) or any(a.dtype != x.dtype for a in arrays):
         return False
     return native.asked() or row_of("conv2d.form", x, h=x.shape[1], c=c, k=k).blocks["FORM"] == "cuda"
 
