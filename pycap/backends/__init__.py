@@ -311,7 +311,7 @@ def choose(device: str, backend: str = "auto", no_gpu: str = "") -> list[Choice]
         serving = next((name for name, module in modules if hasattr(module, primitive)), None)
         if serving is None or (backend != "auto" and modules[0][0] != backend):
             reasons = "; ".join((*refusals, *([f"no GPU: {no_gpu}"] if no_gpu else []))) or "not implemented"
-            remedy = "build pycap with `make dev`, or choose" if backend in ("cpp", "cuda") else "choose"
+            remedy = "build pycap with `make dev`, or choose" if backend == "cpp" else "choose"
             raise BackendError(
                 f"backend {backend!r} cannot serve {primitive} on {device!r} ({reasons}); {remedy} --backend auto"
             )
