@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import gpu_cases, gpu_pycap, machine
+from benchmarks import gpu_cases, gpu_lstm, gpu_pycap, machine
 from benchmarks.cases import Case, select
 from benchmarks.gpu import DISTRIBUTIONS, Machine, timed
 from benchmarks.sides import distance
@@ -34,7 +34,7 @@ _rows, _launch, _store, _compile = (launching.kernel_module(n) for n in ("_rows"
 Row = launching.Row
 
 #: How far a neighbour's result may be from the row's own: the same sums in another order, rounded to the case's type.
-ROUNDING = {"bfloat16": 1e-2, "tf32": 1e-3, "float32": 1e-5}
+ROUNDING = {"bfloat16": 1e-2, "float16": 2e-3, "tf32": 1e-3, "float32": 1e-5}
 GAIN = 1.02
 
 
@@ -168,8 +168,8 @@ FORMS = (
 )
 _HOPPER_ONLY = frozenset(("hopper", "cluster"))
 _BY_CUDA = frozenset(("cuda", "cooperative", "cluster"))
-#: For which types rows are that cases of a dtype decide.
-_DECIDES = {"bfloat16": ("bf16", "fp16"), "float32": ("fp32",), "tf32": ("fp32",)}
+#: For which types rows are that cases of a dtype decide; where none is float16, those of bfloat16 decide for it too.
+_DECIDES = {"bfloat16": ("bf16",), "float16": ("fp16",), "float32": ("fp32",), "tf32": ("fp32",)}
 
 
 def form_rows(
@@ -181,20 +181,23 @@ def form_rows(
     cuda: whether the CUDA backend can serve. measure(use, row, expected): as `seconds_of`.
     """
     groups: dict[tuple[tuple[str, ...], tuple[int, ...]], list[Case]] = {}
-    for case in cases:
-        if case.op == forms.op and case.dtype in _DECIDES and case.shape.get("C") != 3:
-            sizes = tuple(case.shape[of] for of in forms.sizes.values())
-            groups.setdefault((_DECIDES[case.dtype], sizes), []).append(case)
+    own = [case for case in cases if case.op == forms.op and case.shape.get("C") != 3]
+    for case in own:
+        types = _DECIDES[case.dtype]
+        if types == ("bf16",) and all(other.dtype != "float16" for other in own):
+            types = ("bf16", "fp16")
+        groups.setdefault((types, tuple(case.shape[of] for of in forms.sizes.values())), []).append(case)
     default = Row({"FORM": forms.default})
     fit = [f for f in forms.others if (f not in _HOPPER_ONLY or arch == "sm_90") and (f not in _BY_CUDA or cuda)]
     rows = [replace(default, upto={"c": 3})] if forms.op == "conv2d" and groups else []  # which no case measures
     for (types, sizes), chosen in sorted(groups.items()):
         use = Use(SimpleNamespace(name=forms.name), default, chosen)
         tried = [Row({"FORM": form}) for form in fit]
-        best, fastest, own = best_of(use, tried, lambda row, expected, use=use: measure(use, row, expected))
+        best, fastest, present = best_of(use, tried, lambda row, expected, use=use: measure(use, row, expected))
         upto = dict(zip(forms.sizes, sizes, strict=True))
         print(
-            f"{forms.name} {types[0]} {upto}: {best.blocks['FORM']}, {own / fastest:.2f}x {forms.default}", flush=True
+            f"{forms.name} {types[0]} {upto}: {best.blocks['FORM']}, {present / fastest:.2f}x {forms.default}",
+            flush=True,
         )
         rows.append(replace(best, types=types, upto=upto))
     return [*rows, default] if groups else []
@@ -218,13 +221,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     where, arch = Machine(False), _launch.arch()
     about = {"hardware": where.name, "commit": machine.commit(), "versions": machine.versions(DISTRIBUTIONS)}
-    cases = select(gpu_cases.registry(own.batch), ops=[op for op in own.op.split(",") if op], name=own.case)
+    registry = gpu_cases.registry(own.batch)
+    known = {case.id for case in registry}
+    registry += [case for case in gpu_lstm.registry() if case.id not in known]
+    cases = select(registry, ops=[op for op in own.op.split(",") if op], name=own.case)
     begin = time.perf_counter()
     unfit = backends.available("cuda", "cuda")
     if unfit:
         print(f"without the forms of the CUDA backend: {unfit}")
     for forms in FORMS:
-        if not forms.name.startswith(own.kernel):
+        if not forms.name.startswith(own.kernel) or time.perf_counter() - begin > own.seconds:
             continue
         rows = form_rows(forms, cases, arch, not unfit, lambda *a: seconds_of(a[0], a[1], where, a[2]))
         if rows:

@@ -112,6 +112,27 @@ def test_each_sequence_takes_its_fastest_form(arch, cuda, tried):
     assert tune.form_rows(forms, [], arch, cuda, measure) == []
 
 
+def test_float16_is_decided_by_its_own_cases_where_there_are_some():
+    (forms,) = (forms for forms in tune.FORMS if forms.name == "lstm.form")
+    half, brain = (
+        Case("lstm", dtype, "forward", dtype, {"T": 20, "N": 64, "I": 512, "H": 512}, 1.0, 1.0)
+        for dtype in ("float16", "bfloat16")
+    )
+
+    def measure(use, row, expected):
+        return 0.5 if row.blocks["FORM"] == {"float16": "cluster", "bfloat16": "cooperative"}[
+            use.cases[0].dtype
+        ] else 1.0, []
+
+    def chosen(cases):
+        rows = tune.form_rows(forms, cases, "sm_90", True, measure)
+        return tuple(chosen_form(forms, rows, element, hidden=512, n=64) for element in ("fp16", "bf16"))
+
+    assert chosen([half, brain]) == ("cluster", "cooperative")
+    assert chosen([brain]) == ("cooperative", "cooperative")
+    assert chosen([half]) == ("cluster", "step")
+
+
 def test_what_was_measured_replaces_the_rows(tmp_path):
     path = tmp_path / "tuned.json"
     assert _rows.tuned(path) == {}
