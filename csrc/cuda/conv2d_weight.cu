@@ -143,9 +143,10 @@ void run(float* dw, float* db, const void* dz, const void* x, const Conv3x3& s, 
 }  // namespace
 
 int conv2d_weight_splits(Products products, const Conv3x3& s) {
-  // A multiprocessor holds one block. A wave of blocks takes as long as one block's steps, and as
-  // many more as it takes to fill the pipeline and to write the sums down.
-  constexpr int64_t kOverhead = 4;
+  // A multiprocessor holds one block. A wave of blocks takes as long as one block's steps and, by
+  // estimate, eight more: to fill the pipeline, to write the 144 KB of sums, and to read them
+  // again.
+  constexpr int64_t kOverhead = 8;
   const dim3 grid = tiles(s);
   const int64_t here = multiprocessors(), blocks = int64_t{grid.x} * grid.y,
                 steps = count_steps(products, s);

@@ -254,8 +254,9 @@ def test_splits_change_the_gradients_by_rounding_alone(first, rng, name):
     np.testing.assert_array_equal(made[8], made[9])  # the ninth has nothing to add
 
 
-@pytest.mark.parametrize(("name", "k"), [("float32", 6), ("bfloat16", 12)])
-def test_filters_in_parts_of_16_bytes_are_tritons(first, called, rng, name, k):
+@pytest.mark.parametrize(("name", "k", "offset"), [("float32", 6, 0), ("bfloat16", 12, 0), ("float32", 8, 1)])
+def test_parts_of_16_bytes_are_tritons(cuda, called, rng, name, k, offset):
+    first = OnDevice(importlib.import_module("pycap.backends.cuda.conv2d_first"), offset)
     n, h, width, p, q = 1, 5, 6, 4, 5
     dtype, data, (w, b) = dtype_of(name), images(rng, n, h, width, p, q), parameters(rng, k)
     y, dw = np.full((n, p, q, k), np.nan, dtype), np.full_like(w, np.nan)

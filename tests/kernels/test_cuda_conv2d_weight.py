@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,7 @@ from pycap.backends.cuda import native
 from pycap.device import bfloat16
 from pycap.testing import Case, compare
 from pycap.testing.arguments import Beta, Grad, normal
+from pycap.testing.on_device import OnDevice
 
 # (N, H, W, C, K). A block has 64 filters, 64 channels and, of the columns of all images, strips of 32 (float32: 16).
 SHAPES = {
@@ -172,6 +174,15 @@ def test_what_the_kernel_does_not_take_is_tritons(cuda, called, c, k, filters, s
         factors = (f(a.astype(np.float64)) for a in (dy, x))
         reference.conv2d_backward_weight(out, None, *factors, None, None, stride, padding, 0.0, 0.0)
     assert within(dw, truth, size, p * q)
+
+
+def test_unaligned_arrays_are_tritons(cuda, called):
+    dy, x, dw, db = arrays(np.random.default_rng(8), np.float32, 1, 3, 4, 8, 8)
+    unaligned = OnDevice(importlib.import_module("pycap.backends.cuda"), offset=1)
+    unaligned.conv2d_backward_weight(dw, db, dy, x, None, None, 1, 1, 0.0, 0.0)
+    assert not called
+    (truth, truth_b), (size, size_b) = exact(dy, x, 8, 8)
+    assert within(dw, truth, size, 12, 2.0**-22) and within(db, truth_b, size_b, 12)
 
 
 def test_shapes_are_checked(cuda):
