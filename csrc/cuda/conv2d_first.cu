@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, three ? 1 : 2)
                    Bytes images,
                    const float* w,  // [k,27]
                    const float* b,  // [k] or null
-                   FirstLayer s, int relu) {
+                   FirstLayer s, int with_relu) {
   using R = Rows<T>;
   constexpr int kSteps = sizeof(T);              // of 16 (float32: 8) numbers of the summed index
   constexpr int kFragments = kFilters<T> / 8;    // columns of eight filters
@@ -100,10 +100,11 @@ __global__ void __launch_bounds__(kThreads, three ? 1 : 2)
 
   Pixels<kThreads> pixels;
   const int tiles = count_tiles(s), blocks = gridDim.x;
-  pixels.fetch(images, tile_at(blockIdx.x, s), s);
+  Tile next = tile_at(blockIdx.x, s);
+  pixels.fetch(images, next, s);
   int buffer = 0;
   for (int number = blockIdx.x; number < tiles; number += blocks, buffer ^= 1) {
-    const Tile tile = tile_at(number, s);
+    const Tile tile = next;
     pixels.store(images, [&](int row, int column, int colour, float value) {
       T* const numbers = reinterpret_cast<T*>(windows[buffer] + row * R::kPitch);
       const T rounded = from_float<T>(value);
@@ -111,7 +112,10 @@ __global__ void __launch_bounds__(kThreads, three ? 1 : 2)
       if constexpr (R::kPairs) numbers[R::kCopy * 2 + column * 3 + colour + 1] = rounded;
     });
     __syncthreads();  // and nobody reads the other buffer any more, which is written next
-    if (number + blocks < tiles) pixels.fetch(images, tile_at(number + blocks, s), s);
+    if (number + blocks < tiles) {
+      next = tile_at(number + blocks, s);
+      pixels.fetch(images, next, s);
+    }
     if (tile.row + warp >= s.p) continue;
     const int64_t line = (int64_t{tile.image} * s.p + tile.row + warp) * s.q;
 #pragma unroll 1
@@ -147,7 +151,7 @@ __global__ void __launch_bounds__(kThreads, three ? 1 : 2)
             for (int j = 0; j < kOf; ++j) {
               const int at = i * kOf + j;
               const float sum = sums[piece * kJoined + at / 2][half * 2 + at % 2];
-              value[j] = relu && sum < 0 ? 0.0f : sum;  // a NaN stays one
+              value[j] = with_relu ? relu(sum) : sum;
             }
             if constexpr (kOf == 2)
               out[i] = pack<T>(value[0], value[1]);

@@ -116,10 +116,11 @@ __global__ void __launch_bounds__(kThreads, 3)
   float sums[2][kFragments][4] = {}, sums_b[kOnes ? 1 : kChunk<T>] = {};
   Pixels<kThreads> pixels;
   Gradient coming{};
+  Tile next{};
   if (split < tiles) {
-    const Tile tile = tile_at(split, s);
-    pixels.fetch(images, tile, s);
-    fetch(coming, tile, 0);
+    next = tile_at(split, s);
+    pixels.fetch(images, next, s);
+    fetch(coming, next, 0);
   }
   int buffer = 0;
   for (int number = split; number < tiles; number += splits, buffer ^= 1) {
@@ -131,8 +132,11 @@ __global__ void __launch_bounds__(kThreads, 3)
     });
     __syncthreads();  // and nobody reads the other buffer any more, which is written next
     const bool more = number + splits < tiles;
-    const Tile tile = tile_at(number, s), next = tile_at(more ? number + splits : number, s);
-    if (more) pixels.fetch(images, next, s);
+    const Tile tile = next;
+    if (more) {
+      next = tile_at(number + splits, s);
+      pixels.fetch(images, next, s);
+    }
 #pragma unroll 1
     for (int step = 0; step < kSteps; ++step) {
       uint32_t dz[4][4];  // of each pixel

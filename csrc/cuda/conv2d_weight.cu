@@ -66,7 +66,6 @@ __global__ void __launch_bounds__(kThreads, 1)
                    first_channel};
   const auto load = [&](int slot) {
     if (loading.left > 0) {
-      if (loading.fresh) loader.enter(loading.strip);
       loader.load(slots + slot % kSlots * S::kBytes, loading);
       loading.advance(pairs);
     }

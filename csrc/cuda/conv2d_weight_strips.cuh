@@ -65,41 +65,47 @@ struct Loader {
   const T *x, *dz;
   Conv3x3 s;
   int column, chunk, first_filter, first_channel;
-  int64_t at_x = -1, at_edge = -1, at_dz = -1;  // of row 0, in numbers; -1: there is nothing
+  // Whether this thread's columns are there, and where its next chunks are, in numbers.
+  bool live_x = false, live_edge = false, live_dz = false;
+  int64_t at_x = 0, at_edge = 0, at_dz = 0;
 
-  __device__ __forceinline__ int64_t locate(int position, int channel, int channels) const {
+  __device__ __forceinline__ bool locate(int64_t& at, int position, int row, int channel,
+                                         int channels) const {
     const int image = position / (s.width + 1), v = position % (s.width + 1);
-    if (position < 0 || image >= s.n || v == s.width || channel >= channels) return -1;
-    return (int64_t{image} * s.h * s.width + v) * channels + channel;
+    at = ((int64_t{image} * s.h + row) * s.width + v) * channels + channel;
+    return position >= 0 && image < s.n && v < s.width && channel < channels;
   }
 
-  __device__ __forceinline__ void enter(int strip) {
-    const int position = strip * S::kColumns + column, channel = first_channel + chunk * S::kChunk;
-    at_dz = locate(position, first_filter + chunk * S::kChunk, s.k);
-    at_x = locate(position - 1, channel, s.c);
-    at_edge = locate((strip + 1) * S::kColumns - 1 + column % 2, channel, s.c);
+  __device__ __forceinline__ void enter(const Walk& walk) {
+    const int first = walk.strip * S::kColumns, row = 2 * walk.pair;
+    const int channel = first_channel + chunk * S::kChunk;
+    live_dz = locate(at_dz, first + column, row - 1, first_filter + chunk * S::kChunk, s.k);
+    live_x = locate(at_x, first + column - 1, row, channel, s.c);
+    live_edge =
+        locate(at_edge, first + S::kColumns - 1 + column % 2, row + column / 2, channel, s.c);
   }
 
-  static __device__ __forceinline__ void copy(unsigned char* shared, const T* data, int64_t at,
-                                              int row, int rows, int64_t pitch) {
-    const bool inside = at >= 0 && row >= 0 && row < rows;
-    copy_async_16(shared, inside ? data + at + row * pitch : data, inside);
+  __device__ __forceinline__ void copy(unsigned char* shared, const T* data, int64_t at, bool live,
+                                       int row) const {
+    const bool inside = live && row >= 0 && row < s.h;
+    copy_async_16(shared, inside ? data + at : data, inside);
   }
 
-  __device__ __forceinline__ void load(unsigned char* slot, const Walk& walk) const {
-    const int pair = walk.fresh ? walk.pair - 1 : walk.pair;
-    const int64_t pitch_x = int64_t{s.width} * s.c, pitch_dz = int64_t{s.width} * s.k;
+  __device__ __forceinline__ void load(unsigned char* slot, const Walk& walk) {
+    if (walk.fresh) enter(walk);
+    const int row = 2 * walk.pair, pitch_x = s.width * s.c, pitch_dz = s.width * s.k;
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-      copy(slot + 2 * S::kRowX + i * S::kRow + S::place(column, chunk), dz, at_dz, 2 * pair + 1 + i,
-           s.h, pitch_dz);
+    for (int i = 0; i < 2; ++i, at_dz += pitch_dz)
+      copy(slot + 2 * S::kRowX + i * S::kRow + S::place(column, chunk), dz, at_dz, live_dz,
+           row + (walk.fresh ? i - 1 : i + 1));
     if (walk.fresh) return;
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-      copy(slot + i * S::kRowX + S::place(column, chunk), x, at_x, 2 * pair + i, s.h, pitch_x);
+    for (int i = 0; i < 2; ++i, at_x += pitch_x)
+      copy(slot + i * S::kRowX + S::place(column, chunk), x, at_x, live_x, row + i);
     if (column < 4)
       copy(slot + column / 2 * S::kRowX + S::place(S::kColumns + column % 2, chunk), x, at_edge,
-           2 * pair + column / 2, s.h, pitch_x);
+           live_edge, row + column / 2);
+    at_edge += 2 * pitch_x;
   }
 };
 

@@ -22,6 +22,17 @@ __device__ __forceinline__ T from_float(float x) {
     return __float2half(x);
 }
 
+// max(x, 0), where a NaN stays one.
+__device__ __forceinline__ float relu(float x) {
+#ifdef PYCAP_EMU
+  return x < 0 ? 0.0f : x;
+#else
+  float y;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
 // The bits of one type as another of the same size.
 template <class To, class From>
 __device__ __forceinline__ To bits(const From& x) {
@@ -34,7 +45,14 @@ __device__ __forceinline__ To bits(const From& x) {
 // Two numbers of 16 bits in one word, the first in its low half.
 template <class T>
 __device__ __forceinline__ uint32_t pack(float low, float high) {
+#ifdef PYCAP_EMU
   return bits<uint16_t>(from_float<T>(low)) | uint32_t{bits<uint16_t>(from_float<T>(high))} << 16;
+#else  // one instruction
+  if constexpr (std::is_same_v<T, bf16>)
+    return bits<uint32_t>(__floats2bfloat162_rn(low, high));
+  else
+    return bits<uint32_t>(__floats2half2_rn(low, high));
+#endif
 }
 __device__ __forceinline__ uint32_t pack_bits(uint16_t low, uint16_t high) {
   return low | uint32_t{high} << 16;
