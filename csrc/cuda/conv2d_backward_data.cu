@@ -32,8 +32,7 @@ struct Numbers {
   static constexpr int kCount = 16 / sizeof(T);
   float v[kCount];
 
-  __device__ __forceinline__ static Numbers load(const T* from) {
-    const uint4 raw = *reinterpret_cast<const uint4*>(from);
+  __device__ __forceinline__ static Numbers of(const uint4& raw) {
     const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
     Numbers made;
 #pragma unroll
@@ -44,7 +43,7 @@ struct Numbers {
         made.v[e] = to_float(bits<T>(static_cast<uint16_t>(words[e / 2] >> e % 2 * 16)));
     return made;
   }
-  __device__ __forceinline__ void store(T* to) const {
+  __device__ __forceinline__ uint4 raw() const {
     uint32_t words[4];
 #pragma unroll
     for (int e = 0; e < 4; ++e)
@@ -52,7 +51,7 @@ struct Numbers {
         words[e] = bits<uint32_t>(v[e]);
       else
         words[e] = pack<T>(v[2 * e], v[2 * e + 1]);
-    *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+    return make_uint4(words[0], words[1], words[2], words[3]);
   }
 };
 
@@ -85,34 +84,47 @@ __global__ void __launch_bounds__(kThreads, 2)
   __syncwarp();
 
   constexpr int kCount = Numbers<T>::kCount, kLanes = kWarpTile / kCount;  // lanes to a row
-  const int64_t pixel = int64_t{tile} * Tile::kPixels + place.down + place.lane / kLanes;
-  const int number = place.lane % kLanes, channel = first + place.across + number * kCount;
+  constexpr int kRows = kWarp / kLanes, kBatch = 8;
+  const int row = place.lane / kLanes, number = place.lane % kLanes;
+  const int64_t pixel = int64_t{tile} * Tile::kPixels + place.down + row;
+  const int channel = first + place.across + number * kCount;
+  const T* const beside = below != nullptr ? below : beta != 0 ? dx : nullptr;
   float totals[kCount] = {};
-#pragma unroll 4
-  for (int row = 0; row < kWarpTile; row += kWarp / kLanes) {
-    if (pixel + row >= sizes.pixels() || channel >= sizes.k) continue;
-    const int64_t at = (pixel + row) * sizes.k + channel;
-    Numbers<T> made;
+#pragma unroll 1
+  for (int start = 0; start < kWarpTile; start += kBatch * kRows) {
+    const auto there = [&](int i) {
+      return pixel + start + i * kRows < sizes.pixels() && channel < sizes.k;
+    };
+    const int64_t at = (pixel + start) * sizes.k + channel, apart = int64_t{kRows} * sizes.k;
+    uint4 others[kBatch];  // all at once: each takes its time, and none would pass a store
 #pragma unroll
-    for (int part = 0; part < kCount / 4; ++part) {
-      const float4 four = *reinterpret_cast<const float4*>(
-          staged.piece(row + place.lane / kLanes, number * (kCount / 4) + part));
-      made.v[4 * part] = four.x, made.v[4 * part + 1] = four.y;
-      made.v[4 * part + 2] = four.z, made.v[4 * part + 3] = four.w;
-    }
-    if (below != nullptr) {
-      const Numbers<T> mask = Numbers<T>::load(below + at);
+    for (int i = 0; i < kBatch; ++i)
+      if (beside != nullptr && there(i))
+        others[i] = *reinterpret_cast<const uint4*>(beside + at + i * apart);
 #pragma unroll
-      for (int e = 0; e < kCount; ++e) {
-        if (!(mask.v[e] > 0)) made.v[e] = 0;
-        totals[e] += made.v[e];
+    for (int i = 0; i < kBatch; ++i) {
+      if (!there(i)) continue;
+      Numbers<T> made;
+#pragma unroll
+      for (int part = 0; part < kCount / 4; ++part) {
+        const float4 four = *reinterpret_cast<const float4*>(
+            staged.piece(start + i * kRows + row, number * (kCount / 4) + part));
+        made.v[4 * part] = four.x, made.v[4 * part + 1] = four.y;
+        made.v[4 * part + 2] = four.z, made.v[4 * part + 3] = four.w;
       }
-    } else if (beta != 0) {
-      const Numbers<T> old = Numbers<T>::load(dx + at);
+      if (beside != nullptr) {
+        const Numbers<T> other = Numbers<T>::of(others[i]);
 #pragma unroll
-      for (int e = 0; e < kCount; ++e) made.v[e] += beta * old.v[e];
+        for (int e = 0; e < kCount; ++e) {
+          if (below == nullptr)
+            made.v[e] += beta * other.v[e];
+          else if (!(other.v[e] > 0))
+            made.v[e] = 0;
+          totals[e] += made.v[e];
+        }
+      }
+      *reinterpret_cast<uint4*>(dx + at + i * apart) = made.raw();
     }
-    made.store(dx + at);
   }
   if (below == nullptr) return;
 

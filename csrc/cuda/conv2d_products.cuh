@@ -61,6 +61,8 @@ struct Tile {
   static constexpr int kFilterBytes = columns * kRowBytes;
   static constexpr int kStaged = kSlabs;  // the results on their way out take the operands' place
 
+  static_assert(2 * (kSlabBytes + kFilterBytes) >= kTileSums * sizeof(float));
+
   static constexpr size_t shared(int stages) { return kFilters + stages * kFilterBytes; }
 };
 
@@ -294,7 +296,8 @@ __device__ __forceinline__ void window_products(float (&sums)[4][8][4], unsigned
 }
 
 // A warp's 64 x 64 numbers in shared memory, from where they leave in 16-byte pieces of rows.
-// Pieces are permuted so that neither fragments nor pieces conflict.
+// Pieces are permuted so that neither fragments nor pieces conflict, nor float32's every other
+// piece.
 template <class S>
 struct Staged {
   static constexpr int kPieces = kWarpTile * sizeof(S) / 16;  // of a row
@@ -305,7 +308,7 @@ struct Staged {
       : base(staged + threadIdx.x / kWarp * kWarpTile * kPieces * 16) {}
 
   __device__ __forceinline__ unsigned char* piece(int row, int number) const {
-    const int mixed = sizeof(S) == 4 ? number ^ row % 8 * 2 : number ^ row % 8;
+    const int mixed = sizeof(S) == 4 ? number ^ number / 8 ^ row % 8 * 2 : number ^ row % 8;
     return base + (row * kPieces + mixed) * 16;
   }
   // Two numbers of a row, from an even column on.
