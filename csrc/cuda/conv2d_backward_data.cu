@@ -78,9 +78,9 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int j = 0; j < 8; ++j)
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        staged.put(16 * i + 8 * half + group, 8 * j + 2 * pair, sums[i][j][2 * half],
-                   sums[i][j][2 * half + 1]);
+      for (int lower = 0; lower < 2; ++lower)
+        staged.put(16 * i + 8 * lower + group, 8 * j + 2 * pair, sums[i][j][2 * lower],
+                   sums[i][j][2 * lower + 1]);
   __syncwarp();
 
   constexpr int kCount = Numbers<T>::kCount, kLanes = kWarpTile / kCount;  // lanes to a row

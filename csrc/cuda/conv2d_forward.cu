@@ -40,14 +40,14 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int j = 0; j < 8; ++j)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int lower = 0; lower < 2; ++lower) {
         float v[2];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          v[e] = sums[i][j][2 * half + e] + bias[j][e];
-          if (relu && v[e] < 0) v[e] = 0;  // a NaN stays one
+          v[e] = sums[i][j][2 * lower + e] + bias[j][e];
+          if (relu) v[e] = gpu::relu(v[e]);
         }
-        staged.put(16 * i + 8 * half + group, 8 * j + 2 * pair, v[0], v[1]);
+        staged.put(16 * i + 8 * lower + group, 8 * j + 2 * pair, v[0], v[1]);
       }
   __syncwarp();
 
@@ -63,10 +63,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// Of numbers that are not negative the bits, as integers, have the same order, and NaN is above
-// infinity. One more bit below says which of two rows: of equals the upper one is the larger.
+// A number, after ReLU, for comparisons: of numbers that are not negative the bits, as integers,
+// have the same order, and NaN is above infinity. The sign's place goes to a bit below that says
+// which of two rows: of equals the upper one is the larger.
 __device__ __forceinline__ uint32_t ordered(float v, bool upper) {
-  return (v != v ? 0x7fc00000u : v > 0 ? bits<uint32_t>(v) : 0u) << 1 | (upper ? 1u : 0u);
+  return bits<uint32_t>(relu(v)) << 1 | (upper ? 1u : 0u);
 }
 
 // Sums of a window's upper and lower pixel of one column are in one thread: of the left pixels in
