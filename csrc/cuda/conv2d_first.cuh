@@ -74,8 +74,8 @@ struct Pixels {
   }
 };
 
-// d += a b by 16 bits; by TensorFloat-32, a and b being float32's bits, in one product or three.
-// `kWords` of a, or of b, hold 16 (8) of the summed index.
+// d += a b, over 16 of the summed index in 16 bits; over 8 in float32, a and b being its bits, as
+// one product in TensorFloat-32 or three.
 template <class T, bool three>
 __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4],
                                          const uint32_t (&b)[2]) {
@@ -98,10 +98,6 @@ __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4],
     for (int i = 0; i < 2; ++i) rounded_b[i] = tf32(bits<float>(b[i]));
     mma_1688_tf32(d, rounded_a, rounded_b);
   }
-}
-
-inline int element_size(Products products) {
-  return products == Products::bfloat16 || products == Products::float16 ? 2 : 4;
 }
 
 inline void check(const char* name, Products products, const FirstLayer& s) {

@@ -118,10 +118,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-int element_size(Products products) {
-  return products == Products::bfloat16 || products == Products::float16 ? 2 : 4;
-}
-
 int64_t count_steps(Products products, const Conv3x3& s) {
   const int columns = 64 / element_size(products);
   return (int64_t{s.n} * (s.width + 1) + columns - 1) / columns * ((s.h + 1) / 2);

@@ -12,6 +12,11 @@ enum class Products : int {
   float16,
 };
 
+// Bytes of a number that is multiplied.
+inline int element_size(Products products) {
+  return products == Products::bfloat16 || products == Products::float16 ? 2 : 4;
+}
+
 inline Products products(int number) {
   if (number < 0 || number > static_cast<int>(Products::float16))
     throw std::invalid_argument("products: " + std::to_string(number) +
