@@ -30,10 +30,10 @@ auto with_form(int form, const Serve& serve) {
   throw std::invalid_argument("lstm: no form " + std::to_string(form));
 }
 
-std::string obstacle(int form, bool backward, int products, int n, int hidden) {
+std::string obstacle(int form, bool backward, int products, int hidden) {
   return with_type(static_cast<LstmProducts>(products), [&](auto type) {
     return with_form<decltype(type)>(
-        form, [&](auto chosen) { return chosen.obstacle(backward, n, hidden); });
+        form, [&](auto chosen) { return chosen.obstacle(backward, hidden); });
   });
 }
 
@@ -94,7 +94,8 @@ void backward(Address gates, Address dh0, Address dc0, Address scratch, Address 
 
 void bind_lstm(py::module_& m) {
   m.def("lstm_obstacle", &obstacle,
-        "Why the current GPU cannot run a form of the LSTM's sequence for these sizes, or \"\".");
+        "Why the current GPU cannot run a form of the LSTM's sequence for so many hidden units, or "
+        "\"\".");
   m.def("lstm_workspace", &workspace, "Bytes of scratch for n sequences.");
   m.def("lstm_forward", &forward, "As csrc/cuda/lstm.h says.");
   m.def("lstm_backward", &backward, "As csrc/cuda/lstm.h says.");

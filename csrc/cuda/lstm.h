@@ -57,14 +57,14 @@ size_t lstm_backward_workspace(int n, int hidden);
 enum class LstmForm { kCooperative = 0, kCluster = 1 };
 
 // Two forms, by how the blocks, which hold the weights among them, exchange the state after each
-// step. obstacle: why the current GPU cannot run the form for these sizes, or "". forward,
+// step. obstacle: why the current GPU cannot run the form for so many hidden units, or "". forward,
 // backward: steps and n are positive, hidden is one without an obstacle; they throw CudaError and
 // std::invalid_argument.
 
 // Through global memory, in a cooperative launch: sm_80 and newer.
 template <class T>
 struct LstmCooperative {
-  static std::string obstacle(bool backward, int n, int hidden);
+  static std::string obstacle(bool backward, int hidden);
   static void forward(const LstmForward<T>& with, int hidden, cudaStream_t stream);
   static void backward(const LstmBackward<T>& with, int hidden, cudaStream_t stream);
 };
@@ -73,7 +73,7 @@ struct LstmCooperative {
 // run at once take turns.
 template <class T>
 struct LstmCluster {
-  static std::string obstacle(bool backward, int n, int hidden);
+  static std::string obstacle(bool backward, int hidden);
   static void forward(const LstmForward<T>& with, int hidden, cudaStream_t stream);
   static void backward(const LstmBackward<T>& with, int hidden, cudaStream_t stream);
 };

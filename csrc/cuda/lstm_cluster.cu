@@ -202,9 +202,9 @@ std::string with_cluster(int hidden, const Serve& serve) {
 }  // namespace
 
 template <class T>
-std::string LstmCluster<T>::obstacle(bool backward, int n, int hidden) {
+std::string LstmCluster<T>::obstacle(bool backward, int hidden) {
   return with_cluster<T>(hidden, [&](auto size) {
-    return (backward ? backward_plan<T, size>(n, nullptr) : forward_plan<T, size>(n, nullptr))
+    return (backward ? backward_plan<T, size>(1, nullptr) : forward_plan<T, size>(1, nullptr))
         .reason;
   });
 }

@@ -105,7 +105,8 @@ struct Product {
               w + static_cast<int64_t>(inner(chunk) + word * (kPack / 4)) * hidden + tile * 16;
           uint32_t* to = held[tile][chunk] + word;
           if constexpr (kWords == 4) {
-            to[0] = bits<uint32_t>(*from);
+            const float one = *from;  // whole: `bits` of what a pointer shows would load bytes
+            to[0] = bits<uint32_t>(one);
           } else if constexpr (std::is_same_v<T, float>) {
             const float2 both = *reinterpret_cast<const float2*>(from);
             to[0] = bits<uint32_t>(both.x), to[4] = bits<uint32_t>(both.y);

@@ -11,7 +11,7 @@ import numpy as np
 from pycap import backends
 from pycap.backends import triton
 from pycap.backends.cuda import native
-from pycap.backends.triton.launching import Array, element, gpu, row_of, scratch
+from pycap.backends.triton.launching import Array, element, row_of, scratch
 from pycap.backends.triton.linear import product_in_float32
 from pycap.backends.triton.lstm import check_shapes, products_backward
 from pycap.device import address
@@ -31,35 +31,28 @@ def _products(x: Array) -> int:
 
 
 @cache
-def _say(reason: str) -> None:
-    """Log a reason, once."""
-    log.info("%s", reason)
+def _say(level: int, text: str) -> None:
+    """Log it once."""
+    log.log(level, "%s", text)
 
 
-def _obstacle(form: str, backward: bool, products: int, n: int, hidden: int) -> str:
-    # The emulated GPU changes between tests.
-    device = -1 if native.emulated() else gpu().device()
-    ask = _ask if device < 0 else _ask_once
-    return ask(device, _FORMS[form], backward, products, n, hidden)
-
-
-def _ask(device: int, form: int, backward: bool, products: int, n: int, hidden: int) -> str:
-    return native.module().lstm_obstacle(form, backward, products, n, hidden)
-
-
-_ask_once = cache(_ask)
+@cache
+def _obstacle(gpu: tuple[int, int, int], form: str, backward: bool, products: int, hidden: int) -> str:
+    return native.module().lstm_obstacle(_FORMS[form], backward, products, hidden)
 
 
 def obstacle(form: str, backward: bool, w_h: Array, n: int) -> str:
-    """Why this form, "cooperative" or "cluster", cannot carry n sequences through their steps, or ""."""
+    """Why this form, "cooperative" or "cluster", cannot carry n sequences through their steps, or "". It can any number, or
+    none: what does not run at once takes turns."""
     if form not in _FORMS:
         return f"there is no form {form!r} but {', '.join(_FORMS)}"
-    return _obstacle(form, backward, _products(w_h), n, w_h.shape[1])
+    gpu = native.multiprocessors(), native.capability(), native.shared_limit()
+    return _obstacle(gpu, form, backward, _products(w_h), w_h.shape[1])
 
 
 def _form(x: Array, w_h: Array, backward: bool, like_x: Sequence[Array], *aligned: Array) -> int | None:
     """The number of the form that serves, or None where Triton's launches do. like_x: what must be of x's type;
-    aligned: what is read 16 bytes at a time."""
+    aligned: what is read 16 bytes at a time. Logs what is in the way."""
     (steps, n, _), hidden, kind = x.shape, w_h.shape[1], element(x)
     if not steps or not n or (kind not in _PRODUCTS and kind != "fp32"):
         return None
@@ -71,16 +64,16 @@ def _form(x: Array, w_h: Array, backward: bool, like_x: Sequence[Array], *aligne
         if preferred not in _FORMS:
             return None
         names = names[names.index(preferred) :]
-    direction = "backward" if backward else "forward"
-    sizes = f"lstm {direction} of {n} sequences and {hidden} hidden units in {x.dtype}"
+    what = f"lstm {'backward' if backward else 'forward'}, {hidden} hidden units in {x.dtype}"
     if any(array is not None and address(array) % 16 for array in (w_h, *aligned)):
-        _say(f"{sizes}: one launch needs arrays at multiples of 16 bytes; a launch a step serves")
+        _say(logging.WARNING, f"{what}: Triton's form serves; CUDA's needs arrays at multiples of 16 bytes")
         return None
     for name in names:
-        reason = _obstacle(name, backward, _products(x), n, hidden)
+        reason = obstacle(name, backward, w_h, n)
         if not reason:
             return _FORMS[name]
-        _say(f"{sizes}: the {name} form does not serve: {reason}")
+        _say(logging.INFO, f"{what}: the {name} form does not serve: {reason}")
+    _say(logging.WARNING, f"{what}: Triton's form serves; {names[-1]}: {reason}")
     return None
 
 
