@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if time.perf_counter() - begin > own.seconds:
             print(f"{own.seconds:.0f} s are over; the cases from {case.id} on were not run")
             break
-        budget = ONCE if own.rehearse else BUDGET
+        budget = ONCE if own.rehearse else gpu_lstm.BUDGET if case.op == "lstm" else BUDGET
         if case.op == "lstm":
             rows, failed = gpu_lstm.run_case(case, where, peers, budget, ceilings, about)
         else:

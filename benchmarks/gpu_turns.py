@@ -61,8 +61,8 @@ def compete(sides: Mapping[str, Callable[[], Work]], where: Any, budget: Budget)
             Exception
         ) as error:  # one side's failure is a row's note, whatever its framework raises; the rest goes on
             found.failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"
-    first = {}
-    for name, work in works.items():
+    first = dict.fromkeys(works, 0.0)
+    for name, work in works.items() if budget.turn_s else ():  # else a turn is one call, whatever it takes
         turn = timed(work.run, where.synchronize)
         turn(1)
         first[name] = turn(1)[0]

@@ -15,7 +15,7 @@ Row = dict[str, Any]
 #: ceilings allow the plain algorithm, per cent of median_s (an algorithm with fewer multiplications may pass 100). err:
 #: relative L2 distance from the peer's result. ceilings: FLOP/s of a gemm by dtype, and bytes/s of a copy (as copy), that
 #: the run measured. form: of the LSTM's recurrence, by the names of kernels/configs.py; step_us, peer_step_us: microseconds
-#: that a step more takes, step_ratio: peer_step_us / step_us (benchmarks/gpu_lstm.py). note: why something is missing.
+#: that each further step takes, step_ratio: peer_step_us / step_us (benchmarks/gpu_lstm.py). note: why something is missing.
 KEYS = (
     "op",
     "case",

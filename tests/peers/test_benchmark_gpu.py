@@ -39,7 +39,7 @@ def test_every_form_of_the_lstm_computes_what_pytorch_does(tmp_path, capsys):
     """In each dtype, packed or not; forms that a CPU has not, or not at a size, say so, and no form fails."""
     path = tmp_path / "gpu.jsonl"
     assert gpu.main(["--rehearse", "--op", "lstm", "--peers", "eager", "--json", str(path)]) == 0
-    forms = {"step", "persistent"} | (set() if backends.available("cuda", "cpu") else {"cooperative"})
+    forms = {"step", "persistent"} | (set() if backends.available("cuda", "cpu") else {"cooperative", "cluster"})
     served = {}
     for row in read(path):
         name = f"{row['case']} {row['mode']} {row['dtype']} {row['form']}"
@@ -48,7 +48,7 @@ def test_every_form_of_the_lstm_computes_what_pytorch_does(tmp_path, capsys):
             assert row["note"].startswith("pycap: ") and row["step_us"] is None, name
             continue
         assert row["err"] <= STEPS_ROUNDING[row["dtype"]], f"{name}: {row['err']}"
-        assert not row["note"] and row["step_us"] > 0 and row["peer_step_us"] is not None, name
+        assert not row["note"] and None not in (row["step_us"], row["peer_step_us"]), name
         assert row["peer_variant"] in ("cuDNN persistent", "cuDNN standard"), name
         served.setdefault((row["case"], row["dtype"]), set()).add(row["form"])
     every = [of for (case, _), of in served.items() if "h64" in case]

@@ -7,21 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from pycap import backends
 from pycap.backends import triton
 from pycap.backends.cuda import native
-from pycap.backends.triton.launching import Array, element, row_of, scratch
+from pycap.backends.cuda.products import products
+from pycap.backends.triton.launching import Array, row_of, scratch
 from pycap.backends.triton.lstm import check_shapes, products_backward
 from pycap.device import address
-
-#: Products of csrc/cuda/products.h, by the type of x and the weights; float32 products as they were asked for.
-_PRODUCTS = {"bf16": 2, "fp16": 3}
-_FLOAT32_PRODUCTS = {"fp32": 0, "tf32": 1}
-
-
-def _products(x: Array) -> int:
-    kind = element(x)
-    return _FLOAT32_PRODUCTS[backends.float32_products()] if kind == "fp32" else _PRODUCTS[kind]
 
 
 def _aligned(*arrays: Array) -> bool:
@@ -31,8 +22,8 @@ def _aligned(*arrays: Array) -> bool:
 def _form(x: Array, w_x: Array, w_h: Array, *factors: Array) -> dict[str, Any] | None:
     """What the table says of this step ("TILE": the number of a tile in csrc/cuda/lstm_cell.h, or absent), or None where the
     CUDA form is not wanted, or cannot read these factors of the products 16 bytes at a time."""
-    kind, (n, i), hidden = element(x), x.shape, w_h.shape[1]
-    if kind not in (*_PRODUCTS, "fp32") or any(array.dtype != x.dtype for array in (w_x, w_h, *factors)):
+    (n, i), hidden = x.shape, w_h.shape[1]
+    if products(x) is None or any(array.dtype != x.dtype for array in (w_x, w_h, *factors)):
         return None
     form = row_of("lstm_cell.form", x, hidden=hidden, n=n).blocks
     if form["FORM"] != "cuda" and not native.asked():
@@ -61,7 +52,7 @@ def lstm_cell_forward(
     check_shapes("lstm_cell_forward", x, w_h, h=h, c=c, gates=gates, h_prev=h_prev, c_prev=c_prev, w_x=w_x, b=b)
     _expect_types("lstm_cell_forward", x, {"h": h}, c=c, gates=gates, c_prev=c_prev, b=b)
     native.call(
-        "lstm_cell_forward", h, c, gates, x, h_prev, c_prev, w_x, w_h, b, n, i, hidden, _products(x), form.get("TILE", -1)
+        "lstm_cell_forward", h, c, gates, x, h_prev, c_prev, w_x, w_h, b, n, i, hidden, products(x), form.get("TILE", -1)
     )  # fmt: skip
 
 
@@ -86,6 +77,6 @@ def lstm_cell_backward(
         (factors,) = scratch((gates.shape, x.dtype))
     native.call(
         "lstm_cell_backward", dx, dh_prev, dc_prev, gates, factors, dh, dc, c, c_prev, w_x, w_h, n, i, hidden,
-        betas[0], betas[4], betas[5], _products(x),
+        betas[0], betas[4], betas[5], products(x),
     )  # fmt: skip
     products_backward(None, dw_x, dw_h, db, gates, x, h_prev, h_prev, w_x, None, betas)
