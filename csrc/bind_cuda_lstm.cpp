@@ -7,11 +7,11 @@ namespace {
 
 // serve(T()) for the type of h and the weights.
 template <class Serve>
-auto with_type(LstmProducts products, const Serve& serve) {
+auto with_type(Products products, const Serve& serve) {
   switch (products) {
-    case LstmProducts::kBf16:
+    case Products::bfloat16:
       return serve(bf16());
-    case LstmProducts::kHalf:
+    case Products::float16:
       return serve(half());
     default:
       return serve(float());
@@ -31,7 +31,7 @@ auto with_form(int form, const Serve& serve) {
 }
 
 std::string obstacle(int form, bool backward, int products, int hidden) {
-  return with_type(static_cast<LstmProducts>(products), [&](auto type) {
+  return with_type(gpu::products(products), [&](auto type) {
     return with_form<decltype(type)>(
         form, [&](auto chosen) { return chosen.obstacle(backward, hidden); });
   });
@@ -39,14 +39,14 @@ std::string obstacle(int form, bool backward, int products, int hidden) {
 
 size_t workspace(bool backward, int products, int n, int hidden) {
   if (!backward) return lstm_forward_workspace(n);
-  return with_type(static_cast<LstmProducts>(products),
+  return with_type(gpu::products(products),
                    [&](auto type) { return lstm_backward_workspace<decltype(type)>(n, hidden); });
 }
 
 void forward(Address h, Address c, Address gates, Address scratch, Address b, Address h0,
              Address c0, Address w_h, Address mask, int steps, int n, int hidden, int form,
              int products, Address stream) {
-  const auto how = static_cast<LstmProducts>(products);
+  const auto how = gpu::products(products);
   with_type(how, [&](auto type) {
     using T = decltype(type);
     const LstmForward<T> with = {at<T>(h),
@@ -60,7 +60,7 @@ void forward(Address h, Address c, Address gates, Address scratch, Address b, Ad
                                  at<int>(scratch),
                                  steps,
                                  n,
-                                 how != LstmProducts::kTf32};
+                                 how != Products::tf32};
     with_form<T>(form, [&](auto chosen) { chosen.forward(with, hidden, stream_at(stream)); });
   });
 }
@@ -68,7 +68,7 @@ void forward(Address h, Address c, Address gates, Address scratch, Address b, Ad
 void backward(Address gates, Address dh0, Address dc0, Address scratch, Address dh, Address dc_n,
               Address c, Address c0, Address w_h, Address mask, int steps, int n, int hidden,
               float beta_h, float beta_c, int form, int products, Address stream) {
-  const auto how = static_cast<LstmProducts>(products);
+  const auto how = gpu::products(products);
   with_type(how, [&](auto type) {
     using T = decltype(type);
     const LstmBackward<T> with = {at<float>(gates),
@@ -85,7 +85,7 @@ void backward(Address gates, Address dh0, Address dc0, Address scratch, Address 
                                   n,
                                   beta_h,
                                   beta_c,
-                                  how != LstmProducts::kTf32};
+                                  how != Products::tf32};
     with_form<T>(form, [&](auto chosen) { chosen.backward(with, hidden, stream_at(stream)); });
   });
 }

@@ -10,12 +10,10 @@
 #include <string>
 
 #include "launch.h"
+#include "products.h"
 #include "types.h"
 
 namespace pycap::gpu {
-
-// T and how it is multiplied. float: as three products of TensorFloat-32, or as one.
-enum class LstmProducts { kTf32x3 = 0, kTf32 = 1, kBf16 = 2, kHalf = 3 };
 
 template <class T>
 struct LstmForward {
@@ -29,7 +27,7 @@ struct LstmForward {
   const uint8_t* mask;  // [T,N] or null; where 0, the state is carried over
   int* arrived;         // scratch: lstm_forward_workspace bytes
   int steps, n;
-  bool exact;  // float: LstmProducts::kTf32x3
+  bool exact;  // float: Products::tf32x3
 };
 
 template <class T>

@@ -1,11 +1,10 @@
 // One step of an LSTM forward, in one launch: bound by reading the weights, which few_rows.h does.
 #include "few_rows.h"
 #include "lstm_cell.h"
+#include "lstm_gates.cuh"
 
 namespace pycap::gpu {
 namespace {
-
-__device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
 // A block: warps_m * warps_n * warps_k warps. Each multiplies 16*M rows of the weights (the four
 // gates of 4*M units, a unit's side by side) by 8*N of x and h_prev, over its share of the chunks,
@@ -122,27 +121,26 @@ __global__ void __launch_bounds__(F::threads) cell_forward(typename F::T* h,    
     const int unit = first_unit + i % F::units;
     const int64_t row = first_row + i / F::units;
     if (unit >= hidden || row >= n) continue;
-    float z[4];
-#pragma unroll
-    for (int gate = 0; gate < 4; ++gate) z[gate] = b[static_cast<int64_t>(gate) * hidden + unit];
+    const float* bias = b + unit;
+    Gates z = {bias[0], bias[hidden], bias[2 * static_cast<int64_t>(hidden)],
+               bias[3 * static_cast<int64_t>(hidden)]};
 #pragma unroll
     for (int k = 0; k < F::warps_k; ++k) {
       const float4 sum = *reinterpret_cast<const float4*>(
           partial + (k * F::rows + i / F::units) * F::stride + 4 * (i % F::units));
-      z[0] += sum.x;
-      z[1] += sum.y;
-      z[2] += sum.z;
-      z[3] += sum.w;
+      z.i += sum.x;
+      z.f += sum.y;
+      z.g += sum.z;
+      z.o += sum.w;
     }
-    const float gi = sigmoid(z[0]), gf = sigmoid(z[1]), gg = tanhf(z[2]), go = sigmoid(z[3]);
-    const float state = gf * c_prev[row * hidden + unit] + gi * gg;
-    c[row * hidden + unit] = state;
-    h[row * hidden + unit] = from_float<T>(go * tanhf(state));
+    const Cell state = lstm_cell(z, c_prev[row * hidden + unit]);
+    c[row * hidden + unit] = state.c;
+    h[row * hidden + unit] = from_float<T>(state.h);
     float* gate = gates + row * 4 * hidden + unit;
-    gate[0] = gi;
-    gate[hidden] = gf;
-    gate[2 * static_cast<int64_t>(hidden)] = gg;
-    gate[3 * static_cast<int64_t>(hidden)] = go;
+    gate[0] = z.i;
+    gate[hidden] = z.f;
+    gate[2 * static_cast<int64_t>(hidden)] = z.g;
+    gate[3 * static_cast<int64_t>(hidden)] = z.o;
   }
 }
 

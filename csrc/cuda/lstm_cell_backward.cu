@@ -2,6 +2,7 @@
 // products with the weights, which few_rows.h reads.
 #include "few_rows.h"
 #include "lstm_cell.h"
+#include "lstm_gates.cuh"
 
 namespace pycap::gpu {
 namespace {
@@ -19,12 +20,12 @@ __global__ void cell_gradients(float* dc_prev,       // [N, H] or null
   if (at >= count) return;
   const int64_t first = at / hidden * 4 * hidden + at % hidden;
   float* gate = gates + first;
-  const float i = gate[0], f = gate[hidden], g = gate[2 * static_cast<int64_t>(hidden)];
-  const float o = gate[3 * static_cast<int64_t>(hidden)], tanh_c = tanhf(c[at]);
-  const float into_h = dh ? to_float(dh[at]) : 0.f;
-  const float into_c = (dc ? dc[at] : 0.f) + into_h * o * (1.f - tanh_c * tanh_c);
-  const float dz[4] = {into_c * g * i * (1.f - i), into_c * c_prev[at] * f * (1.f - f),
-                       into_c * i * (1.f - g * g), into_h * tanh_c * o * (1.f - o)};
+  const Gates activated = {gate[0], gate[hidden], gate[2 * static_cast<int64_t>(hidden)],
+                           gate[3 * static_cast<int64_t>(hidden)]};
+  float into_c = dc ? dc[at] : 0.f;
+  const Gates d =
+      lstm_cell_gradients(activated, c[at], c_prev[at], dh ? to_float(dh[at]) : 0.f, into_c);
+  const float dz[4] = {d.i, d.f, d.g, d.o};
 #pragma unroll
   for (int k = 0; k < 4; ++k) gate[k * static_cast<int64_t>(hidden)] = dz[k];
   if (static_cast<void*>(factors) != gates) {
@@ -32,7 +33,7 @@ __global__ void cell_gradients(float* dc_prev,       // [N, H] or null
     for (int k = 0; k < 4; ++k)
       factors[first + k * static_cast<int64_t>(hidden)] = from_float<T>(dz[k]);
   }
-  if (dc_prev) dc_prev[at] = into_c * f + (beta != 0.f ? beta * dc_prev[at] : 0.f);
+  if (dc_prev) dc_prev[at] = into_c + (beta != 0.f ? beta * dc_prev[at] : 0.f);
 }
 
 // Two neighbours of a row of T.

@@ -199,6 +199,8 @@ void check_access(const void* data, size_t bytes, size_t aligned, Kind kind, voi
     };
     if (cluster(*owner) != cluster(mine))
       fail(std::string(verb(kind)) + " the shared memory of a block of another cluster", where);
+    if (!owner->begun)
+      fail(std::string(verb(kind)) + " the shared memory of a block that has not begun", where);
     if (owner != &mine && owner->ended == owner->threads)
       fail(std::string(verb(kind)) + " the shared memory of a block that has ended", where);
     if (!in_shared(*owner, address, bytes))

@@ -184,6 +184,20 @@ __global__ void early_end(float* out, const float* in, int*) {
   if (kHealthy) cluster.sync();
 }
 
+// out[i] = in[i + 64] once more: each block puts its numbers into the memory of the one before it.
+// The fault does so before that block may have begun.
+template <bool kHealthy>
+__global__ void early_begin(float* out, const float* in, int*) {
+  PYCAP_SHARED(float, tile, [64]);
+  const cg::cluster_group cluster = cg::this_cluster();
+  const unsigned i = threadIdx.x, block = 64 * blockIdx.x;
+  if (kHealthy) cluster.sync();
+  float* before = cluster.map_shared_rank(&tile[0], (cluster.block_rank() + 3) % 4);
+  before[i] = in[block + i];  // early_begin
+  cluster.sync();
+  out[block + i] = tile[i];
+}
+
 // out[i] = in[i]: each thread copies 16 bytes asynchronously.
 template <bool kHealthy>
 __global__ void missing_copy_wait(float* out, const float* in, int*) {
@@ -298,6 +312,7 @@ const std::map<std::string, Planted>& all() {
       PLANTED(endless_wait, 4, 64, 1, true),
       PLANTED(endless_turns, 4, 64, 1, true),
       PLANTED(missing_cluster_barrier, 4, 64, 4, false),
+      PLANTED(early_begin, 4, 64, 4, false),
       PLANTED(early_end, 4, 64, 4, false),
       PLANTED(missing_copy_wait, 4, 64, 1, false),
       PLANTED(misaligned, 4, 64, 1, false),

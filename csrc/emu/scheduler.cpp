@@ -32,6 +32,7 @@ uint3 unravel(uint64_t i, const dim3& shape) {
 uint64_t count(const dim3& shape) { return uint64_t{shape.x} * shape.y * shape.z; }
 
 void enter() {
+  current_thread->warp->block->begun = true;
   current_run->body(current_run->call);
   Thread& thread = *current_thread;
   thread.state = State::kDone;

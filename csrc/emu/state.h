@@ -84,6 +84,7 @@ struct Block {
   std::vector<Warp*> warps;
   char* shared = nullptr;  // its arena: dynamic shared memory first
   unsigned threads = 0, ended = 0;
+  bool begun = false;                  // one of its threads has run
   unsigned arrived = 0;                // at the barrier
   const char* barrier_file = nullptr;  // where those that arrived wait
   int barrier_line = 0;

@@ -8,26 +8,17 @@ from functools import cache
 
 import numpy as np
 
-from pycap import backends
 from pycap.backends import triton
 from pycap.backends.cuda import native
-from pycap.backends.triton.launching import Array, element, row_of, scratch
+from pycap.backends.cuda.products import products
+from pycap.backends.triton.launching import Array, row_of, scratch
 from pycap.backends.triton.linear import product_in_float32
 from pycap.backends.triton.lstm import check_shapes, products_backward
-from pycap.device import address
 
 log = logging.getLogger(__name__)
 
-#: LstmProducts of csrc/cuda/lstm.h, by the type of x and the weights; float32 products as they were asked for.
-_PRODUCTS = {"bf16": 2, "fp16": 3}
-_FLOAT32_PRODUCTS = {"fp32": 0, "tf32": 1}
-#: LstmForm there, by the names of the configuration table, the fastest first; each one's fallback is the next.
+#: LstmForm of csrc/cuda/lstm.h, by the names of the configuration table, the fastest first; each one's fallback is the next.
 _FORMS = {"cluster": 1, "cooperative": 0}
-
-
-def _products(x: Array) -> int:
-    kind = element(x)
-    return _FLOAT32_PRODUCTS[backends.float32_products()] if kind == "fp32" else _PRODUCTS[kind]
 
 
 @cache
@@ -37,8 +28,8 @@ def _say(level: int, text: str) -> None:
 
 
 @cache
-def _obstacle(gpu: tuple[int, int, int], form: str, backward: bool, products: int, hidden: int) -> str:
-    return native.module().lstm_obstacle(_FORMS[form], backward, products, hidden)
+def _obstacle(gpu: tuple[int, int, int], form: str, backward: bool, kind: int, hidden: int) -> str:
+    return native.module().lstm_obstacle(_FORMS[form], backward, kind, hidden)
 
 
 def obstacle(form: str, backward: bool, w_h: Array, n: int) -> str:
@@ -47,14 +38,14 @@ def obstacle(form: str, backward: bool, w_h: Array, n: int) -> str:
     if form not in _FORMS:
         return f"there is no form {form!r} but {', '.join(_FORMS)}"
     gpu = native.multiprocessors(), native.capability(), native.shared_limit()
-    return _obstacle(gpu, form, backward, _products(w_h), w_h.shape[1])
+    return _obstacle(gpu, form, backward, products(w_h), w_h.shape[1])
 
 
 def _form(x: Array, w_h: Array, backward: bool, like_x: Sequence[Array], *aligned: Array) -> int | None:
     """The number of the form that serves, or None where Triton's launches do. like_x: what must be of x's type;
     aligned: what is read 16 bytes at a time. Logs what is in the way."""
-    (steps, n, _), hidden, kind = x.shape, w_h.shape[1], element(x)
-    if not steps or not n or (kind not in _PRODUCTS and kind != "fp32"):
+    (steps, n, _), hidden = x.shape, w_h.shape[1]
+    if not steps or not n or products(x) is None:
         return None
     if any(array is not None and array.dtype != x.dtype for array in (w_h, *like_x)):
         return None
@@ -65,7 +56,7 @@ def _form(x: Array, w_h: Array, backward: bool, like_x: Sequence[Array], *aligne
             return None
         names = names[names.index(preferred) :]
     what = f"lstm {'backward' if backward else 'forward'}, {hidden} hidden units in {x.dtype}"
-    if any(array is not None and address(array) % 16 for array in (w_h, *aligned)):
+    if not native.aligned(w_h, *aligned):
         _say(logging.WARNING, f"{what}: Triton's form serves; CUDA's needs arrays at multiples of 16 bytes")
         return None
     for name in names:
@@ -77,13 +68,6 @@ def _form(x: Array, w_h: Array, backward: bool, like_x: Sequence[Array], *aligne
     return None
 
 
-def _expect_types(primitive: str, **arrays: tuple[Array, type]) -> None:
-    """Check types: name=(array or None, type). The kernels get bare addresses."""
-    for name, (array, dtype) in arrays.items():
-        if array is not None and array.dtype != dtype:
-            raise TypeError(f"{primitive}: {name} must be {np.dtype(dtype)}, got {array.dtype}")
-
-
 def lstm_forward(
     h: Array, c: Array, gates: Array, x: Array, h0: Array, c0: Array, w_x: Array, w_h: Array, b: Array, mask: Array
 ) -> None:
@@ -92,15 +76,13 @@ def lstm_forward(
         triton.lstm_forward(h, c, gates, x, h0, c0, w_x, w_h, b, mask)
         return
     (steps, n, i), hidden = x.shape, w_h.shape[1]
-    single = np.float32
     check_shapes("lstm_forward", x, w_h, h=h, c=c, gates=gates, h0=h0, c0=c0, w_x=w_x, b=b, mask=mask)
-    _expect_types(
-        "lstm_forward", b=(b, single), c=(c, single), gates=(gates, single), c0=(c0, single), mask=(mask, np.uint8)
-    )
+    native.expect_types("lstm_forward", np.float32, b=b, c=c, gates=gates, c0=c0)
+    native.expect_types("lstm_forward", np.uint8, mask=mask)
     product_in_float32(gates.reshape(steps * n, 4 * hidden), x.reshape(steps * n, i), w_x)
-    products = _products(x)
-    (work,) = scratch(((native.module().lstm_workspace(False, products, n, hidden),), np.uint8))
-    native.call("lstm_forward", h, c, gates, work, b, h0, c0, w_h, mask, steps, n, hidden, form, products)
+    kind = products(x)
+    (work,) = scratch(((native.module().lstm_workspace(False, kind, n, hidden),), np.uint8))
+    native.call("lstm_forward", h, c, gates, work, b, h0, c0, w_h, mask, steps, n, hidden, form, kind)
 
 
 def lstm_backward(
@@ -114,19 +96,16 @@ def lstm_backward(
         )  # fmt: skip
         return
     (steps, n, _), hidden = x.shape, w_h.shape[1]
-    single = np.float32
     check_shapes(
         "lstm_backward", x, w_h, dx=dx, dw_x=dw_x, dw_h=dw_h, db=db, dh0=dh0, dc0=dc0,
         gates=gates, dh=dh, dc_n=dc_n, h=h, c=c, h0=h0, c0=c0, w_x=w_x, mask=mask,
     )  # fmt: skip
-    _expect_types(
-        "lstm_backward", dc0=(dc0, single), gates=(gates, single), dc_n=(dc_n, single), c=(c, single), c0=(c0, single),
-        mask=(mask, np.uint8),
-    )  # fmt: skip
-    products = _products(x)
-    (work,) = scratch(((native.module().lstm_workspace(True, products, n, hidden),), np.uint8))
+    native.expect_types("lstm_backward", np.float32, dc0=dc0, gates=gates, dc_n=dc_n, c=c, c0=c0)
+    native.expect_types("lstm_backward", np.uint8, mask=mask)
+    kind = products(x)
+    (work,) = scratch(((native.module().lstm_workspace(True, kind, n, hidden),), np.uint8))
     native.call(
         "lstm_backward", gates, dh0, dc0, work, dh, dc_n, c, c0, w_h, mask, steps, n, hidden, betas[4], betas[5],
-        form, products,
+        form, kind,
     )  # fmt: skip
     products_backward(dx, dw_x, dw_h, db, gates, x, h, h0, w_x, mask, betas)

@@ -12,11 +12,6 @@ from pycap.backends.cuda import native
 from pycap.backends.cuda.products import products
 from pycap.backends.triton.launching import Array, row_of, scratch
 from pycap.backends.triton.lstm import check_shapes, products_backward
-from pycap.device import address
-
-
-def _aligned(*arrays: Array) -> bool:
-    return all(address(array) % 16 == 0 for array in arrays)
 
 
 def _form(x: Array, w_x: Array, w_h: Array, *factors: Array) -> dict[str, Any] | None:
@@ -29,16 +24,7 @@ def _form(x: Array, w_x: Array, w_h: Array, *factors: Array) -> dict[str, Any] |
     if form["FORM"] != "cuda" and not native.asked():
         return None
     whole = hidden and (i | hidden) * x.itemsize % 16 == 0
-    return form if whole and _aligned(w_x, w_h, *factors) else None
-
-
-def _expect_types(primitive: str, x: Array, like_x: dict[str, Array], **float32: Array) -> None:
-    """Check types by name: those of x's type, and the float32 ones. The kernels get bare addresses."""
-    wanted = [(name, array, x.dtype) for name, array in like_x.items()]
-    wanted += [(name, array, np.dtype(np.float32)) for name, array in float32.items()]
-    for name, array, dtype in wanted:
-        if array is not None and array.dtype != dtype:
-            raise TypeError(f"{primitive}: {name} must be {dtype}, got {array.dtype}")
+    return form if whole and native.aligned(w_x, w_h, *factors) else None
 
 
 def lstm_cell_forward(
@@ -50,7 +36,8 @@ def lstm_cell_forward(
         triton.lstm_cell_forward(h, c, gates, x, h_prev, c_prev, w_x, w_h, b)
         return
     check_shapes("lstm_cell_forward", x, w_h, h=h, c=c, gates=gates, h_prev=h_prev, c_prev=c_prev, w_x=w_x, b=b)
-    _expect_types("lstm_cell_forward", x, {"h": h}, c=c, gates=gates, c_prev=c_prev, b=b)
+    native.expect_types("lstm_cell_forward", x.dtype, h=h)
+    native.expect_types("lstm_cell_forward", np.float32, c=c, gates=gates, c_prev=c_prev, b=b)
     native.call(
         "lstm_cell_forward", h, c, gates, x, h_prev, c_prev, w_x, w_h, b, n, i, hidden, products(x), form.get("TILE", -1)
     )  # fmt: skip
@@ -71,9 +58,10 @@ def lstm_cell_backward(
         gates=gates, dh=dh, dc=dc, c=c, h_prev=h_prev, c_prev=c_prev, w_x=w_x,
     )  # fmt: skip
     like_x = {"dx": dx, "dh_prev": dh_prev, "dh": dh}
-    _expect_types("lstm_cell_backward", x, like_x, dc_prev=dc_prev, gates=gates, dc=dc, c=c, c_prev=c_prev)
+    native.expect_types("lstm_cell_backward", x.dtype, **like_x)
+    native.expect_types("lstm_cell_backward", np.float32, dc_prev=dc_prev, gates=gates, dc=dc, c=c, c_prev=c_prev)
     factors = gates
-    if x.dtype != np.float32 or not _aligned(gates):
+    if x.dtype != np.float32 or not native.aligned(gates):
         (factors,) = scratch((gates.shape, x.dtype))
     native.call(
         "lstm_cell_backward", dx, dh_prev, dc_prev, gates, factors, dh, dc, c, c_prev, w_x, w_h, n, i, hidden,

@@ -9,12 +9,16 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from pycap import backends
 from pycap.backends.triton.launching import Array, gpu, interpreting
 from pycap.device import address
 
-__all__ = ["aligned", "asked", "call", "capability", "check", "emulated", "module", "multiprocessors", "shared_limit"]
+__all__ = [
+    "aligned", "asked", "call", "capability", "check", "emulated", "expect_types", "module", "multiprocessors",
+    "shared_limit",
+]  # fmt: skip
 
 _PLAIN = frozenset((int, float, bool))  # types of arguments that go through as they are
 _functions: dict[str, Callable[..., None]] = {}  # by name, once called
@@ -61,6 +65,13 @@ def aligned(*arrays: Array | None) -> bool:
         if array is not None:
             bits |= address(array)
     return bits & 15 == 0
+
+
+def expect_types(primitive: str, dtype: DTypeLike, **arrays: Array | None) -> None:
+    """Check that arrays are of one type, None aside: the kernels get bare addresses. TypeError names the array."""
+    for name, array in arrays.items():
+        if array is not None and array.dtype != dtype:
+            raise TypeError(f"{primitive}: {name} must be {np.dtype(dtype)}, got {array.dtype}")
 
 
 def multiprocessors() -> int:
