@@ -62,7 +62,7 @@ def _softmax_xent(case: Case, a: Arrays, xp: ModuleType, kernels: Any) -> Work:
     dh, dw, db = xp.empty_like(h), xp.empty_like(w), xp.empty_like(b)
 
     def run() -> None:
-        kernels.linear_xent_forward(loss, dlogits, h, w, b, targets)
+        kernels.linear_xent_forward(loss, dlogits, h, w, b, targets, None)
         kernels.linear_xent_backward(dh, dw, db, dlogits, h, w, 1.0 / m, (0.0, 0.0, 0.0))
 
     return Work(run, lambda _: {"loss": loss.mean(keepdims=True), "dh": dh, "dw": dw, "db": db})

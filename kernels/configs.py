@@ -272,9 +272,9 @@ ROWS: Table = {
         "interpreter": (Row({"BLOCK": 16}),),
         "sm_80": (Row({"BLOCK": 1024}, warps=4, stages=1),),
     },
-    "optim.clip_factor": {
-        "interpreter": (Row({}),),
-        "sm_80": (Row({}, warps=1, stages=1),),
+    "optim.clip_factors": {
+        "interpreter": (Row({"BLOCK": 4}),),
+        "sm_80": (Row({"BLOCK": 32}, warps=1, stages=1),),
     },
     # -- conv2d: FLAT for few channels, where the sum over taps and channels runs as one index
     "conv2d.forward": {

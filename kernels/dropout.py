@@ -14,6 +14,7 @@ def forward(
     step_blocks,
     first,
     stride,
+    seed,  # where [2] 32-bit words of the device lie, low and high, or 0: then the two that follow are the seed
     seed_low,
     seed_high,
     threshold,
@@ -25,7 +26,11 @@ def forward(
 
     step_blocks: the programs of a step. first, stride: the counter of the first element, and how much later a step's
     counters begin than those of the step before. threshold: p * 2**32. All four, and the halves of the seed, modulo 2**32.
+    seed is an address as a number, so that its alignment, 4 bytes, takes none from the loads of x and y.
     """
+    if seed != 0:
+        words = seed.to(tl.pointer_type(tl.uint32))
+        seed_low, seed_high = tl.load(words), tl.load(words + 1)
     step = tl.program_id(0) // step_blocks
     at = (tl.program_id(0) % step_blocks) * BLOCK + tl.arange(0, BLOCK)
     counter = first.to(tl.uint32) + step.to(tl.uint32) * stride.to(tl.uint32) + at.to(tl.uint32)

@@ -196,29 +196,53 @@ def sum_squares(
 
 @triton.jit
 def total(
-    out,  # [1], float64
-    partials,  # [count], float64
+    out,  # [1]
+    x,  # [count]
     count,
+    beta,
     BLOCK: tl.constexpr,
 ):
-    """The partials' sum, in an order that depends on nothing but count. One program."""
+    """out = beta * out + the sum of x, in float64 and in an order that depends on nothing but count. One program."""
     sums = tl.zeros((BLOCK,), tl.float64)
     for first in range(0, count, BLOCK):
         at = first + tl.arange(0, BLOCK)
-        sums += tl.load(partials + at, mask=at < count, other=0.0)
-    tl.store(out, tl.sum(sums, 0))
+        sums += tl.load(x + at, mask=at < count, other=0.0).to(tl.float64)
+    value = tl.sum(sums, 0)
+    if beta != 0:
+        value += beta * tl.load(out).to(tl.float64)
+    tl.store(out, value.to(out.dtype.element_ty))
 
 
 @triton.jit
-def clip_factor(
-    out,  # [1]
-    squares,  # [1], float64: the sum of squares
-    max_norm,
+def clip_factors(
+    factors,  # [groups]
+    squares,  # [groups], float64: sums of squares
+    max_norms,  # [groups]
+    loss,  # [1], float64, or null
+    failed,  # [1]
+    groups,
     scale,
+    has_loss,
+    BLOCK: tl.constexpr,
 ):
-    """scale * min(1, max_norm / norm) of the norm of the scaled gradients; NaN where that is not finite. One program."""
-    norm = tl.abs(tl.sqrt(tl.load(squares)) * scale)
-    factor = scale + (norm - norm)  # NaN where it is not finite
-    if (max_norm > 0) & (norm > max_norm):
-        factor = factor * max_norm / norm
-    tl.store(out, factor.to(tl.float32))
+    """factors = scale * min(1, max_norm / norm), norm being that of the scaled gradients; max_norm 0: any norm.
+
+    Once failed is not 0, or the loss or a norm is not finite, all factors are NaN and failed is 1. One program.
+    """
+    bad = tl.load(failed) != 0
+    if has_loss != 0:
+        value = tl.load(loss)
+        bad |= value - value != 0.0
+    for first in range(0, groups, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        value = tl.load(squares + at, mask=at < groups, other=0.0)
+        bad |= tl.max((value - value != 0.0).to(tl.int32), 0) != 0
+    for first in range(0, groups, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        inside = at < groups
+        norm = tl.abs(tl.sqrt(tl.load(squares + at, mask=inside, other=0.0)) * scale)
+        most = tl.load(max_norms + at, mask=inside, other=0.0).to(tl.float64)
+        above = (most > 0) & (norm > most)
+        factor = tl.where(above, scale * (most / tl.where(above, norm, 1.0)), scale)
+        tl.store(factors + at, tl.where(bad, float("nan"), factor).to(tl.float32), mask=inside)
+    tl.store(failed, bad.to(tl.int32))

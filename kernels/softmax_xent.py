@@ -51,14 +51,17 @@ def forward(
     sums,  # [m, tiles]
     picked,  # [m]
     targets,  # [m]
+    weights,  # [m] or null
     v,
     tiles,
+    has_weights,
     TILES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """loss = -log softmax(logits)[target]; logits = softmax(logits) - onehot(target). One program a row.
 
-    A target that does not exist gives the loss NaN.
+    A target that does not exist gives the loss NaN. Both are multiplied by the row's weight; where that is 0 both are 0,
+    whatever stood there.
     """
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, TILES)
@@ -78,11 +81,15 @@ def forward(
     target = tl.load(targets + row)
     exists = (target >= 0) & (target < v)
     own = tl.load(picked + row, mask=exists, other=float("nan"))
-    tl.store(loss + row, tl.log(whole) - (own - top))
+    weight = tl.full((), 1.0, tl.float32)
+    if has_weights != 0:
+        weight = tl.load(weights + row)
+    tl.store(loss + row, tl.where(weight == 0.0, 0.0, (tl.log(whole) - (own - top)) * weight))
     column = tl.arange(0, BLOCK)
     dlogits += row * v
     for first in range(0, v, BLOCK):
         columns = first + column
         value = tl.load(dlogits + columns, mask=columns < v, other=0.0).to(tl.float32)
         value = tl.exp(value - top) / whole - tl.where(columns == target, 1.0, 0.0)
+        value = tl.where(weight == 0.0, 0.0, value * weight)
         tl.store(dlogits + columns, value.to(dlogits.dtype.element_ty), mask=columns < v)

@@ -67,8 +67,9 @@ TABLE: dict[str, Row] = {
     # Each of these is imported lazily: without _cpu, or without a GPU, it is not there.
     "backends.triton": row("device memory backends kernels", lazy_packages="cupy triton"),
     "backends.cuda": row("device memory backends backends.triton", "_cuda _cuda_emu kernels", lazy_packages="cupy"),
-    "backends.cpp": row("device memory backends backends.cpp_bf16 _cpu"),
+    "backends.cpp": row("device memory backends backends.cpp_bf16 backends.cpp_optim _cpu"),
     "backends.cpp_bf16": row("device memory backends _cpu"),
+    "backends.cpp_optim": row("device memory backends _cpu"),
     "autograd": row("memory"),
     "ops": row("device memory autograd backends"),
     "nn": row("device memory autograd backends ops"),

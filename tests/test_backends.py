@@ -17,7 +17,7 @@ from pycap import backends, ops
 from pycap.autograd import Tensor
 from pycap.device import DeviceError, bfloat16
 from pycap.testing import CASES, Case, ComparisonError, compare
-from pycap.testing.arguments import Beta, Grad, InOut, Out, Parameter
+from pycap.testing.arguments import Beta, Double, Grad, InOut, Out, Parameter
 
 WHOLE = ("reference", "cpp", pytest.param("triton", marks=pytest.mark.triton))  # with all primitives
 BACKENDS = (*WHOLE, pytest.param("cuda", marks=pytest.mark.emu))  # whose cases are in tests/kernels/test_cuda_cases.py
@@ -96,7 +96,7 @@ def _concrete(case: Case, dtype=np.float32) -> list:
         if isinstance(a, (Out, Grad)):
             floats = dtype if a.role == "activation" else np.float32
             return np.zeros(a.shape, floats if getattr(a, "dtype", "float") == "float" else a.dtype)
-        if isinstance(a, (InOut, Parameter)):
+        if isinstance(a, (Double, InOut, Parameter)):
             return a.array.copy()
         if isinstance(a, Beta):
             return 0.0 if isinstance(a.names, str) else (0.0,) * len(a.names)
@@ -125,7 +125,7 @@ SAMPLES = {
     "linear_backward_data": "primes-relu", "linear_backward_weight": "primes-relu", "dropout": "sequence",
     "embedding_forward": "primes", "embedding_backward": "primes-stale", "lstm_forward": "primes-state-mask",
     "lstm_backward": "primes-state-mask-dhc", "lstm_cell_forward": "primes", "lstm_cell_backward": "primes-dhc",
-    "linear_xent_forward": "primes", "linear_xent_backward": "primes", "log_softmax_topk": "greedy",
+    "linear_xent_forward": "primes-weights", "linear_xent_backward": "primes", "log_softmax_topk": "greedy",
     "preprocess": "window", "cast": "primes-narrow",
 }  # fmt: skip
 

@@ -7,6 +7,9 @@ Rules that every primitive keeps:
 * arrays are C-contiguous; `None` stands for an array that is absent where the text says "or None";
 * a gradient is written as in GEMM, ``buf = beta * buf + grad``; with ``beta == 0`` the old contents are not read
   (they may be NaN); a gradient output of None is not wanted and not computed;
+* what changes from one training step to the next may lie on the device, where the text says so (`seed`, `weights`, `rates`,
+  `grad_scale`, ...): no primitive reads an array back (but for `sum_squares`, which says so), nor decides by what one holds
+  what to launch. So a step can be recorded in a CUDA graph and replayed;
 * a primitive keeps nothing between calls, but for prepared forms of weights in the `weight_cache()` of the moment, where
   the caller has promised by `constant_weights(cache)` that they do not change;
 * inputs are left unmodified (the one exception is named: ``lstm_backward`` turns ``gates`` into their gradients);
@@ -46,7 +49,8 @@ Dropout (ops/dropout.py): counter-based, the mask is never stored, its own backw
 * ``dropout(y, x, p, seed, total, offset, beta)``: x [T,n,F]; element (t, i, f) has the 32-bit counter
   ``(t*total + offset + i)*F + f`` (wrapping); it is dropped where ``hash32(counter, seed) < floor(p * 2**32)``, else
   scaled by 1/(1-p). ``hash32(k, seed) = mix(mix(k + lo) ^ hi)`` with lo, hi the halves of the 64-bit seed and ``mix``
-  being ``x ^= x >> 16; x *= 0x7feb352d; x ^= x >> 15; x *= 0x846ca68b; x ^= x >> 16`` on uint32.
+  being ``x ^= x >> 16; x *= 0x7feb352d; x ^= x >> 15; x *= 0x846ca68b; x ^= x >> 16`` on uint32. seed: an int, or an
+  array of its halves, uint32 [2]: lo, hi.
 
 Embedding (ops/embedding.py), also the gather and scatter of rows.
 
@@ -68,8 +72,9 @@ LSTM (ops/lstm.py): ``i,f,o = sigmoid, g = tanh; c = f*c_prev + i*g; h = o*tanh(
 
 Vocabulary loss (ops/softmax_xent.py): projection, softmax and cross-entropy.
 
-* ``linear_xent_forward(loss, dlogits, h, w, b, targets)``: loss [M] = -log softmax(h w^T + b)[target], dlogits [M,V] =
-  softmax - onehot(target), h [M,H], w [V,H], b [V], targets int32 [M].
+* ``linear_xent_forward(loss, dlogits, h, w, b, targets, weights)``: loss [M] = -log softmax(h w^T + b)[target], dlogits [M,V]
+  = softmax - onehot(target), h [M,H], w [V,H], b [V], targets int32 [M]. weights float32 [M] or None: what a row's loss and
+  dlogits are multiplied by; a row of weight 0 gives 0 in both, whatever h holds there.
 * ``linear_xent_backward(dh, dw, db, dlogits, h, w, scale, betas)``: gradients of ``scale * sum(loss)``; betas for dh, dw, db.
 * ``log_softmax_topk(values, indices, logits, suppress)``: values [M,k] (log-probabilities, descending), indices int32
   [M,k], logits [M,V], suppress: a tuple of ids whose probability is 0 (before normalisation); equal values in order of id.
@@ -84,13 +89,22 @@ Precision (ops/cast.py).
 * ``cast(y, x, beta)``: y = beta*y + x, equally shaped, each in float32 or bfloat16; its own backward.
 
 Optimisers (optim.py), multi-tensor: lists of equally shaped arrays; g = clip(grad*grad_scale, +-clip) + weight_decay*param
-(clip 0: none).
+(clip 0: none). grad_scale: a float, or float32 [1]: where that is not finite, nothing is changed. Keywords of each step, None
+where not given: copies, a list of bfloat16 arrays (or None), one a parameter, that get the new parameters, rounded; rates,
+float32 [3] = (lr, 1-beta1**step, 1-beta2**step), in place of lr and step.
 
 * ``sgd_step(params, grads, momenta, lr, momentum, weight_decay, grad_scale, clip)``
 * ``rmsprop_step(params, grads, squares, lr, alpha, eps, weight_decay, grad_scale, clip)``: p -= lr*g/(sqrt(v)+eps)
 * ``adam_step(params, grads, ms, vs, lr, beta1, beta2, eps, weight_decay, step, grad_scale, clip)``: step counts from 1;
   p -= lr/(1-beta1**step) * m / (sqrt(v/(1-beta2**step)) + eps)
-* ``sum_squares(arrays)``: returns the sum of squares as a Python float, accumulated in float64.
+* ``total(out, x, beta)``: out [1] = beta*out + the sum of x, each float32 or float64, added in float64 and in an order that
+  depends on x's size alone.
+* ``sum_squares_into(out, arrays)``: out float64 [1] = the sum of the arrays' squares, accumulated in float64.
+* ``sum_squares(arrays)``: the same, returned as a Python float: it waits for the device.
+* ``clip_factors(factors, squares, max_norms, loss, failed, scale)``: for each group of parameters what its gradients are to be
+  multiplied by, scale and clipping by the norm: factors [G] = scale * min(1, max_norms / (abs(scale) * sqrt(squares))),
+  squares float64 [G], max_norms float32 [G], 0 for any norm. loss: float64 [1] or None. failed: int32 [1], read and
+  written: where it was not 0, or the loss or any of squares is not finite, it becomes 1 and all factors NaN; else it is 0.
 """
 
 from __future__ import annotations
@@ -155,7 +169,10 @@ PRIMITIVES = (
     "sgd_step",
     "rmsprop_step",
     "adam_step",
+    "total",
+    "sum_squares_into",
     "sum_squares",
+    "clip_factors",
 )
 
 #: The primitives that take activations in bfloat16 too.

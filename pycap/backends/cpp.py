@@ -1,7 +1,7 @@
 """The CPU backend in C++: gives each primitive of `pycap.backends` its kernel in `pycap._cpu`, with scratch memory.
 
 Signatures and meanings stand in `pycap.backends`; a wrong dtype, shape or layout raises and names the
-argument.
+argument. What is arithmetic on a few numbers (`total`, `clip_factors`) is the reference's.
 """
 
 from __future__ import annotations
@@ -35,20 +35,22 @@ def _preload_openblas() -> None:
 _preload_openblas()
 
 from pycap import _cpu  # noqa: E402  (needs the library loaded above)
-from pycap.backends import cpp_bf16  # noqa: E402
+from pycap.backends import cpp_bf16, cpp_optim, reference  # noqa: E402
 
 maxpool_forward = _cpu.maxpool_forward
 maxpool_backward = _cpu.maxpool_backward
-dropout = _cpu.dropout
 embedding_forward = _cpu.embedding_forward
-linear_xent_forward = _cpu.linear_xent_forward
 linear_xent_backward = _cpu.linear_xent_backward
 log_softmax_topk = _cpu.log_softmax_topk
 preprocess = _cpu.preprocess
 cast = _cpu.cast
-sgd_step = _cpu.sgd_step
-rmsprop_step = _cpu.rmsprop_step
-adam_step = _cpu.adam_step
+sgd_step = cpp_optim.sgd_step
+rmsprop_step = cpp_optim.rmsprop_step
+adam_step = cpp_optim.adam_step
+sum_squares_into = cpp_optim.sum_squares_into
+sum_squares = cpp_optim.sum_squares
+total = reference.total
+clip_factors = reference.clip_factors
 
 set_num_threads = _cpu.set_num_threads
 get_num_threads = _cpu.get_num_threads
@@ -138,6 +140,16 @@ def linear_backward_weight(
     _cpu.linear_backward_weight(dw, db, dy, x, y, beta_w, beta_b, ws)
 
 
+def dropout(y: Array, x: Array, p: float, seed: int | Array, total: int, offset: int, beta: float) -> None:
+    if not isinstance(seed, int):
+        if seed.dtype != np.uint32:
+            raise TypeError(f"dropout: seed must be uint32, got {seed.dtype}")
+        if seed.shape != (2,):
+            raise ValueError(f"dropout: seed has shape {seed.shape}, expected (2,)")
+        seed = int(seed[0]) | int(seed[1]) << 32
+    _cpu.dropout(y, x, p, seed, total, offset, beta)
+
+
 def embedding_backward(dtable: Array, dy: Array, ids: Array, stale: Array | None, beta: float) -> None:
     ws = workspace(_cpu.embedding_backward_workspace(ids.size, dtable.shape[0], is_bfloat16(dy)))
     _cpu.embedding_backward(dtable, dy, ids, stale, beta, ws)
@@ -178,6 +190,14 @@ def lstm_cell_backward(
     )  # fmt: skip
 
 
-def sum_squares(arrays: Sequence[Array]) -> float:
-    arrays = list(arrays)
-    return _cpu.sum_squares(arrays, workspace(_cpu.sum_squares_workspace(arrays)))
+def linear_xent_forward(
+    loss: Array, dlogits: Array, h: Array, w: Array, b: Array, targets: Array, weights: Array | None
+) -> None:
+    _cpu.linear_xent_forward(loss, dlogits, h, w, b, targets)
+    if weights is None:
+        return
+    if weights.dtype != np.float32:
+        raise TypeError(f"linear_xent_forward: weights must be float32, got {weights.dtype}")
+    if weights.shape != loss.shape:
+        raise ValueError(f"linear_xent_forward: weights has shape {weights.shape}, expected {loss.shape}")
+    reference.weigh_rows(loss, dlogits, weights)

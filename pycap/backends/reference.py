@@ -1,6 +1,7 @@
 """The executable definition of every primitive: plain NumPy, in float32, float64 or bfloat16, to read and to check by.
 
-Signatures and meanings stand in `pycap.backends`. The functions also run on CuPy arrays. Nothing here is tuned.
+Signatures and meanings stand in `pycap.backends`. The functions also run on CuPy arrays, which they never read back (but for
+`sum_squares`). Nothing here is tuned. The optimisers' primitives stand in `reference_optim.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pycap.backends import reference_optim
 from pycap.device import array_module, bfloat16, is_bfloat16
 
 Array = Any
@@ -211,12 +213,15 @@ def _mix(x: Array) -> Array:
 
 
 @_serves_bfloat16()
-def dropout(y: Array, x: Array, p: float, seed: int, total: int, offset: int, beta: float) -> None:
+def dropout(y: Array, x: Array, p: float, seed: int | Array, total: int, offset: int, beta: float) -> None:
     xp = array_module(x)
     t, n, f = x.shape
     row = xp.arange(t, dtype=xp.uint64)[:, None] * xp.uint64(total) + xp.arange(offset, offset + n, dtype=xp.uint64)
     counter = (row[:, :, None] * xp.uint64(f) + xp.arange(f, dtype=xp.uint64)).astype(xp.uint32)
-    low, high = xp.uint32(seed & 0xFFFFFFFF), xp.uint32(seed >> 32 & 0xFFFFFFFF)
+    if isinstance(seed, int):
+        low, high = xp.uint32(seed & 0xFFFFFFFF), xp.uint32(seed >> 32 & 0xFFFFFFFF)
+    else:
+        low, high = seed[:1], seed[1:]
     kept = _mix(_mix(counter + low) ^ high).astype(xp.uint64) >= xp.uint64(int(p * 2**32))
     _write(y, xp.where(kept, x * x.dtype.type(1 / (1 - p)), x.dtype.type(0)), beta)
 
@@ -290,10 +295,11 @@ def lstm_forward(
     h_prev = xp.zeros(h.shape[1:], h.dtype) if h0 is None else h0
     c_prev = xp.zeros(c.shape[1:], c.dtype) if c0 is None else c0
     for t in range(x.shape[0]):
-        lstm_cell_forward(h[t], c[t], gates[t], x[t], h_prev, c_prev, w_x, w_h, b)
-        if mask is not None:
-            off = mask[t] == 0
-            h[t][off], c[t][off] = h_prev[off], c_prev[off]
+        off = None if mask is None else mask[t][:, None] == 0
+        read = x[t] if off is None else xp.where(off, x.dtype.type(0), x[t])  # what is masked may be anything
+        lstm_cell_forward(h[t], c[t], gates[t], read, h_prev, c_prev, w_x, w_h, b)
+        if off is not None:
+            h[t], c[t] = xp.where(off, h_prev, h[t]), xp.where(off, c_prev, c[t])
         h_prev, c_prev = h[t], c[t]
 
 
@@ -310,13 +316,13 @@ def lstm_backward(
         into_h = carry_h if dh is None else carry_h + dh[t]
         carried = _cell_gradients(gates[t], into_h, carry_c, c[t], c[t - 1] if t else first_c)
         if mask is not None:
-            off = mask[t] == 0
-            gates[t][off] = 0
-            carried[off] = carry_c[off]
+            off = mask[t][:, None] == 0
+            gates[t] = xp.where(off, gates.dtype.type(0), gates[t])
+            carried = xp.where(off, carry_c, carried)
         carry_c = carried
         carry_h = gates[t] @ w_h
         if mask is not None:
-            carry_h[off] = into_h[off]
+            carry_h = xp.where(off, into_h, carry_h)
     flat = gates.reshape(-1, 4 * hidden)
     before = xp.concatenate([first_h[None], h[:-1]]) if steps else h
     read = x if mask is None else xp.where(mask[:, :, None] == 0, x.dtype.type(0), x)  # what was masked may be anything
@@ -331,7 +337,9 @@ def lstm_backward(
 # Vocabulary loss and decoding -----------------------------------------------------------------------------------------
 
 
-def linear_xent_forward(loss: Array, dlogits: Array, h: Array, w: Array, b: Array, targets: Array) -> None:
+def linear_xent_forward(
+    loss: Array, dlogits: Array, h: Array, w: Array, b: Array, targets: Array, weights: Array
+) -> None:
     xp = array_module(h)
     logits = h @ w.T + b
     logits -= logits.max(1, keepdims=True)
@@ -343,6 +351,16 @@ def linear_xent_forward(loss: Array, dlogits: Array, h: Array, w: Array, b: Arra
     logits /= total
     logits[rows, targets] -= 1
     dlogits[...] = logits
+    if weights is not None:
+        weigh_rows(loss, dlogits, weights)
+
+
+def weigh_rows(loss: Array, dlogits: Array, weights: Array) -> None:
+    """The last part of `linear_xent_forward`: NaN times 0 is 0 there."""
+    xp = array_module(loss)
+    loss[...] = xp.where(weights == 0, loss.dtype.type(0), loss * weights)
+    column = weights[:, None]
+    dlogits[...] = xp.where(column == 0, dlogits.dtype.type(0), dlogits * column)
 
 
 def linear_xent_backward(
@@ -369,10 +387,13 @@ def log_softmax_topk(values: Array, indices: Array, logits: Array, suppress: Seq
 
 @_serves_bfloat16()
 def preprocess(y: Array, x: Array, crops: Array, scale: Array, shift: Array) -> None:
-    height, width = y.shape[1:3]
-    for n, (top, left, flip) in enumerate(crops.tolist()):
-        window = x[n, top : top + height, left : left + width]
-        y[n] = (window[:, ::-1] if flip else window) * scale + shift
+    xp = array_module(x)
+    n, height, width = y.shape[:3]
+    top, left, flip = crops[:, :1], crops[:, 1:2], crops[:, 2:]
+    across = xp.arange(width)
+    rows = top + xp.arange(height)
+    columns = left + xp.where(flip != 0, width - 1 - across, across)
+    y[...] = x[xp.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]] * scale + shift
 
 
 @_serves_bfloat16()
@@ -382,47 +403,10 @@ def cast(y: Array, x: Array, beta: float) -> None:
 
 # Optimisers -----------------------------------------------------------------------------------------------------------
 
-
-def _effective(p: Array, g: Array, weight_decay: float, grad_scale: float, clip: float) -> Array:
-    g = g * p.dtype.type(grad_scale)
-    if clip:
-        g = g.clip(-clip, clip)
-    return g + p.dtype.type(weight_decay) * p if weight_decay else g
-
-
-def sgd_step(
-    params: list[Array], grads: list[Array], momenta: list[Array], lr: float, momentum: float, weight_decay: float,
-    grad_scale: float, clip: float,
-) -> None:  # fmt: skip
-    for p, grad, m in zip(params, grads, momenta, strict=True):
-        m *= momentum
-        m += _effective(p, grad, weight_decay, grad_scale, clip)
-        p -= lr * m
-
-
-def rmsprop_step(
-    params: list[Array], grads: list[Array], squares: list[Array], lr: float, alpha: float, eps: float, weight_decay: float,
-    grad_scale: float, clip: float,
-) -> None:  # fmt: skip
-    for p, grad, v in zip(params, grads, squares, strict=True):
-        g = _effective(p, grad, weight_decay, grad_scale, clip)
-        v *= alpha
-        v += (1 - alpha) * g * g
-        p -= lr * g / (v**0.5 + eps)
-
-
-def adam_step(
-    params: list[Array], grads: list[Array], ms: list[Array], vs: list[Array], lr: float, beta1: float, beta2: float,
-    eps: float, weight_decay: float, step: int, grad_scale: float, clip: float,
-) -> None:  # fmt: skip
-    for p, grad, m, v in zip(params, grads, ms, vs, strict=True):
-        g = _effective(p, grad, weight_decay, grad_scale, clip)
-        m *= beta1
-        m += (1 - beta1) * g
-        v *= beta2
-        v += (1 - beta2) * g * g
-        p -= lr / (1 - beta1**step) * m / ((v / (1 - beta2**step)) ** 0.5 + eps)
-
-
-def sum_squares(arrays: list[Array]) -> float:
-    return float(sum((a.astype("float64") ** 2).sum() for a in arrays))
+sgd_step = reference_optim.sgd_step
+rmsprop_step = reference_optim.rmsprop_step
+adam_step = reference_optim.adam_step
+total = reference_optim.total
+sum_squares_into = reference_optim.sum_squares_into
+sum_squares = reference_optim.sum_squares
+clip_factors = reference_optim.clip_factors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -91,8 +92,8 @@ class Dropout(Module):
         self.p = p
         self.place(0, 0, 1, 1)
 
-    def place(self, seed: int, first: int, count: int, total: int) -> None:
-        """seed: 64-bit. The coming rows belong to images first..first+count of a batch of `total` images."""
+    def place(self, seed: Any, first: int, count: int, total: int) -> None:
+        """seed: as `ops.dropout` takes it. The coming rows belong to images first..first+count of a batch of `total`."""
         self.seed, self.first, self.count, self.total = seed, first, count, total
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -106,10 +107,30 @@ class Dropout(Module):
         return ops.dropout(x, self.p, self.seed, total=self.total * rows, offset=self.first * rows)
 
 
-def place_dropout(model: Module, seed: int, first: int, count: int, total: int) -> None:
-    """Tell every Dropout of a model its place in the batch, each with a seed of its own drawn from `seed`."""
-    layers = [m for m in model.modules() if isinstance(m, Dropout)]
-    for layer, own in zip(
-        layers, np.random.SeedSequence(seed).generate_state(max(len(layers), 1), np.uint64), strict=False
-    ):
-        layer.place(int(own), first, count, total)
+def dropout_layers(model: Module) -> list[Dropout]:
+    """Every Dropout of a model, in the order in which they get their seeds."""
+    return [m for m in model.modules() if isinstance(m, Dropout)]
+
+
+def dropout_seeds(model: Module, seed: int) -> np.ndarray:
+    """A seed for every Dropout of a model, drawn from `seed`: uint32 [layers, 2] on the host, low and high halves."""
+    count = len(dropout_layers(model))
+    drawn = np.random.SeedSequence(seed).generate_state(max(count, 1), np.uint64)[:count]
+    return np.stack([drawn & np.uint64(0xFFFFFFFF), drawn >> np.uint64(32)], 1).astype(np.uint32)
+
+
+def place_dropout(model: Module, seed: Any, first: int, count: int, total: int) -> None:
+    """Tell every Dropout of a model its place in the batch, each with a seed of its own.
+
+    seed: an int, from which the layers' are drawn (`dropout_seeds`); or those themselves, uint32 [layers, 2], of which row i is
+    read where it lies, on the device as it may be, when layer i runs. Raises ValueError for another number of rows.
+    """
+    layers = dropout_layers(model)
+    if isinstance(seed, Integral):
+        drawn = [int(low) | int(high) << 32 for low, high in dropout_seeds(model, int(seed)).tolist()]
+    elif len(seed) == len(layers):
+        drawn = [seed[i] for i in range(len(layers))]
+    else:
+        raise ValueError(f"place_dropout: {len(seed)} seeds for {len(layers)} layers; dropout_seeds draws them")
+    for layer, own in zip(layers, drawn, strict=True):
+        layer.place(own, first, count, total)

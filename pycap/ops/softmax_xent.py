@@ -34,7 +34,7 @@ class LinearCrossEntropy(Function):
             raise IndexError(f"linear_cross_entropy: target {bad} is outside the vocabulary of {w.shape[0]}")
         losses = memory.empty((len(targets),), h.dtype)
         dlogits = memory.empty((len(targets), w.shape[0]), h.dtype)
-        kernels.linear_xent_forward(losses, dlogits, h, w, b, to_device(targets))
+        kernels.linear_xent_forward(losses, dlogits, h, w, b, to_device(targets), None)
         self.scale = 1.0 / (len(targets) if normalizer is None else normalizer) if len(targets) else 0.0
         if any(self.needs):
             self.h, self.w, self.dlogits = h, w, dlogits

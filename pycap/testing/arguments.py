@@ -62,6 +62,13 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Double:
+    """An input that is float64 in every run."""
+
+    array: np.ndarray
+
+
+@dataclass(frozen=True)
 class Beta:
     """Stands for the beta of one Grad, or for a tuple of the betas of several."""
 

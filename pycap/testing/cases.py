@@ -275,6 +275,13 @@ def _dropout(how: tuple[Any, ...], rng: Rng) -> list[Any]:
     return [Grad("y", shape, optional=False), normal(rng, *shape), p, seed, total, offset, Beta("y")]
 
 
+def _dropout_by_array(how: tuple[Any, ...], rng: Rng) -> list[Any]:
+    """The same with the seed in an array."""
+    arguments = _dropout(how, rng)
+    arguments[3] = np.array([how[2] & 0xFFFFFFFF, how[2] >> 32], np.uint32)
+    return arguments
+
+
 def _embedding_forward(dims: tuple[int, int, int], rng: Rng) -> list[Any]:
     m, v, e = dims
     return [Out("y", (m, e)), normal(rng, v, e), rng.integers(0, v, m).astype(np.int32)]
@@ -296,6 +303,7 @@ EMBEDDINGS = {
 def _row_cases() -> Iterator[Case]:
     for name, how in DROPOUTS.items():
         yield Case("dropout", name, partial(_dropout, how))
+        yield Case("dropout", f"{name}-array", partial(_dropout_by_array, how))
     for name, dims in EMBEDDINGS.items():
         yield Case("embedding_forward", name, partial(_embedding_forward, dims))
         yield Case("embedding_backward", name, partial(_embedding_backward, dims, False))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pycap.backends import reference
-from pycap.testing.arguments import Beta, Case, Grad, InOut, Out, Rng, normal
+from pycap.testing.arguments import Beta, Case, Double, Grad, InOut, Out, Parameter, Rng, normal
 
 # LSTM -----------------------------------------------------------------------------------------------------------------
 
@@ -105,11 +105,13 @@ VOCABULARIES = {
 }  # fmt: skip
 
 
-def _xent_forward(dims: tuple[int, int, int], scale: float, rng: Rng) -> list[Any]:
+def _xent_forward(dims: tuple[int, int, int], scale: float, weighted: bool, rng: Rng) -> list[Any]:
     m, hidden, v = dims
     targets = rng.integers(0, v, m).astype(np.int32)
     outs = [Out("loss", (m,)), Out("dlogits", (m, v))]
-    return [*outs, normal(rng, m, hidden), normal(rng, v, hidden, scale=scale), normal(rng, v, scale=scale), targets]
+    inputs = [normal(rng, m, hidden), normal(rng, v, hidden, scale=scale), normal(rng, v, scale=scale), targets]
+    weights = rng.choice(np.array([0, 1, 0.25, -2], np.float32), m) if weighted else None
+    return [*outs, *inputs, weights]
 
 
 def _xent_backward(dims: tuple[int, int, int], rng: Rng) -> list[Any]:
@@ -128,8 +130,10 @@ def _topk(rows: int, v: int, k: int, suppress: tuple[int, ...], ties: bool, rng:
 
 def _vocabulary_cases() -> Iterator[Case]:
     for name, dims in VOCABULARIES.items():
-        yield Case("linear_xent_forward", name, partial(_xent_forward, dims, 1.0))
-        yield Case("linear_xent_forward", f"{name}-large", partial(_xent_forward, dims, 60.0))  # exp would overflow
+        yield Case("linear_xent_forward", name, partial(_xent_forward, dims, 1.0, False))
+        yield Case("linear_xent_forward", f"{name}-weights", partial(_xent_forward, dims, 1.0, True))
+        large = partial(_xent_forward, dims, 60.0, False)  # exp would overflow
+        yield Case("linear_xent_forward", f"{name}-large", large)
         yield Case("linear_xent_backward", name, partial(_xent_backward, dims))
     for name, (rows, v, k, suppress) in {
         "no_rows": (0, 7, 3, ()), "one": (1, 1, 1, ()), "all": (3, 17, 17, ()), "greedy": (5, 31, 1, (0,)),
@@ -165,6 +169,25 @@ def _sum_squares(shapes: tuple[Any, ...], rng: Rng) -> list[Any]:
     return [[normal(rng, *s, scale=10.0) for s in shapes]]
 
 
+def _sum_squares_into(shapes: tuple[Any, ...], rng: Rng) -> list[Any]:
+    return [Out("out", (1,), "float64"), *_sum_squares(shapes, rng)]
+
+
+def _total(size: int, double: bool, rng: Rng) -> list[Any]:
+    x = normal(rng, size, scale=10.0)
+    return [Grad("out", (1,), optional=False), Double(x) if double else x, Beta("out")]
+
+
+def _clip_factors(groups: int, loss: float | None, scale: float, rng: Rng) -> list[Any]:
+    """Limits above and below the norms, and none."""
+    squares = 10.0 ** rng.uniform(-6, 6, groups)
+    norms = abs(scale) * np.sqrt(squares)
+    limits = (norms * rng.choice([0, 0.1, 0.9, 1.1, 100], groups)).astype(np.float32)
+    failed = InOut("failed", np.zeros(1, np.int32))
+    given = None if loss is None else Double(np.array([loss]))
+    return [Out("factors", (groups,)), Double(squares), Parameter(limits), given, failed, scale]
+
+
 def _optimiser_cases() -> Iterator[Case]:
     for label, (weight_decay, grad_scale, clip) in {
         "plain": (0.0, 1.0, 0.0), "decay": (0.01, 1.0, 0.0), "scale": (0.0, 0.125, 0.0), "all": (5e-4, 0.3, 0.2),
@@ -175,9 +198,21 @@ def _optimiser_cases() -> Iterator[Case]:
         for step in (1, 2, 1000):
             values = (1e-3, 0.9, 0.999, 1e-8, weight_decay, step, grad_scale, clip)
             yield Case("adam_step", f"{label}-step{step}", partial(_step, ("m", "v"), values))
-    yield Case("sum_squares", "several", partial(_sum_squares, _SHAPES))
-    yield Case("sum_squares", "none", partial(_sum_squares, ()))
-    yield Case("sum_squares", "long", partial(_sum_squares, ((1_000_003,),)))
+        on_device = (weight_decay, np.array([grad_scale], np.float32), clip)
+        yield Case("sgd_step", f"{label}-factor", partial(_step, ("m",), (0.1, 0.9, *on_device)))
+        yield Case("rmsprop_step", f"{label}-factor", partial(_step, ("v",), (1e-2, 0.95, 1e-8, *on_device)))
+        adam = (1e-3, 0.9, 0.999, 1e-8, weight_decay, 7, *on_device[1:])
+        yield Case("adam_step", f"{label}-factor", partial(_step, ("m", "v"), adam))
+    for name, shapes in (("several", _SHAPES), ("none", ()), ("long", ((1_000_003,),))):
+        yield Case("sum_squares", name, partial(_sum_squares, shapes))
+        yield Case("sum_squares_into", name, partial(_sum_squares_into, shapes))
+    for size in (0, 1, 17, 1024, 1025, 10_007):
+        for double in (False, True):
+            yield Case("total", f"{size}{'-double' if double else ''}", partial(_total, size, double))
+    for groups in (1, 2, 3, 4, 5, 33):
+        for name, loss in (("", None), ("-loss", 3.5)):
+            yield Case("clip_factors", f"{groups}{name}", partial(_clip_factors, groups, loss, 0.37))
+    yield Case("clip_factors", "negative", partial(_clip_factors, 17, 0.0, -8.0))
 
 
 def sequence_cases() -> Iterator[Case]:

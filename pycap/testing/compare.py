@@ -26,7 +26,7 @@ from pycap import backends, memory, ops
 from pycap.autograd import Tensor
 from pycap.backends import reference
 from pycap.device import is_bfloat16
-from pycap.testing.arguments import Beta, Case, Grad, InOut, Out, Parameter, Role
+from pycap.testing.arguments import Beta, Case, Double, Grad, InOut, Out, Parameter, Role
 
 TINY = 8 * float(np.finfo(np.float32).eps)
 TINY_BFLOAT16 = 2.0**-8  # half a unit in the last place of a bfloat16
@@ -106,6 +106,8 @@ class _Run:
             return self.betas[names] if isinstance(names, str) else tuple(self.betas[n] for n in names)
         if isinstance(argument, Parameter):
             return self._input(self._cast(argument.array, "parameter"))
+        if isinstance(argument, Double):
+            return self._input(argument.array.astype(np.float64))
         return self._input(self._cast(argument)) if isinstance(argument, np.ndarray) else argument
 
     def call(self, function: Callable[..., Any]) -> dict[str, np.ndarray]:

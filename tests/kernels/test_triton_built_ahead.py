@@ -18,7 +18,8 @@ from tests import cupy_standin
 pytestmark = pytest.mark.triton
 PRIMITIVES = (
     "linear_forward", "linear_backward_data", "linear_backward_weight", "linear_xent_forward", "linear_xent_backward",
-    "log_softmax_topk", "sgd_step", "rmsprop_step", "adam_step", "sum_squares", "dropout", "embedding_forward",
+    "log_softmax_topk", "sgd_step", "rmsprop_step", "adam_step", "total", "sum_squares_into",
+    "sum_squares", "clip_factors", "dropout", "embedding_forward",
     "embedding_backward", "lstm_forward", "lstm_backward", "lstm_cell_forward", "lstm_cell_backward",
 )  # fmt: skip
 
@@ -105,7 +106,8 @@ def test_dense_layers_with_any_array_unaligned(launches, name, m, i, o):
             backend.linear_backward_data(x, y, w, y if relu else None, 0.0)
             backend.linear_backward_weight(dw, b, y, x, y if relu else None, 0.0, 0.0)
         backend.linear.linear_dropout_forward(y, x, w, b, True, 0.5, 1, m, 0)
-        backend.linear_xent_forward(loss, y, x, w, b, targets)
+        backend.linear_xent_forward(loss, y, x, w, b, targets, None)
+        backend.linear_xent_forward(loss, y, x, w, b, targets, loss)
         backend.linear_xent_backward(x, dw, b, y, x, w, 1.0, (0.0, 0.0, 0.0))
     assert not missing(launches)
 
@@ -115,10 +117,13 @@ def test_steps_with_everything_on_the_device(launches):
     optim, xp = importlib.import_module("pycap.backends.triton.optim"), device.module()
     lists = [[xp.zeros(n, np.float32) for n in (5, 16)] for _ in range(4)]
     copies = [xp.zeros(n, bfloat16()) for n in (5, 16)]
-    squares, factor, rates = xp.zeros(1, np.float64), xp.zeros(1, np.float32), xp.zeros(3, np.float32)
+    squares, loss = xp.zeros(1, np.float64), xp.zeros(1, np.float64)
+    factor, most, rates = xp.zeros(1, np.float32), xp.zeros(1, np.float32), xp.zeros(3, np.float32)
+    failed = xp.zeros(1, np.int32)
     reads = cupy_standin.ndarray.reads
     optim.sum_squares_into(squares, lists[1])
-    optim.clip_factor(factor, squares, 5.0, 1.0)
+    optim.total(loss, lists[0][0], 0.0)
+    optim.clip_factors(factor, squares, most, loss, failed, 1.0)
     optim.sgd_step(*lists[:3], 0.1, 0.9, 0.0, factor, 0.0, copies=copies, rates=rates)
     optim.rmsprop_step(*lists[:3], 0.1, 0.9, 1e-8, 0.0, factor, 0.0, copies=copies, rates=rates)
     optim.adam_step(*lists, 0.1, 0.9, 0.999, 1e-8, 0.0, 1, factor, 0.0, copies=copies, rates=rates)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -138,21 +140,76 @@ def test_sum_of_squares_repeats_bit_for_bit_and_stays_on_the_device(optim):
     assert out[0] == pytest.approx(reference.sum_squares(arrays), rel=1e-14)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_total_is_added_in_float64(optim, dtype):
+    """1e8 and ten thousand small numbers: in float32 these would vanish, or be lost in part. At most 700 additions follow
+    one another (10,000 by 16 lanes, then the lanes), each with half a unit in the last place."""
+    x = np.full(10_000, 0.3, dtype)
+    x[4321] = 1e8
+    out, old = np.array([np.nan], np.float64), np.array([3.0])
+    truth = math.fsum(x.tolist())
+    optim.total(out, x, 0.0)
+    assert out[0] == pytest.approx(truth, rel=700 * 2.0**-53, abs=0)
+    optim.total(old, x, 1 / 3)
+    assert old[0] == pytest.approx(truth + 1.0, rel=700 * 2.0**-53, abs=0)
+    narrow = np.array([np.nan], np.float32)
+    optim.total(narrow, x.reshape(100, 100), 0.0)
+    assert narrow[0] == np.float32(out[0])
+
+
+def test_a_total_depends_on_the_size_alone(optim):
+    """The same numbers at another address, and among others, give the same bits."""
+    rng = np.random.default_rng(9)
+    x = rng.standard_normal(3001).astype(np.float32)
+    copies = np.concatenate([[np.float32(5)], x, x])
+    got = [np.empty(1) for _ in range(3)]
+    for out, array in zip(got, (x, copies[1:3002], copies[3002:]), strict=True):
+        optim.total(out, array, 0.0)
+    assert got[0] == got[1] == got[2]
+
+
+def factors(optim, squares, limits, scale=0.5, loss=1.0, failed=0):
+    out, flag = np.zeros(len(squares), np.float32), np.array([failed], np.int32)
+    given = None if loss is None else np.array([loss])
+    optim.clip_factors(out, np.array(squares, np.float64), np.array(limits, np.float32), given, flag, scale)
+    return out, int(flag[0])
+
+
 @pytest.mark.parametrize("scale", [0.25, -2.0])
-@pytest.mark.parametrize("max_norm", [0.0, 5.0, 1000.0])
-def test_clip_factor_is_the_optimisers_formula(optim, scale, max_norm):
-    squares, out = np.array([3600.0]), np.empty(1, np.float32)
-    optim.clip_factor(out, squares, max_norm, scale)
-    norm = abs(scale) * 60.0
-    assert out[0] == pytest.approx(scale * max_norm / norm if 0 < max_norm < norm else scale, rel=1e-7)
+def test_clip_factors_are_the_optimisers_formula(optim, scale):
+    """Limits below, at and above the norm, and none; a norm of 0, and one that float32 does not hold."""
+    squares = [3600.0, 3600.0, 3600.0, 3600.0, 0.0, 0.0, 1e90]
+    limits = [5.0, abs(scale) * 60.0, 1000.0, 0.0, 5.0, 0.0, 1.0]
+    out, failed = factors(optim, squares, limits, scale)
+    expected = [
+        scale * min(1.0, limit / (abs(scale) * s**0.5)) if limit and s else scale
+        for s, limit in zip(squares, limits, strict=True)
+    ]
+    np.testing.assert_allclose(out, np.array(expected, np.float32), rtol=2.0**-23, atol=0)
+    assert out[1:6].tolist() == [scale] * 5 and failed == 0
 
 
-@pytest.mark.parametrize("squares", [np.inf, np.nan])
-@pytest.mark.parametrize("max_norm", [0.0, 5.0])
-def test_clip_factor_of_a_norm_that_is_not_finite(optim, squares, max_norm):
-    out = np.zeros(1, np.float32)
-    optim.clip_factor(out, np.array([squares]), max_norm, 0.5)
-    assert np.isnan(out[0])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("where", ["loss", 0, 3, 20])
+def test_what_is_not_finite_fails_all_groups(optim, bad, where):
+    squares, loss = [4.0] * 21, 1.0
+    if where == "loss":
+        loss = bad
+    else:
+        squares[where] = bad
+    out, failed = factors(optim, squares, [0.0, 5.0, 0.5] * 7, loss=loss)
+    assert np.isnan(out).all() and failed == 1
+
+
+@pytest.mark.parametrize("loss", [None, 1.0])
+def test_a_failure_stays(optim, loss):
+    """A step that failed stops those after it, however finite, until the flag is cleared."""
+    out, failed = factors(optim, [4.0, 9.0], [0.0, 1.0], loss=loss, failed=1)
+    assert np.isnan(out).all() and failed == 1
+    out, failed = factors(optim, [4.0, 9.0], [0.0, 1.0], loss=loss, failed=-7)
+    assert np.isnan(out).all() and failed == 1
+    out, failed = factors(optim, [4.0, 9.0], [0.0, 1.0], loss=loss)
+    assert out.tolist() == [0.5, np.float32(1 / 3)] and failed == 0
 
 
 @pytest.mark.triton
@@ -188,10 +245,11 @@ def test_a_step_recorded_in_a_graph_follows_what_lies_on_the_device():
     with backends.use("triton", "cuda"), stream:
         p, g, m, v = (cupy.asarray(a) for a in host)
         squares, factor, rates = cupy.zeros(1), cupy.zeros(1, np.float32), cupy.zeros(3, np.float32)
+        most, failed = cupy.ones(1, np.float32), cupy.zeros(1, np.int32)
 
         def step():
             optim.sum_squares_into(squares, [g])
-            optim.clip_factor(factor, squares, 1.0, 0.5)
+            optim.clip_factors(factor, squares, most, None, failed, 0.5)
             optim.adam_step([p], [g], [m], [v], 0.0, 0.9, 0.999, 1e-8, 0.01, 1, factor, 0.0, rates=rates)
 
         step()  # loads the code, and uploads the tables of addresses

@@ -30,7 +30,7 @@ def problem(rng, m=19, k=24, v=150):
 def exact(h, w, b, targets):
     loss, dlogits = np.empty(len(h)), np.empty((len(h), len(w)))
     reference.linear_xent_forward(
-        loss, dlogits, h.astype(np.float64), w.astype(np.float64), b.astype(np.float64), targets
+        loss, dlogits, h.astype(np.float64), w.astype(np.float64), b.astype(np.float64), targets, None
     )
     return loss, dlogits
 
@@ -42,10 +42,10 @@ def sums_error(h, w, b):
     )  # those of the others may be -inf
 
 
-def run(xent, h, w, b, targets):
+def run(xent, h, w, b, targets, weights=None):
     loss, dlogits = np.full(len(h), np.nan, np.float32), np.full((len(h), len(w)), np.nan, h.dtype)
     with poisoned():
-        xent.linear_xent_forward(loss, dlogits, h, w, b, targets)
+        xent.linear_xent_forward(loss, dlogits, h, w, b, targets, weights)
     return loss, dlogits
 
 
@@ -120,6 +120,26 @@ def test_a_target_that_does_not_exist_gives_no_loss(xent, rng):
     assert np.isfinite(dlogits).all() and np.abs(dlogits[:3].sum(1) - 1).max() < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered")  # the interpreter's
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_a_row_of_weight_0_is_0_whatever_it_holds(xent, rng, name):
+    """Of 0 times infinity and NaN too; the other rows are the product with their weight, to the last bit."""
+    h, w, b, targets = problem(rng)
+    h = h.astype(np.dtype(name) if name == "float32" else bfloat16())
+    weights = np.resize(np.array([1, 0, 0.5, -2], np.float32), len(h))
+    plain_loss, plain = run(xent, h, w, b, targets)
+    h[1], h[5], h[9, 3] = 3e38, -3e38, np.nan
+    targets[13] = -1
+    loss, dlogits = run(xent, h, w, b, targets, weights)
+    out = weights == 0
+    assert not loss[out].any() and not dlogits[out].astype(np.float32).any()
+    np.testing.assert_array_equal(loss[~out], (plain_loss * weights)[~out])
+    if name == "float32":
+        np.testing.assert_array_equal(dlogits[~out], (plain * weights[:, None])[~out])
+    else:  # powers of two: a rounding commutes with them
+        np.testing.assert_array_equal(dlogits[~out].astype("f4"), (plain.astype("f4") * weights[:, None])[~out])
+
+
 def topk(xent, logits, k, suppress=()):
     values, indices = np.full((len(logits), k), np.nan, np.float32), np.full((len(logits), k), 99, np.int32)
     xent.log_softmax_topk(values, indices, logits, suppress)
@@ -171,3 +191,7 @@ def test_wrong_shapes_are_named(xent, rng):
         run(xent, h, w, b, targets[1:])
     with pytest.raises(TypeError, match="targets must be int32, got int64"):
         run(xent, h, w, b, targets.astype(np.int64))
+    with pytest.raises(ValueError, match=r"linear_xent_forward: weights has shape \(18,\), expected \(19,\)"):
+        run(xent, h, w, b, targets, np.ones(18, np.float32))
+    with pytest.raises(TypeError, match="weights must be float32, got float64"):
+        run(xent, h, w, b, targets, np.ones(19))

@@ -26,7 +26,7 @@ SHAPES = [(5, 3, 7), (1, 1, 1), (4, 2, 2), (0, 3, 5), (3, 5, 31)]
 def test_reference_is_the_definition(shape, scale):
     (h, w, b), targets = draw(*shape)
     loss, dlogits = np.full(shape[0], np.nan), np.full((shape[0], shape[2]), np.nan)
-    reference.linear_xent_forward(loss, dlogits, h, scale * w, b, targets)
+    reference.linear_xent_forward(loss, dlogits, h, scale * w, b, targets, None)
     expected = naive.linear_xent(h, scale * w, b, targets)
     np.testing.assert_allclose(loss, expected[0], rtol=1e-11, atol=1e-11)
     np.testing.assert_allclose(dlogits, expected[1], rtol=1e-9, atol=1e-12)

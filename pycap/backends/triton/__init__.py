@@ -21,7 +21,15 @@ from pycap.backends.triton.dropout import dropout
 from pycap.backends.triton.embedding import embedding_backward, embedding_forward
 from pycap.backends.triton.linear import linear_backward_data, linear_backward_weight, linear_forward
 from pycap.backends.triton.lstm import lstm_backward, lstm_cell_backward, lstm_cell_forward, lstm_forward
-from pycap.backends.triton.optim import adam_step, rmsprop_step, sgd_step, sum_squares
+from pycap.backends.triton.optim import (
+    adam_step,
+    clip_factors,
+    rmsprop_step,
+    sgd_step,
+    sum_squares,
+    sum_squares_into,
+    total,
+)
 from pycap.backends.triton.pool import maxpool_backward, maxpool_forward
 from pycap.backends.triton.preprocess import preprocess
 from pycap.backends.triton.softmax_xent import linear_xent_backward, linear_xent_forward, log_softmax_topk
@@ -45,6 +53,7 @@ __all__ = [
     "adam_step",
     "cast",
     "check",
+    "clip_factors",
     "conv2d_backward_data",
     "conv2d_backward_weight",
     "conv2d_forward",
@@ -68,4 +77,6 @@ __all__ = [
     "rmsprop_step",
     "sgd_step",
     "sum_squares",
+    "sum_squares_into",
+    "total",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pycap.backends.triton.launching import Array, Kernel, blocks, place, row, scratch
+from pycap.backends.triton.launching import Array, Kernel, blocks, expect, place, row, scratch
 from pycap.device import address, bfloat16, to_device
 
 _TABLES = "table:*i64 plan:*i32 rates:*fp32 factor:*fp32 arrays:i32 lr:fp32 "
@@ -30,10 +30,18 @@ _adam = Kernel(
     variants=_FORMS,
 )
 _squares = Kernel("optim.sum_squares", "partials:*fp64 table:*i64 plan:*i32 arrays:i32", variants=_FORMS)
-_total = Kernel("optim.total", "out:*fp64 partials:*fp64 count:i32")
-_clip = Kernel("optim.clip_factor", "out:*fp32 squares:*fp64 max_norm:fp32 scale:fp32")
+_total = Kernel(
+    "optim.total",
+    "out:*O x:*X count:i32 beta:fp64",
+    variants=[{"O": out, "X": x} for out in ("fp32", "fp64") for x in ("fp32", "fp64")],
+)
+_clip = Kernel(
+    "optim.clip_factors",
+    "factors:*fp32 squares:*fp64 max_norms:*fp32 loss:*fp64 failed:*i32 groups:i32 scale:fp64 has_loss:i32",
+)
 
 Arrays = Sequence[Array]
+Copies = Sequence[Array | None] | None
 Words = tuple[tuple[int, ...], ...]  # what a table holds
 _FLOAT32 = np.dtype(np.float32)
 
@@ -52,18 +60,33 @@ def _plan(where: tuple[str, int], sizes: tuple[int, ...], block: int) -> tuple[A
     return to_device(np.ascontiguousarray(np.stack([arrays, within], 1).astype(np.int32))), len(arrays)
 
 
-def _addresses(function: str, name: str, arrays: Arrays, like: Arrays, dtype: Any = _FLOAT32) -> tuple[int, ...]:
-    """Raises TypeError or ValueError, naming the array, where one is not contiguous, of `dtype` and shaped as in `like`."""
+def _addresses(
+    function: str,
+    name: str,
+    arrays: Sequence[Array | None],
+    like: Arrays,
+    dtype: Any = _FLOAT32,
+    optional: bool = False,
+) -> tuple[int, ...]:
+    """Where they lie, 0 for None where that is `optional`. Raises TypeError or ValueError, naming the array, where one is not
+    contiguous, of `dtype` and shaped as in `like`."""
     if len(arrays) != len(like):
         raise ValueError(f"{function}: {name} has {len(arrays)} arrays, expected {len(like)}")
+    found = []
     for number, (array, other) in enumerate(zip(arrays, like, strict=True)):
+        if array is None:
+            if not optional:
+                raise TypeError(f"{function}: {name}[{number}] must be an array, got None")
+            found.append(0)
+            continue
         if array.dtype != dtype:
             raise TypeError(f"{function}: {name}[{number}] must be {dtype}, got {array.dtype}")
         if array.shape != other.shape:
             raise ValueError(f"{function}: {name}[{number}] has shape {array.shape}, expected {other.shape}")
         if not array.flags.c_contiguous:
             raise ValueError(f"{function}: {name}[{number}] must be C-contiguous")
-    return tuple(map(address, arrays))
+        found.append(address(array))
+    return tuple(found)
 
 
 def _by_alignment(sizes: tuple[int, ...], rows: Sequence[tuple[int, ...]]) -> list[tuple[bool, Words]]:
@@ -81,14 +104,14 @@ def _by_alignment(sizes: tuple[int, ...], rows: Sequence[tuple[int, ...]]) -> li
 
 
 def _step(
-    kernel: Kernel, lists: dict[str, Arrays], copies: Arrays | None, rates: Array | None, lr: float,
+    kernel: Kernel, lists: dict[str, Arrays], copies: Copies, rates: Array | None, lr: float,
     values: tuple[float, ...], weight_decay: float, grad_scale: float | Array, clip: float,
 ) -> None:  # fmt: skip
     """One launch over `lists`, of which the first are the parameters; another for what is not aligned among them."""
     function, like = f"{kernel.name.partition('.')[2]}_step", lists["params"]
     sizes = tuple(array.size for array in like)
     rows = [_addresses(function, name, arrays, like) for name, arrays in lists.items()]
-    rows.append((0,) * len(sizes) if copies is None else _addresses(function, "copies", copies, like, bfloat16()))
+    rows.append((0,) * len(sizes) if copies is None else _addresses(function, "copies", copies, like, bfloat16(), True))
     factor: Any = None if isinstance(grad_scale, Real) else grad_scale
     for name, array, shape in (("rates", rates, (3,)), ("grad_scale", factor, (1,))):
         if array is not None and array.shape != shape:
@@ -105,38 +128,32 @@ def _step(
 
 def sgd_step(
     params: Arrays, grads: Arrays, momenta: Arrays, lr: float, momentum: float, weight_decay: float,
-    grad_scale: float | Array, clip: float, *, copies: Arrays | None = None, rates: Array | None = None,
+    grad_scale: float | Array, clip: float, *, copies: Copies = None, rates: Array | None = None,
 ) -> None:  # fmt: skip
-    """The primitive. grad_scale may be a float32 array [1] on the device: where it is not finite, nothing is changed.
-    rates: float32 [3] on the device, which holds (lr, bias1, bias2), of which this reads lr, in place of `lr`.
-    copies: bfloat16 arrays, one a parameter, that get the new parameters, rounded."""
     lists = {"params": params, "grads": grads, "momenta": momenta}
     _step(_sgd, lists, copies, rates, lr, (momentum,), weight_decay, grad_scale, clip)
 
 
 def rmsprop_step(
     params: Arrays, grads: Arrays, squares: Arrays, lr: float, alpha: float, eps: float, weight_decay: float,
-    grad_scale: float | Array, clip: float, *, copies: Arrays | None = None, rates: Array | None = None,
+    grad_scale: float | Array, clip: float, *, copies: Copies = None, rates: Array | None = None,
 ) -> None:  # fmt: skip
-    """The primitive; grad_scale, copies and rates as in `sgd_step`."""
     lists = {"params": params, "grads": grads, "squares": squares}
     _step(_rmsprop, lists, copies, rates, lr, (alpha, 1 - alpha, eps), weight_decay, grad_scale, clip)
 
 
 def adam_step(
     params: Arrays, grads: Arrays, ms: Arrays, vs: Arrays, lr: float, beta1: float, beta2: float, eps: float,
-    weight_decay: float, step: int, grad_scale: float | Array, clip: float, *, copies: Arrays | None = None,
+    weight_decay: float, step: int, grad_scale: float | Array, clip: float, *, copies: Copies = None,
     rates: Array | None = None,
 ) -> None:  # fmt: skip
-    """The primitive; grad_scale and copies as in `sgd_step`; rates (lr, 1 - beta1**step, 1 - beta2**step) in place of
-    `lr` and `step`."""
     lists = {"params": params, "grads": grads, "ms": ms, "vs": vs}
     values = (1 - beta1**step, 1 - beta2**step, beta1, 1 - beta1, beta2, 1 - beta2, eps)
     _step(_adam, lists, copies, rates, lr, values, weight_decay, grad_scale, clip)
 
 
 def sum_squares_into(out: Array, arrays: Arrays) -> None:
-    """out float64 [1] = the sum of squares of float32 arrays, without waiting for it; the same bits at every call."""
+    expect("sum_squares", out=(out, (1,)))
     sizes = tuple(array.size for array in arrays)
     tables = _by_alignment(sizes, [_addresses("sum_squares", "arrays", arrays, arrays)])
     how = row(_squares, out)
@@ -147,7 +164,7 @@ def sum_squares_into(out: Array, arrays: Arrays) -> None:
         part = partials[first : first + programs]
         _squares((programs, 1, 1), how, part, _table(place(), table), plan, len(table[0]), ALIGNED=aligned)
         first += programs
-    _total((1, 1, 1), row(_total, out), out, partials, first)
+    _total((1, 1, 1), row(_total, out), out, partials, first, 0.0)
 
 
 def sum_squares(arrays: Arrays) -> float:
@@ -156,10 +173,18 @@ def sum_squares(arrays: Arrays) -> float:
     return float(out[0])
 
 
-def clip_factor(out: Array, squares: Array, max_norm: float, scale: float) -> None:
-    """out float32 [1] = scale, or less: so much that gradients whose sum of squares is `squares` (float64 [1], of
-    `sum_squares_into`) have at most the L2 norm max_norm when they are multiplied by it (0: any norm).
+def total(out: Array, x: Array, beta: float) -> None:
+    expect("total", out=(out, (1,)))
+    _total((1, 1, 1), row(_total, out), out, x, x.size, beta)
 
-    NaN where the norm is not finite: the steps take that as `grad_scale`, and change nothing.
-    """
-    _clip((1, 1, 1), row(_clip, out), out, squares, max_norm, scale)
+
+def clip_factors(
+    factors: Array, squares: Array, max_norms: Array, loss: Array | None, failed: Array, scale: float
+) -> None:
+    groups = factors.shape
+    expect("clip_factors", squares=(squares, groups), max_norms=(max_norms, groups), loss=(loss, (1,)))
+    expect("clip_factors", failed=(failed, (1,)))
+    _clip(
+        (1, 1, 1), row(_clip, factors), factors, squares, max_norms, loss, failed, factors.size, float(scale),
+        int(loss is not None),
+    )  # fmt: skip

@@ -31,7 +31,7 @@ _logits = Kernel(
 )
 _forward = Kernel(
     "softmax_xent.forward",
-    "loss:*fp32 dlogits:*T maxima:*fp32 sums:*fp32 picked:*fp32 targets:*i32 v:i32/16 tiles:i32",
+    "loss:*fp32 dlogits:*T maxima:*fp32 sums:*fp32 picked:*fp32 targets:*i32 weights:*fp32 v:i32/16 tiles:i32 has_weights:i32",
     variants=ELEMENTS,
 )
 _topk = Kernel(
@@ -39,11 +39,13 @@ _topk = Kernel(
 )
 
 
-def linear_xent_forward(loss: Array, dlogits: Array, h: Array, w: Array, b: Array, targets: Array) -> None:
+def linear_xent_forward(
+    loss: Array, dlogits: Array, h: Array, w: Array, b: Array, targets: Array, weights: Array | None
+) -> None:
     """The primitive; h and dlogits may be bfloat16 together, loss and b stay float32, and w is rounded to h's type."""
     (m, k), v = h.shape, w.shape[0]
     expect("linear_xent_forward", loss=(loss, (m,)), dlogits=(dlogits, (m, v)), w=(w, (v, k)), b=(b, (v,)))
-    expect("linear_xent_forward", targets=(targets, (m,)))
+    expect("linear_xent_forward", targets=(targets, (m,)), weights=(weights, (m,)))
     how = row(_logits, h, m=m, odd=odd(dlogits, h, w, b, targets, sizes=(k,)))
     tiles = blocks(v, how.blocks["BLOCK_N"])
     kept = 0 if w.dtype == h.dtype else w.size
@@ -57,7 +59,10 @@ def linear_xent_forward(loss: Array, dlogits: Array, h: Array, w: Array, b: Arra
     _logits(
         grid, how, dlogits, maxima, sums, picked, h, w, b, targets, m, v, k, tiles, PRECISION=precision(h)
     )  # fmt: skip
-    _forward((m, 1, 1), row(_forward, dlogits), loss, dlogits, maxima, sums, picked, targets, v, tiles)
+    _forward(
+        (m, 1, 1), row(_forward, dlogits), loss, dlogits, maxima, sums, picked, targets, weights, v, tiles,
+        int(weights is not None),
+    )  # fmt: skip
 
 
 def linear_xent_backward(
