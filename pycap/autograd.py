@@ -103,6 +103,7 @@ class Function:
     """
 
     done = False  # becomes True once backward has run: what it needs is gone then
+    consumers = 0  # how many times an output became the parent of a node
     needs: list[bool]
     id: int
     parents: tuple[Any, ...]
@@ -124,8 +125,9 @@ class Function:
         many = isinstance(outputs, tuple)
         arrays = outputs if many else (outputs,)
         if any(node.needs):
-            node.id = next(_ids)
-            node.parents = parents
+            node.id, node.parents = next(_ids), parents
+            for lower in (p.node for p, need in zip(parents, node.needs, strict=True) if need and p.node is not None):
+                lower.consumers += 1
             node.douts = [None] * len(arrays)
             node.owned = [False] * len(arrays)  # owned: nobody else holds this gradient's array, so it may be added to
             tensors = tuple(Tensor(a, True, node, i) for i, a in enumerate(arrays))
@@ -150,10 +152,9 @@ class Function:
         if owned[k]:
             return douts[k], 1.0
         borrowed, douts[k], owned[k] = douts[k], memory.empty_like(parent.data), True
-        if borrowed is None:
-            return douts[k], 0.0
-        douts[k][...] = borrowed
-        return douts[k], 1.0
+        if borrowed is not None:
+            douts[k][...] = borrowed
+        return douts[k], float(borrowed is not None)
 
     def _accept(self, i: int, gradient: Any, douts: list[Any]) -> None:
         """Take a gradient that backward returned rather than wrote."""
@@ -178,8 +179,7 @@ def _walk(root: Function) -> None:
         for parent_node in above:
             if parent_node is not None and parent_node.done:
                 raise _used_up(parent_node)
-        used = any(d is not None for d in node.douts)
-        gradients = node.backward(*node.douts) if used else ()
+        gradients = node.backward(*node.douts) if any(d is not None for d in node.douts) else ()
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
         for i, gradient in enumerate(gradients):
             if gradient is not None and node.needs[i]:

@@ -84,6 +84,19 @@ def test_same_tensor_as_both_operands():
     np.testing.assert_allclose(y.grad, 2 * y.data)
 
 
+def test_nodes_count_how_often_they_are_consumed():
+    top = Probe.apply(leaf(4))
+    assert top.node.consumers == 0
+    with no_grad():
+        _ = top * 2.0
+    _ = top.detach() * Probe.apply(leaf(4, seed=1))
+    assert top.node.consumers == 0  # neither sends a gradient
+    first = top * 2.0
+    assert (top.node.consumers, first.node.consumers) == (1, 0)
+    _ = first + first
+    assert (top.node.consumers, first.node.consumers) == (1, 2)
+
+
 def test_scalar_activation_with_several_consumers_sums_their_gradients():
     """0-d results are NumPy scalars, which += would replace instead of change."""
     x = leaf(3)

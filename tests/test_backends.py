@@ -234,6 +234,37 @@ def test_named_backend_serves_everything(_restore, module):
     assert name in chosen.values() and backends.named() == name
 
 
+def test_fusions_come_from_the_backend_that_serves_what_they_extend(_restore, module):
+    name = _name(module)
+    backends.select("cpu", name)
+    chosen = {c.primitive: c.backend for c in backends.choose("cpu", name)}
+    for fusion, primitive in backends.FUSIONS.items():
+        serving = importlib.import_module(f"pycap.backends.{chosen[primitive]}")
+        assert getattr(backends.kernels, fusion) is getattr(serving, fusion, None)
+        assert (getattr(backends.kernels, fusion) is None) == (name == "cpp")
+
+
+def test_a_fusion_is_none_where_another_backend_serves_the_primitive(_restore, partial, monkeypatch, capsys):
+    """Each is asked of the backend of its own primitive, and of no other."""
+    fused = SimpleNamespace(conv2d_forward=print, conv2d_first_forward=max, conv2d_first_backward_weight=min)
+    partial["cuda"] = fused
+    partial["triton"].conv2d_first_forward = print
+    backends.select("cpu", "cuda")
+    assert backends.kernels.conv2d_first_forward is max
+    assert backends.kernels.conv2d_first_backward_weight is None and backends.kernels.conv2d_backward_data_relu is None
+    backends.explain()
+    assert capsys.readouterr().out.endswith("fusions: conv2d_first_forward\n")
+    with backends.use("cpp") if not backends.available("cpp") else backends.use("reference"):
+        assert backends.kernels.conv2d_first_forward is not max
+    assert backends.kernels.conv2d_first_forward is max
+
+
+def test_the_first_use_of_a_fusion_selects(_restore):
+    backends.kernels.__dict__.clear()
+    assert callable(backends.kernels.conv2d_backward_data_relu) or backends.kernels.conv2d_backward_data_relu is None
+    assert backends.kernels.__dict__.keys() == {*backends.PRIMITIVES, *backends.FUSIONS}
+
+
 def test_use_restores_what_was_selected(_restore):
     backends.select("cpu", "reference")
     held = backends.kernels.linear_forward

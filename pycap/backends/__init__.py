@@ -88,6 +88,19 @@ Precision (ops/cast.py).
 
 * ``cast(y, x, beta)``: y = beta*y + x, equally shaped, each in float32 or bfloat16; its own backward.
 
+Fusions (`FUSIONS`) are no primitives: a backend may offer them, and in `kernels` they are None where the backend that serves
+the primitive which they extend does not. What they compute is what the primitives do one after the other; between those,
+nothing is stored.
+
+* ``conv2d_backward_data_relu(dz_below, db_below, dy, w, y, argmax, x, stride, padding, beta_b)``: the data gradient through
+  the ReLU of the layer below, and that layer's bias gradient. x [N,H,W,C]: this layer's input, the output of that ReLU.
+  dz_below [N,H,W,C] is written: what ``conv2d_backward_data`` gives, where x > 0, else 0. db_below [C] = beta_b * db_below +
+  the sum of dz_below, before it is rounded, over all pixels; or None.
+* ``conv2d_first_forward(y, x, crops, scale, shift, w, b, relu)``: ``preprocess``, then ``conv2d_forward`` with 3x3 filters,
+  stride 1 and padding 1 (of the window, in normalised space). y [N,P,Q,K], w [K,3,3,3].
+* ``conv2d_first_backward_weight(dw, db, dy, y, x, crops, scale, shift, beta_w, beta_b)``: its dw and db (or None); y: the
+  forward's output where there was a ReLU and dy is not masked yet, else None.
+
 Optimisers (optim.py), multi-tensor: lists of equally shaped arrays; g = clip(grad*grad_scale, +-clip) + weight_decay*param
 (clip 0: none). grad_scale: a float, or float32 [1]: where that is not finite, nothing is changed. Keywords of each step, None
 where not given: copies, a list of bfloat16 arrays (or None), one a parameter, that get the new parameters, rounded; rates,
@@ -123,6 +136,7 @@ from pycap.backends.weights import WeightCache, constant_weights, weight_cache, 
 __all__ = [
     "CHAINS",
     "COMPANIONS",
+    "FUSIONS",
     "PRIMITIVES",
     "BackendError",
     "Choice",
@@ -175,7 +189,14 @@ PRIMITIVES = (
     "clip_factors",
 )
 
-#: The primitives that take activations in bfloat16 too.
+#: What a backend may offer beyond the primitives -> the primitive that it extends, whose backend is asked for it.
+FUSIONS = {
+    "conv2d_backward_data_relu": "conv2d_backward_data",
+    "conv2d_first_forward": "conv2d_forward",
+    "conv2d_first_backward_weight": "conv2d_backward_weight",
+}
+
+#: The primitives that take activations in bfloat16 too (and so do the fusions that extend them).
 BFLOAT16 = (
     "conv2d_forward",
     "conv2d_pool_forward",
@@ -217,10 +238,11 @@ class Choice:
 
 
 class _Kernels:
-    """The flat namespace of resolved primitives; the first use resolves the default (environment or automatic) choice."""
+    """The flat namespace of resolved primitives, and of fusions or None; the first use resolves the default (environment or
+    automatic) choice."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name not in PRIMITIVES:
+        if name not in PRIMITIVES and name not in FUSIONS:
             raise AttributeError(f"no primitive is called {name!r}; pycap.backends.PRIMITIVES lists them")
         select()
         return self.__dict__[name]
@@ -303,7 +325,9 @@ def select(device: str | None = None, backend: str | None = None) -> str:
         raise BackendError(f"backend {backend!r} is unknown on device {device!r}; choose from auto, {', '.join(named)}")
     choices = choose(device, backend, no_gpu)
     devices.set_device(device)
-    kernels.__dict__.update({choice.primitive: getattr(_load(choice.backend), choice.primitive) for choice in choices})
+    serving = {choice.primitive: _load(choice.backend) for choice in choices}
+    kernels.__dict__.update({primitive: getattr(module, primitive) for primitive, module in serving.items()})
+    kernels.__dict__.update({name: getattr(serving[extended], name, None) for name, extended in FUSIONS.items()})
     _choices[:], _no_gpu, _named = choices, no_gpu, backend
     return device
 
@@ -366,12 +390,13 @@ def no_gpu() -> str:
 
 
 def explain() -> list[Choice]:
-    """Print the device, which backend serves each primitive, and why; returns the choices as a list."""
+    """Print the device, which backend serves each primitive and why, and the fusions; returns the choices as a list."""
     if not _choices:
         select()
     print(f"device {devices.current()}{f' ({_no_gpu})' if _no_gpu else ''}")
     for choice in _choices:
         print(f"{choice.primitive:24} {choice.backend:10} {choice.reason}")
+    print(f"fusions: {', '.join(name for name in FUSIONS if getattr(kernels, name) is not None) or 'none'}")
     return list(_choices)
 
 

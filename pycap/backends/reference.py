@@ -120,6 +120,17 @@ def conv2d_backward_data(
     _write(dx, padded[:, padding : padding + h, padding : padding + width], beta)
 
 
+@_serves_bfloat16(rounds="w")
+def conv2d_backward_data_relu(
+    dz_below: Array, db_below: Array, dy: Array, w: Array, y: Array, argmax: Array, x: Array, stride: int, padding: int,
+    beta_b: float,
+) -> None:  # fmt: skip
+    dx = array_module(x).empty(x.shape, x.dtype)
+    conv2d_backward_data(dx, dy, w, y, argmax, stride, padding, 0.0)
+    dz_below[...] = array_module(x).where(x > 0, dx, x.dtype.type(0))
+    _write(db_below, dz_below.reshape(-1, x.shape[3]).sum(0), beta_b)
+
+
 @_serves_bfloat16()
 def conv2d_backward_weight(
     dw: Array,
@@ -394,6 +405,26 @@ def preprocess(y: Array, x: Array, crops: Array, scale: Array, shift: Array) -> 
     rows = top + xp.arange(height)
     columns = left + xp.where(flip != 0, width - 1 - across, across)
     y[...] = x[xp.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]] * scale + shift
+
+
+def conv2d_first_forward(
+    y: Array, x: Array, crops: Array, scale: Array, shift: Array, w: Array, b: Array, relu: bool
+) -> None:
+    conv2d_forward(y, _normalised(y, x, crops, scale, shift), w, b, 1, 1, relu)
+
+
+def conv2d_first_backward_weight(
+    dw: Array, db: Array, dy: Array, y: Array, x: Array, crops: Array, scale: Array, shift: Array, beta_w: float,
+    beta_b: float,
+) -> None:  # fmt: skip
+    conv2d_backward_weight(dw, db, dy, _normalised(dy, x, crops, scale, shift), y, None, 1, 1, beta_w, beta_b)
+
+
+def _normalised(like: Array, x: Array, crops: Array, scale: Array, shift: Array) -> Array:
+    """The windows that a first layer with outputs (or gradients) `like` [N,P,Q,K] sees, in their type."""
+    images = array_module(like).empty((*like.shape[:3], 3), like.dtype)
+    preprocess(images, x, crops, scale, shift)
+    return images
 
 
 @_serves_bfloat16()

@@ -20,7 +20,7 @@ BLOCKS: dict[str, tuple[tuple[int, ...], ...]] = {
 
 
 class VGG(Module):
-    """Images [N,S,S,3], normalised -> the fc7 vector [N, fc_size] (4096 in the paper).
+    """Images [N,S,S,3], normalised, or as `ops.Pixels` -> the fc7 vector [N, fc_size] (4096 in the paper).
 
     name: a key of `BLOCKS`. width: multiplies every channel count (rounded to a multiple of 8). fc_size: of fc6 and fc7.
     drop: dropout after fc6 and fc7. Parameters are called ``conv<block>_<layer>``, ``fc6``, ``fc7``; fc6 reads the last map
@@ -60,8 +60,10 @@ class VGG(Module):
         self.fc7 = Linear(fc_size, fc_size, rng, relu=True)
         self.drop7 = Dropout(drop)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        for layer in self._convolutions:
+    def __call__(self, images: Tensor | ops.Pixels) -> Tensor:
+        first, *others = self._convolutions
+        x = first(images)
+        for layer in others:
             x = layer(x)
         x = ops.reshape(x, (x.shape[0], -1))
         return self.drop7(self.fc7(self.drop6(self.fc6(x))))

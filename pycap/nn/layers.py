@@ -15,6 +15,7 @@ from pycap.nn.module import Module, normal, uniform, zeros
 class Conv2d(Module):
     """size x size convolution with bias, ReLU and, where `pool`, a 2x2 max-pool, as one op; [N,H,W,C] -> [N,H',W',K].
 
+    A network's first layer takes `ops.Pixels` too: the images are then normalised on the way into it, where it does not pool.
     He initialisation (He et al. 2015): N(0, 2 / fan_in), biases 0.
     """
 
@@ -25,7 +26,11 @@ class Conv2d(Module):
         self.bias = zeros((outputs,))
         self.padding, self.pool = size // 2, pool
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor | ops.Pixels) -> Tensor:
+        if isinstance(x, ops.Pixels):
+            if not self.pool and self.weight.shape[1:3] == (3, 3):
+                return ops.conv2d_first(x, self.weight, self.bias, relu=True)
+            x = x.normalised()
         return ops.conv2d(x, self.weight, self.bias, padding=self.padding, relu=True, pool=self.pool)
 
 

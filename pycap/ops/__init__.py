@@ -2,21 +2,23 @@
 
 from pycap.ops.arithmetic import add, concatenate, getitem, matmul, mean, mul, reshape, sum
 from pycap.ops.cast import cast
-from pycap.ops.conv2d import conv2d
+from pycap.ops.conv2d import conv2d, conv2d_first
 from pycap.ops.dropout import dropout
 from pycap.ops.embedding import embedding
 from pycap.ops.linear import linear
 from pycap.ops.lstm import lstm, lstm_cell
 from pycap.ops.pool import maxpool
-from pycap.ops.preprocess import preprocess
+from pycap.ops.preprocess import Pixels, pixels, preprocess
 from pycap.ops.softmax_xent import linear_cross_entropy
 from pycap.ops.topk import log_softmax_topk
 
 __all__ = [
+    "Pixels",
     "add",
     "cast",
     "concatenate",
     "conv2d",
+    "conv2d_first",
     "dropout",
     "embedding",
     "getitem",
@@ -29,6 +31,7 @@ __all__ = [
     "maxpool",
     "mean",
     "mul",
+    "pixels",
     "preprocess",
     "reshape",
     "sum",

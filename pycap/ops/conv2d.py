@@ -9,9 +9,32 @@ import numpy as np
 from pycap import memory
 from pycap.autograd import Function, Tensor
 from pycap.backends import kernels
+from pycap.ops.preprocess import Pixels
 
 
-class Conv2d(Function):
+class _Convolution(Function):
+    """A convolution with the parents x, w, b. Where it has a ReLU, the convolution above may do a part of its backward.
+
+    relu: whether it has one. dz_given: the gradient that comes from above is masked by the ReLU already, and the bias's
+    gradient is written.
+    """
+
+    relu: bool
+    dz_given = False
+
+    def leaves_relu_above(self) -> bool:
+        """Whether a consumer, in its backward, may write the gradient before this ReLU, and the bias's: it must be the only
+        one. (A bias that is no leaf may belong to a graph that was used up, which is found out in this node's turn.)"""
+        return (
+            self.relu and self.consumers == 1 and self.douts[0] is None and not (self.needs[2] and self.parents[2].node)
+        )
+
+    def db_into(self) -> tuple[Any, float]:
+        """Where the bias's gradient goes; nowhere, where it is written."""
+        return (None, 0.0) if self.dz_given else self.grad_into(2)
+
+
+class Conv2d(_Convolution):
     def forward(self, x: Any, w: Any, b: Any, *, stride: int, padding: int, relu: bool, pool: bool) -> Any:
         if x.ndim != 4 or w.ndim != 4 or x.shape[3] != w.shape[3]:
             raise ValueError(f"conv2d: x {x.shape} is not [N,H,W,C] or w {w.shape} is not [K,R,S,C] with the same C")
@@ -36,20 +59,61 @@ class Conv2d(Function):
             kernels.conv2d_forward(y, x, w, b, stride, padding, relu)
         if any(self.needs):
             self.x, self.w, self.y, self.argmax = x, w, y if relu else None, argmax
-            self.stride, self.padding = stride, padding
+            self.relu, self.unpooled, self.how = relu, (n, p, q, k), (stride, padding)
         return y
 
     def backward(self, dy: Any) -> None:
-        dx, beta = self.grad_into(0)
         dw, beta_w = self.grad_into(1)
-        db, beta_b = self.grad_into(2)
-        how = (self.stride, self.padding)
-        if dw is not None or db is not None:
+        db, beta_b = self.db_into()
+        weights = dw is not None or db is not None
+        y, argmax = self.y, self.argmax
+        if self.dz_given:
+            y = None
+            if argmax is not None and (weights or self.needs[0]):  # once, and not in each of the primitives
+                dz = memory.empty(self.unpooled, dy.dtype)
+                kernels.maxpool_backward(dz, dy, argmax, 0.0)
+                dy, argmax = dz, None
+        if weights:
             if dw is None:  # only the bias learns: the kernel still needs a place for dw
                 dw, beta_w = memory.empty_like(self.w), 0.0
-            kernels.conv2d_backward_weight(dw, db, dy, self.x, self.y, self.argmax, *how, beta_w, beta_b)
-        if dx is not None:
-            kernels.conv2d_backward_data(dx, dy, self.w, self.y, self.argmax, *how, beta)
+            kernels.conv2d_backward_weight(dw, db, dy, self.x, y, argmax, *self.how, beta_w, beta_b)
+        if self.needs[0]:
+            self._backward_data(dy, y, argmax)
+
+    def _backward_data(self, dy: Any, y: Any, argmax: Any) -> None:
+        below = self.parents[0].node
+        fused = kernels.conv2d_backward_data_relu
+        if fused is not None and isinstance(below, _Convolution) and below.leaves_relu_above():
+            db, beta_b = below.db_into()
+            below.dz_given = True
+            dz, _ = self.grad_into(0)
+            fused(dz, db, dy, self.w, y, argmax, self.x, *self.how, beta_b)
+        else:
+            dx, beta = self.grad_into(0)
+            kernels.conv2d_backward_data(dx, dy, self.w, y, argmax, *self.how, beta)
+
+
+class Conv2dFirst(_Convolution):
+    def forward(self, x: Pixels, w: Any, b: Any, *, relu: bool) -> Any:
+        if w.shape[1:] != (3, 3, 3):
+            raise ValueError(f"conv2d_first: w {w.shape} is not [K,3,3,3]")
+        if b is not None and b.shape != w.shape[:1]:
+            raise ValueError(f"conv2d_first: b {b.shape} is not [K] = {w.shape[:1]}")
+        y = memory.empty((*x.shape[:3], w.shape[0]), x.dtype)
+        kernels.conv2d_first_forward(y, *x.arrays, w, b, relu)
+        if any(self.needs):
+            self.x, self.w, self.y, self.relu = x, w, y if relu else None, relu
+        return y
+
+    def backward(self, dy: Any) -> None:
+        dw, beta_w = self.grad_into(1)
+        db, beta_b = self.db_into()
+        if dw is None and db is None:  # only the bias learns, and its gradient is written
+            return
+        if dw is None:  # the kernel still needs a place for dw
+            dw, beta_w = memory.empty_like(self.w), 0.0
+        y = None if self.dz_given else self.y
+        kernels.conv2d_first_backward_weight(dw, db, dy, y, *self.x.arrays, beta_w, beta_b)
 
 
 def conv2d(
@@ -76,3 +140,15 @@ def conv2d(
     filters and results; dw, which is float32, by 1e-7.
     """
     return Conv2d.apply(x, w, b, stride=stride, padding=padding, relu=relu, pool=pool)
+
+
+def conv2d_first(x: Pixels, w: Tensor, b: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """`conv2d` of 3x3 filters, stride 1, padding 1, on images that it normalises as it reads them.
+
+    x: N windows of P x P (`ops.pixels`); w [K,3,3,3], b [K] or None, float32; returns [N,P,P,K] of x's dtype. The
+    normalised images are never stored where the backend offers that (`backends.FUSIONS`); elsewhere they are made first.
+    Raises ValueError where the shapes do not fit.
+    """
+    if kernels.conv2d_first_forward is None or kernels.conv2d_first_backward_weight is None:
+        return conv2d(x.normalised(), w, b, relu=relu)
+    return Conv2dFirst.apply(x, w, b, relu=relu)

@@ -10,10 +10,12 @@ from pycap.backends import triton
 from pycap.backends.cuda import native
 from pycap.backends.cuda.conv2d import (
     conv2d_backward_data,
+    conv2d_backward_data_relu,
     conv2d_backward_weight,
     conv2d_forward,
     conv2d_pool_forward,
 )
+from pycap.backends.cuda.conv2d_first import conv2d_first_backward_weight, conv2d_first_forward
 from pycap.backends.cuda.lstm import lstm_backward, lstm_forward
 from pycap.backends.cuda.lstm_cell import lstm_cell_backward, lstm_cell_forward
 from pycap.backends.triton import launching
@@ -35,7 +37,10 @@ def note(primitive: str) -> str:
 __all__ = [
     "check",
     "conv2d_backward_data",
+    "conv2d_backward_data_relu",
     "conv2d_backward_weight",
+    "conv2d_first_backward_weight",
+    "conv2d_first_forward",
     "conv2d_forward",
     "conv2d_pool_forward",
     "lstm_backward",

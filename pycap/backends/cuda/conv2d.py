@@ -105,8 +105,6 @@ def conv2d_backward_data_relu(
     dz_below: Array, db_below: Array | None, dy: Array, w: Array, y: Array | None, argmax: Array | None, x: Array,
     stride: int, padding: int, beta_b: float,
 ) -> None:  # fmt: skip
-    """The data gradient through the ReLU of the layer below, and that layer's bias gradient, from one product: as the
-    Triton backend's function of this name."""
     if not _serves(x, w, stride, padding, dz_below, dy):
         conv2d.conv2d_backward_data_relu(dz_below, db_below, dy, w, y, argmax, x, stride, padding, beta_b)
         return

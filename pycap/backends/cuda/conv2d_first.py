@@ -22,7 +22,6 @@ def _serves(output: Array, *gradients: Array | None) -> bool:
 def conv2d_first_forward(
     y: Array, x: Array, crops: Array, scale: Array, shift: Array, w: Array, b: Array | None, relu: bool
 ) -> None:
-    """As `pycap.backends.triton.conv2d_first.conv2d_first_forward`."""
     if not _serves(y):
         conv2d_first.conv2d_first_forward(y, x, crops, scale, shift, w, b, relu)
         return
@@ -36,7 +35,6 @@ def conv2d_first_backward_weight(
     dw: Array, db: Array | None, dy: Array, y: Array | None, x: Array, crops: Array, scale: Array, shift: Array,
     beta_w: float, beta_b: float,
 ) -> None:  # fmt: skip
-    """As `pycap.backends.triton.conv2d_first.conv2d_first_backward_weight`."""
     if not _serves(dy, y, dw, db):
         conv2d_first.conv2d_first_backward_weight(dw, db, dy, y, x, crops, scale, shift, beta_w, beta_b)
         return

@@ -13,10 +13,12 @@ from pycap.backends.triton import launching
 from pycap.backends.triton.cast import cast
 from pycap.backends.triton.conv2d import (
     conv2d_backward_data,
+    conv2d_backward_data_relu,
     conv2d_backward_weight,
     conv2d_forward,
     conv2d_pool_forward,
 )
+from pycap.backends.triton.conv2d_first import conv2d_first_backward_weight, conv2d_first_forward
 from pycap.backends.triton.dropout import dropout
 from pycap.backends.triton.embedding import embedding_backward, embedding_forward
 from pycap.backends.triton.linear import linear_backward_data, linear_backward_weight, linear_forward
@@ -55,7 +57,10 @@ __all__ = [
     "check",
     "clip_factors",
     "conv2d_backward_data",
+    "conv2d_backward_data_relu",
     "conv2d_backward_weight",
+    "conv2d_first_backward_weight",
+    "conv2d_first_forward",
     "conv2d_forward",
     "conv2d_pool_forward",
     "dropout",

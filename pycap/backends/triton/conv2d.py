@@ -227,12 +227,8 @@ def conv2d_backward_data_relu(
     dz_below: Array, db_below: Array | None, dy: Array, w: Array, y: Array | None, argmax: Array | None, x: Array,
     stride: int, padding: int, beta_b: float,
 ) -> None:  # fmt: skip
-    """The data gradient through the ReLU of the layer below, and that layer's bias gradient, from one product.
-
-    x [N,H,W,C]: this layer's input, the output of that ReLU. dz_below [N,H,W,C] is written: what
-    `conv2d_backward_data` gives, where x > 0, else 0. db_below [C] = beta_b * db_below + its sum over all pixels, or
-    None. The rest is as for `conv2d_backward_data`. The layer below then needs neither mask nor a pass over its gradient.
-    """
+    """The fusion: mask and sums over pixels are taken while the product's tiles are in registers, so that the layer below
+    needs neither a mask nor a pass over its gradient."""
     primitive = "conv2d_backward_data_relu"
     sizes = n, h, width, c, *_ = layer_sizes(primitive, x, w, stride, padding)
     expect(primitive, dz_below=(dz_below, x.shape), db_below=(db_below, (c,)))

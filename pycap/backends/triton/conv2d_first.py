@@ -46,12 +46,7 @@ def layer_sizes(name: str, images: tuple[Array, ...], **layer: Array) -> tuple[i
 def conv2d_first_forward(
     y: Array, x: Array, crops: Array, scale: Array, shift: Array, w: Array, b: Array | None, relu: bool
 ) -> None:
-    """y = conv(preprocess(x), w) + b, with padding 1, and its ReLU: `preprocess`, then `conv2d_forward`.
-
-    y [N,P,Q,K] in float32 or bfloat16; x uint8 [N,H,W,3]; crops int32 [N,3]: top and left of a window of P x Q in each
-    image, and whether to mirror it; scale, shift float32 [3]; w float32 [K,3,3,3]; b float32 [K] or None. Normalised
-    pixels and filters are rounded to y's type before the product.
-    """
+    """The fusion; normalised pixels and filters are rounded to y's type before the product."""
     sizes = n, _, _, k, p, q = layer_sizes("conv2d_first_forward", (x, crops, scale, shift), y=y, w=w)
     expect("conv2d_first_forward", b=(b, (k,)))
     how = row(_forward, y)
@@ -64,11 +59,7 @@ def conv2d_first_backward_weight(
     dw: Array, db: Array | None, dy: Array, y: Array | None, x: Array, crops: Array, scale: Array, shift: Array,
     beta_w: float, beta_b: float,
 ) -> None:  # fmt: skip
-    """dw = beta_w * dw + the gradient of `conv2d_first_forward`'s w, db likewise of its b.
-
-    dw float32 [K,3,3,3]; db float32 [K] or None; dy [N,P,Q,K] in float32 or bfloat16; y: the forward's output, where it
-    had a ReLU (dy then counts where y > 0), else None. The rest is what the forward was given.
-    """
+    """The fusion; pixels are normalised again, and db is summed as dy passes by."""
     sizes = n, _, _, k, p, q = layer_sizes("conv2d_first_backward_weight", (x, crops, scale, shift), dy=dy, dw=dw)
     expect("conv2d_first_backward_weight", db=(db, (k,)), y=(y, dy.shape))
     how = row(_backward_weight, dy)
