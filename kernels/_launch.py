@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,42 @@ _interpreting = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # as T
 
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter: $TRITON_INTERPRET asked for it when this was imported."""
-    return _interpreting
+    return _interpreting and _assumed is None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A GPU that is planned for and need not be there: its architecture, as "sm_90", and how many multiprocessors it has."""
+
+    arch: str
+    multiprocessors: int
+
+
+_suppressed = False
+_assumed: Machine | None = None
+
+
+@contextmanager
+def dry(machine: Machine | None = None) -> Iterator[None]:
+    """Within this nothing is launched; what is done around the launches (checks, choices of rows, scratch memory) is done
+    as ever, and arrays may be NumPy's. machine: for which GPU; None: for what launches would run on here."""
+    global _suppressed, _assumed
+    before = _suppressed, _assumed
+    _suppressed, _assumed = True, machine
+    try:
+        yield
+    finally:
+        _suppressed, _assumed = before
+
+
+def suppressed() -> bool:
+    """Whether launches do nothing: within `dry`."""
+    return _suppressed
+
+
+def assumed() -> Machine | None:
+    """The GPU that is planned for in place of the one that is there, if any."""
+    return _assumed
 
 
 @dataclass(frozen=True)
@@ -153,6 +189,8 @@ def gpu() -> Any:
 
 def arch() -> str:
     """The architecture whose rows serve here: "sm_90" and the like, or "interpreter"."""
+    if _assumed is not None:
+        return _assumed.arch
     return "interpreter" if interpreting() else gpu().arch(gpu().device())
 
 
@@ -194,12 +232,12 @@ class Kernel:
         return self._narrower[absent]
 
     def __call__(self, grid: tuple[int, int, int], row: Row, *arguments: Any, **constants: Any) -> None:
-        """Launch. Nothing happens for an empty grid.
+        """Launch. Nothing happens for an empty grid, or within `dry`.
 
         Raises TypeError for an argument of a wrong type or number, ValueError for an array that is not contiguous,
         RuntimeError where the variant must be compiled and Triton is not installed.
         """
-        if not (grid[0] and grid[1] and grid[2]):
+        if _suppressed or not (grid[0] and grid[1] and grid[2]):
             return
         if _interpreting:
             self._interpret(grid, row, arguments, constants)

@@ -1,15 +1,16 @@
 """The one place that allocates arrays, on the current device: pooled blocks, reused as soon as no array views them.
 
-On the CPU the pool is ours, and blocks are 64-byte aligned; on a GPU it is CuPy's.
+On the CPU the pool is ours, and blocks are 64-byte aligned; on a GPU it is CuPy's. Within `taking_from(source)` arrays come
+from the source instead: `pycap.arena` records a step's requests so, and then serves them from ranges planned once.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -21,6 +22,22 @@ _free: dict[int, list[np.ndarray]] = {}
 _lock = threading.Lock()
 _poison = False
 _scratch: dict[ModuleType, Any] = {}  # by the module of its arrays
+
+
+class Source(Protocol):
+    """What gives arrays in the pool's place. poisons: whether they may be filled with NaN (else nothing may touch them)."""
+
+    poisons: bool
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """An uninitialised C-contiguous array on the current device."""
+
+    def workspace(self, nbytes: int) -> Any:
+        """A uint8 array for one call, or None: the workspace that all share."""
+
+
+_source: Source | None = None
+_source_thread = 0  # the others go on taking from the pool
 
 
 class _Block:
@@ -53,10 +70,15 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Any:
     saves.
     """
     dtype = np.dtype(dtype)
+    if _source is not None and threading.get_ident() == _source_thread:
+        array = _source.empty(shape, dtype)
+        if _poison and _source.poisons:
+            _fill_with_nan(array)
+        return array
     if device.module() is not np:
         array = device.module().empty(shape, dtype)
         if _poison:
-            _fill_on_device(array)
+            _fill_with_nan(array)
         return array
     nbytes = dtype.itemsize
     for n in shape:
@@ -77,7 +99,7 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Any:
     return array
 
 
-def _fill_on_device(array: Any) -> None:
+def _fill_with_nan(array: Any) -> None:
     if array.dtype.kind in "fV":
         array.reshape(-1).view(np.uint8).fill(0xFF)  # NaN in every float format
     else:
@@ -112,6 +134,10 @@ def workspace(nbytes: int) -> Any:
     On the CPU it is 64-byte aligned. Its contents do not outlive the call that asked for it. It grows to the largest request
     and stays; while `poisoned` it is filled with NaN on every request.
     """
+    if _source is not None and threading.get_ident() == _source_thread:
+        given = _source.workspace(nbytes)
+        if given is not None:
+            return given
     module = device.module()
     with _lock:
         scratch = _scratch.get(module)
@@ -141,6 +167,24 @@ def pooled_bytes() -> int:
     if device.module() is not np:
         held += device.module().get_default_memory_pool().free_bytes()
     return held
+
+
+@contextmanager
+def taking_from(source: Source | None) -> Iterator[None]:
+    """Within this, this thread's `empty` and `workspace` ask `source` (None: the pool, as ever)."""
+    global _source, _source_thread
+    before = _source, _source_thread
+    _source, _source_thread = source, threading.get_ident()
+    try:
+        yield
+    finally:
+        _source, _source_thread = before
+
+
+def persistent() -> AbstractContextManager[None]:
+    """Within this, arrays come from the pool, whatever source the caller takes from: for what outlives the step (a gradient's
+    buffer, prepared weights). What a source gives is used again as soon as the step's plan says so."""
+    return taking_from(None)
 
 
 @contextmanager

@@ -53,12 +53,13 @@ def row(rooms: str = "", lazy_rooms: str = "", packages: str = "numpy", lazy_pac
 CORE = "device memory backends autograd ops"
 MODEL = f"{CORE} nn models optim decode"
 FILES = "data metrics weights config tensorfile checkpoint distributed"
-FULL = f"{MODEL} {FILES} captioner training"
+FULL = f"arena {MODEL} {FILES} captioner training"
 
 TABLE: dict[str, Row] = {
     "kernels": row(packages="triton numpy", lazy_packages="cupy ml_dtypes"),
     "device": row(lazy_packages="cupy ml_dtypes"),
     "memory": row("device", lazy_packages="cupy"),
+    "arena": row("device memory"),
     "backends": row(
         "device memory",
         "kernels _cpu _cuda backends.cpp backends.triton backends.cuda",
@@ -88,7 +89,7 @@ TABLE: dict[str, Row] = {
     # A trained model with its vocabulary and image preparation (docs/decisions/0005-captioner-and-training.md).
     "captioner": row(f"{MODEL} {FILES}"),
     # The parts of train.py (same decision).
-    "training": row(f"{MODEL} {FILES} captioner", packages="numpy rich PIL", lazy_packages="yaml"),
+    "training": row(f"arena {MODEL} {FILES} captioner", packages="numpy rich PIL", lazy_packages="yaml"),
     "testing": row("device memory autograd backends ops"),
     "web": row("caption config", packages="numpy", lazy_packages="starlette uvicorn PIL"),
     "cli": row(lazy_rooms="train evaluate caption features paper doctor web config data checkpoint", packages=""),

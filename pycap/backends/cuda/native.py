@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from pycap import backends
-from pycap.backends.triton.launching import Array, gpu, interpreting
+from pycap.backends.triton.launching import Array, assumed, gpu, interpreting, suppressed
 from pycap.device import address
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "shared_limit",
 ]  # fmt: skip
 
+_SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10}  # of GPUs that are planned for; the others: as sm_86
 _PLAIN = frozenset((int, float, bool))  # types of arguments that go through as they are
 _functions: dict[str, Callable[..., None]] = {}  # by name, once called
 
@@ -90,6 +91,10 @@ def shared_limit() -> int:
 
 
 def _facts() -> tuple[int, int, int]:
+    planned = assumed()
+    if planned is not None:
+        number = int(planned.arch.removeprefix("sm_"))
+        return planned.multiprocessors, number, _SHARED_LIMIT.get(planned.arch, 99 << 10)
     return module().gpu() if emulated() else _facts_of(gpu().device())
 
 
@@ -102,8 +107,11 @@ def call(name: str, *arguments: Any) -> None:
     """Call a function of the compiled module: arrays go as addresses, None as 0, and CuPy's current stream is appended.
 
     ValueError for an array that is not C-contiguous, for sizes that the kernel does not take; RuntimeError for what CUDA or
-    the emulation reports. Emulated, the kernel may touch these arrays and no other memory.
+    the emulation reports. Emulated, the kernel may touch these arrays and no other memory. Nothing happens while launches are
+    suppressed.
     """
+    if suppressed():
+        return
     function = _functions.get(name)
     if function is None:
         function = _functions[name] = getattr(module(), name)

@@ -13,21 +13,22 @@ from typing import Any
 import numpy as np
 
 from pycap import backends
-from pycap.device import current
+from pycap.device import address, current
 from pycap.memory import workspace
 
 try:
     from pycap.kernels import configs
-    from pycap.kernels._launch import TYPES, Kernel, arch, gpu, interpreting
+    from pycap.kernels._launch import TYPES, Kernel, Machine, arch, assumed, dry, gpu, interpreting, suppressed
     from pycap.kernels._rows import Row, choose
 except ImportError:  # a checkout that is not installed: kernels/ stands at its top
     from kernels import configs
-    from kernels._launch import TYPES, Kernel, arch, gpu, interpreting
+    from kernels._launch import TYPES, Kernel, Machine, arch, assumed, dry, gpu, interpreting, suppressed
     from kernels._rows import Row, choose
 
 __all__ = [
-    "ELEMENTS", "PRODUCTS", "Array", "Kernel", "Row", "arch", "blocks", "element", "expect", "forced", "gpu", "interpreting",
-    "kernel_module", "multiprocessors", "odd", "place", "precision", "row", "row_of", "scratch",
+    "ELEMENTS", "PRODUCTS", "Array", "Kernel", "Machine", "Row", "arch", "assumed", "blocks", "dry", "element", "expect",
+    "forced", "gpu", "interpreting", "kernel_module", "multiprocessors", "odd", "place", "precision", "row", "row_of",
+    "scratch", "suppressed",
 ]  # fmt: skip
 
 Array = Any
@@ -84,7 +85,11 @@ def odd(*arrays: Array | None, sizes: Sequence[int] = ()) -> int:
     bits = 0
     for size in sizes:
         bits |= size
-    if not interpreting():
+    if suppressed():  # on arrays of the host, perhaps
+        for array in arrays:
+            if array is not None and not interpreting():
+                bits |= address(array)
+    elif not interpreting():
         for array in arrays:
             if array is not None:
                 bits |= array.data.ptr
@@ -114,11 +119,14 @@ def _itemsize(dtype: Any) -> int:
 
 def place() -> tuple[str, int]:
     """The current device and its number, by which to keep what was made on it (`to_device`)."""
-    return current(), 0 if interpreting() else gpu().device()
+    return current(), 0 if interpreting() or current() == "cpu" else gpu().device()
 
 
 def multiprocessors() -> int:
     """How many multiprocessors the current GPU has."""
+    planned = assumed()
+    if planned is not None:
+        return planned.multiprocessors
     machine = gpu()
     return machine.runtime.deviceGetAttribute(_MULTIPROCESSORS, machine.device())
 

@@ -1,0 +1,128 @@
+"""Kernels asked for and not run: nothing is launched or imported, and what is asked of memory is what a run asks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pycap import arena, backends, device, memory, ops
+from pycap.arena import Arena
+from pycap.autograd import Tensor
+from pycap.backends import cpp, triton
+from pycap.backends.cuda import native
+from pycap.backends.dry import dry_run
+from pycap.backends.triton import launching
+from tests import cupy_standin
+
+
+def test_the_gpus_kernels_serve_and_leave_their_outputs_as_they_are():
+    with backends.use("cpp"):
+        with dry_run():
+            assert backends.kernels.linear_forward is triton.linear_forward
+            y, x, w = np.full((3, 5), 7.0, np.float32), np.ones((3, 4), np.float32), np.ones((5, 4), np.float32)
+            backends.kernels.linear_forward(y, x, w, None, False)
+            assert (y == 7).all()
+            with pytest.raises(ValueError, match="w has shape"):  # what is around the launches runs
+                backends.kernels.linear_forward(y, x, w[:, 1:], None, False)
+        assert backends.kernels.linear_forward is cpp.linear_forward
+        with pytest.raises(KeyError), dry_run():
+            raise KeyError
+        assert backends.kernels.linear_forward is cpp.linear_forward and not launching.suppressed()
+
+
+def test_another_gpu_is_planned_for():
+    here = launching.arch(), launching.interpreting()
+    with dry_run("sm_80", 108):
+        assert (launching.arch(), launching.interpreting(), launching.multiprocessors()) == ("sm_80", False, 108)
+        assert (native.multiprocessors(), native.capability(), native.shared_limit()) == (108, 80, 163 << 10)
+        assert not native.emulated() and native.call("no_such_kernel", np.ones(3)) is None
+        assert launching.odd(np.zeros(64, np.uint8)[1:]) == 1  # addresses are looked at
+    with dry_run():
+        assert (launching.arch(), launching.multiprocessors(), native.capability()) == ("sm_90", 132, 90)
+    assert (launching.arch(), launching.interpreting()) == here
+
+
+def test_where_a_gpu_was_selected_its_own_kernels_are_asked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", cupy_standin.make())
+    monkeypatch.setattr(device, "missing_driver", lambda: "")
+    with backends.use("reference", "cuda"):
+        with dry_run():
+            assert launching.assumed().arch == "sm_90" and device.current() == "cpu"  # the reference tells nothing
+        assert device.current() == "cuda"
+        monkeypatch.setitem(backends.kernels.__dict__, "conv2d_forward", triton.conv2d_forward)
+        with dry_run():
+            assert launching.assumed() is None and launching.suppressed() and device.current() == "cpu"
+            assert isinstance(memory.empty((3,)), np.ndarray)
+        with dry_run("sm_80"):
+            assert launching.assumed().arch == "sm_80"
+
+
+def step(layout: arena.Layout | None = None) -> list[bytes]:
+    """A convolution with its pool, a dense layer and the vocabulary's loss, forward and backward: the gradients. layout:
+    where its arrays go, else they come from the pool, or whatever the caller takes from."""
+    rng, parameters = np.random.default_rng(0), []
+
+    def parameter(*shape: int) -> Tensor:
+        made = Tensor(rng.standard_normal(shape).astype(np.float32), True)
+        arena.prepare_gradients([made])
+        parameters.append(made)
+        return made
+
+    with Arena.of([layout]).serving(layout) if layout else nullcontext():
+        x = Tensor(memory.filled_like(np.empty((2, 6, 6, 3), np.float32), 1))
+        y = ops.conv2d(x, parameter(4, 3, 3, 3), parameter(4), relu=True)
+        y = ops.conv2d(y, parameter(8, 3, 3, 4), parameter(8), relu=True, pool=True)
+        h = ops.linear(ops.reshape(y, (2, -1)), parameter(8, 72), parameter(8), relu=True)
+        del x, y
+        targets = np.array([1, 2], np.int32)
+        ops.linear_cross_entropy(h, parameter(9, 8), parameter(9), targets).backward()
+    return [parameter.grad.tobytes() for parameter in parameters]
+
+
+@pytest.mark.triton
+def test_what_is_asked_of_memory_is_what_a_run_asks_and_can_be_planned_by():
+    with backends.use("triton"):
+        with arena.trace() as run:
+            step()
+        with arena.trace() as dry, launching.dry():
+            step()
+        assert [(r.shape, r.dtype) for r in run.requests] == [(r.shape, r.dtype) for r in dry.requests]
+        assert run.workspace_nbytes == dry.workspace_nbytes > 0 and len(run.requests) > 10
+        assert dry.peak < run.peak  # the interpreter leaves cycles behind, which hold arrays
+        with memory.poisoned():
+            assert step(arena.plan(dry)) == step()
+
+
+def test_a_large_model_is_traced_where_nothing_is_installed_and_takes_next_to_no_memory():
+    program = """
+import resource, sys
+for name in ("cupy", "triton", "scipy_openblas32"):
+    sys.modules[name] = None
+import numpy as np
+from pycap import arena
+from pycap.backends.dry import dry_run
+from pycap.models.vgg import VGG
+from pycap import memory
+from pycap.autograd import Tensor
+with dry_run():
+    model = VGG("vgg16", 224, None)
+    arena.prepare_gradients(model.named_parameters().values())
+    with arena.trace() as seen:
+        model(Tensor(memory.empty((512, 224, 224, 3)))).backward(memory.empty((512, 4096)))
+layout = arena.plan(seen)
+layout.check()
+assert layout.bound > 15 << 30 and layout.workspace > 1 << 30, layout
+assert layout.nbytes <= 1.2 * layout.bound
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "TRITON_INTERPRET": "0"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 400 << 10  # KiB
