@@ -2,7 +2,8 @@
 
 `make()` gives a module to be put in `sys.modules` as "cupy". Its `ndarray` is no NumPy array and becomes none by itself:
 `np.asarray(it)` and any operation with a NumPy array of one axis or more raise TypeError, as they do in CuPy. New arrays
-of `empty` hold NaN. `ndarray.reads` counts what a GPU would have to finish its work for: copies to the host, and numbers.
+of `empty` hold NaN. `ndarray.reads` counts what a GPU would have to finish its work for: copies to the host, numbers, and
+results whose size depends on what an array holds (`flatnonzero`, an index that is a mask).
 
 It has only what pycap uses; `tests/test_cupy_standin.py` holds each name against the real CuPy where that is installed.
 """
@@ -16,7 +17,7 @@ import numpy as np
 
 #: Methods and operators that give arrays.
 METHODS = [
-    "reshape", "astype", "copy", "sum", "mean", "max", "min", "argmax", "argsort", "clip", "transpose", "swapaxes",
+    "reshape", "astype", "copy", "sum", "mean", "max", "min", "all", "argmax", "argsort", "clip", "transpose", "swapaxes",
     "view", "ravel", "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__",
     "__pow__", "__rpow__", "__matmul__", "__rmatmul__", "__and__", "__or__", "__xor__", "__lshift__", "__rshift__",
     "__neg__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__",
@@ -25,8 +26,8 @@ IN_PLACE = ["__iadd__", "__isub__", "__imul__", "__itruediv__"]
 ATTRIBUTES = ["shape", "dtype", "ndim", "size", "nbytes", "itemsize", "strides", "flags"]
 #: Functions of the module that take and give arrays.
 FUNCTIONS = [
-    "arange", "argsort", "array", "concatenate", "exp", "flatnonzero", "full", "isnan", "log", "maximum", "ones", "pad",
-    "take_along_axis", "tanh", "where", "zeros", "zeros_like",
+    "arange", "argsort", "array", "concatenate", "exp", "full", "isfinite", "isnan", "log", "maximum", "ones", "pad",
+    "sqrt", "take_along_axis", "tanh", "where", "zeros", "zeros_like",
 ]  # fmt: skip
 CONSTANTS = ["bool_", "float32", "float64", "inf", "int32", "int64", "nan", "uint32", "uint64", "uint8"]
 
@@ -49,13 +50,17 @@ class ndarray:
 
     def __getitem__(self, key: Any) -> ndarray:
         plain = _plain(key)
+        ndarray.reads += _masks(plain)
         taken = self._host[plain]
         if isinstance(taken, np.generic):  # an element is an array of no axes here, and a view
             taken = self._host[(*plain, ...) if isinstance(plain, tuple) else (plain, ...)]
         return ndarray(taken)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._host[_plain(key)] = _plain(value)
+        plain = _plain(key)
+        if isinstance(value, ndarray) and value.ndim:  # a number is written under a mask without counting it
+            ndarray.reads += _masks(plain)
+        self._host[plain] = _plain(value)
 
     def __len__(self) -> int:
         return len(self._host)
@@ -118,6 +123,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _masks(key: Any) -> int:
+    """How many of an index's parts are masks."""
+    return sum(isinstance(k, np.ndarray) and k.dtype == bool for k in (key if isinstance(key, tuple) else (key,)))
+
+
 def _on_device(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_on_device, value))
@@ -153,6 +163,11 @@ for _name in ATTRIBUTES:
 def _asarray(values: Any) -> ndarray:
     """Itself, or a copy of an array of the host: the one way onto the device besides `ndarray.set`."""
     return values if isinstance(values, ndarray) else ndarray(np.array(values))
+
+
+def _flatnonzero(array: ndarray) -> ndarray:
+    ndarray.reads += 1
+    return ndarray(np.flatnonzero(_plain(array)))
 
 
 def _empty(shape: Any, dtype: Any = float) -> ndarray:
@@ -200,6 +215,7 @@ def make(name: str = "Stand-in 9000", capability: tuple[int, int] = (9, 0), coun
     module: Any = ModuleType("cupy")
     module.__version__ = "14.2.0"
     module.ndarray, module.asarray, module.empty = ndarray, _asarray, _empty
+    module.flatnonzero = _flatnonzero
     module.add = _lifted(np.add)
     module.add.at = _lifted(np.add.at)
     for function in FUNCTIONS:

@@ -38,8 +38,14 @@ def _factor(primitive: str, grad_scale: float | Array) -> float | None:
     return factor if math.isfinite(factor) else None
 
 
+def _check(primitive: str, params: Sequence[Array], copies: Copies) -> None:
+    """Before anything is changed."""
+    if copies is not None and len(copies) != len(params):
+        raise ValueError(f"{primitive}: copies has {len(copies)} arrays, expected {len(params)}")
+
+
 def _copy(params: Sequence[Array], copies: Copies) -> None:
-    for parameter, copy in zip(params, copies or [None] * len(params), strict=True):
+    for parameter, copy in zip(params, copies or [], strict=False):
         if copy is not None:
             _cpu.cast(copy, parameter, 0.0)
 
@@ -48,6 +54,7 @@ def sgd_step(
     params: Any, grads: Any, momenta: Any, lr: float, momentum: float, weight_decay: float, grad_scale: float | Array,
     clip: float, *, copies: Copies = None, rates: Array | None = None,
 ) -> None:  # fmt: skip
+    _check("sgd_step", params, copies)
     factor = _factor("sgd_step", grad_scale)
     if rates is not None:
         lr = values("sgd_step", "rates", rates, 3)[0]
@@ -60,6 +67,7 @@ def rmsprop_step(
     params: Any, grads: Any, squares: Any, lr: float, alpha: float, eps: float, weight_decay: float,
     grad_scale: float | Array, clip: float, *, copies: Copies = None, rates: Array | None = None,
 ) -> None:  # fmt: skip
+    _check("rmsprop_step", params, copies)
     factor = _factor("rmsprop_step", grad_scale)
     if rates is not None:
         lr = values("rmsprop_step", "rates", rates, 3)[0]
@@ -74,6 +82,7 @@ def adam_step(
 ) -> None:  # fmt: skip
     """The kernel makes its bias corrections from `step`. Where `rates` gives them it is told a step at which they are 1, and
     what they do goes into lr and eps: lr/b1 * m / (sqrt(v/b2) + eps) = lr*sqrt(b2)/b1 * m / (sqrt(v) + eps*sqrt(b2))."""
+    _check("adam_step", params, copies)
     factor = _factor("adam_step", grad_scale)
     if rates is not None:
         rate, bias1, bias2 = values("adam_step", "rates", rates, 3)

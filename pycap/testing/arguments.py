@@ -69,6 +69,14 @@ class Double:
 
 
 @dataclass(frozen=True)
+class Keyword:
+    """An argument that is passed by name; value: as an argument by place."""
+
+    name: str
+    value: Any
+
+
+@dataclass(frozen=True)
 class Beta:
     """Stands for the beta of one Grad, or for a tuple of the betas of several."""
 

@@ -25,8 +25,8 @@ from numpy.typing import DTypeLike
 from pycap import backends, memory, ops
 from pycap.autograd import Tensor
 from pycap.backends import reference
-from pycap.device import is_bfloat16
-from pycap.testing.arguments import Beta, Case, Double, Grad, InOut, Out, Parameter, Role
+from pycap.device import bfloat16, is_bfloat16
+from pycap.testing.arguments import Beta, Case, Double, Grad, InOut, Keyword, Out, Parameter, Role
 
 TINY = 8 * float(np.finfo(np.float32).eps)
 TINY_BFLOAT16 = 2.0**-8  # half a unit in the last place of a bfloat16
@@ -66,7 +66,8 @@ class _Run:
         self.outputs: dict[str, np.ndarray] = {}
         self.guards: dict[str, tuple[np.ndarray, int, int]] = {}
         self.inputs: list[tuple[np.ndarray, np.ndarray]] = []
-        self.arguments = [self._make(a) for a in arguments]
+        self.arguments = [self._make(a) for a in arguments if not isinstance(a, Keyword)]
+        self.named = {a.name: self._make(a.value) for a in arguments if isinstance(a, Keyword)}
 
     def _cast(self, array: np.ndarray, role: Role = "activation") -> np.ndarray:
         if array.dtype.kind != "f":
@@ -88,7 +89,10 @@ class _Run:
         if isinstance(argument, list):
             return [self._make(a) for a in argument]
         if isinstance(argument, Out):
-            dtype = self.dtypes[argument.role] if argument.dtype == "float" else np.dtype(argument.dtype)
+            if argument.dtype == "float":
+                dtype = self.dtypes[argument.role]
+            else:
+                dtype = bfloat16() if argument.dtype == "bfloat16" else np.dtype(argument.dtype)
             return self._writable(argument.name, np.full(argument.shape, np.nan if dtype.kind in "fV" else 99, dtype))
         if isinstance(argument, Grad):
             old = self._cast(self.rng.standard_normal(argument.shape).astype(np.float32), argument.role)
@@ -112,7 +116,7 @@ class _Run:
 
     def call(self, function: Callable[..., Any]) -> dict[str, np.ndarray]:
         with memory.poisoned():  # the workspace too
-            returned = function(*self.arguments)
+            returned = function(*self.arguments, **self.named)
         if returned is not None:
             self.outputs["returned"] = np.asarray(returned)
         for number, (array, held) in enumerate(self.inputs):
@@ -126,7 +130,9 @@ class _Run:
 
 def _markers(arguments: Any) -> Iterator[Any]:
     for argument in arguments:
-        if isinstance(argument, list):
+        if isinstance(argument, Keyword):
+            yield from _markers([argument.value])
+        elif isinstance(argument, list):
             yield from _markers(argument)
         elif isinstance(argument, (Out, Grad, InOut)):
             yield argument

@@ -60,6 +60,28 @@ def test_nan_passes_where_it_is_kept_and_only_there(dropout):
     assert not y[ones == 0].any()
 
 
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a_seed_lies_in_an_array(dropout, layer):
+    """A row of a table of seeds: its address is a multiple of 8 bytes, not of 16."""
+    seeds = np.array([[1, 2], [SEED & 0xFFFFFFFF, SEED >> 32], [2**32 - 1, 0]], np.uint32)
+    x = np.ones((3, 10, 17), np.float32)
+    got, wanted = np.empty_like(x), np.empty_like(x)
+    dropout(got, x, 0.4, seeds[layer], 10, 0, 0.0)
+    dropout(wanted, x, 0.4, int(seeds[layer, 0]) | int(seeds[layer, 1]) << 32, 10, 0, 0.0)
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_what_is_no_seed_is_named(dropout):
+    x = np.ones((3, 10, 17), np.float32)
+    for seed, error, said in (
+        (np.zeros(3, np.uint32), ValueError, r"seed has shape \(3,\), expected \(2,\)"),
+        (np.zeros(2, np.uint64), TypeError, "seed must be uint32, got uint64"),
+        (np.zeros((2, 2), np.uint32)[:, 0], ValueError, "seed must be C-contiguous"),
+    ):
+        with pytest.raises(error, match=f"dropout: {said}"):
+            dropout(np.empty_like(x), x, 0.4, seed, 10, 0, 0.0)
+
+
 def test_a_batch_in_pieces_drops_the_same_elements(dropout):
     x = np.ones((3, 10, 17), np.float32)
     whole = np.empty_like(x)

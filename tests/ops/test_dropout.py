@@ -8,6 +8,8 @@ import pytest
 from pycap import backends, ops
 from pycap.autograd import Tensor
 from pycap.backends import reference
+from pycap.nn import Dropout, Linear, Module
+from pycap.nn.layers import dropout_seeds, place_dropout
 from pycap.testing import compare_op, gradcheck
 from tests import naive
 
@@ -106,3 +108,54 @@ def test_refuses_probabilities(p):
 def test_refuses_shapes():
     with pytest.raises(ValueError, match=r"neither \[N,F\] nor \[T,N,F\]"):
         ops.dropout(Tensor(np.ones(3, np.float32)), 0.5, 1)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32, 0xFEDCBA9876543210])
+def test_a_seed_in_an_array_is_the_int_of_its_halves(backend, seed):
+    """Forward and backward, bit for bit."""
+    data, halves = np.ones((3, 4, 33), np.float32), np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
+    with backends.use(backend):
+        made = []
+        for given in (seed, np.uint64(seed), halves):
+            x = Tensor(data, requires_grad=True)
+            y = ops.dropout(x, 0.4, given, total=9, offset=4)
+            ops.sum(y * y).backward()
+            made.append((y.data.tobytes(), x.grad.tobytes()))
+    assert made[0] == made[1] == made[2]
+    assert halves.tolist() == [seed & 0xFFFFFFFF, seed >> 32]
+
+
+@pytest.mark.parametrize("seed", [np.zeros(3, np.uint32), np.zeros((1, 2), np.uint32), np.zeros(2, np.int64)])
+def test_other_arrays_are_no_seeds(seed):
+    with pytest.raises(ValueError, match=r"dropout: seed \(.*\) u?int\d+ is neither an int nor uint32 \[2\]"):
+        ops.dropout(Tensor(np.ones((2, 3), np.float32)), 0.5, seed)
+
+
+class Three(Module):
+    """Three layers, one of them further down."""
+
+    def __init__(self):
+        self.first, self.below, self.last = Dropout(0.5), Module(), Dropout(0.1)
+        self.below.middle = Dropout(0.25)
+
+
+def test_layers_are_placed_by_a_seed_or_by_seeds():
+    """What a step's seed has always given its layers: NumPy's words of 64 bits, in the layers' order."""
+    model, seed = Three(), 2**62 + 12345
+    layers = [model.first, model.below.middle, model.last]
+    words = np.random.SeedSequence(seed).generate_state(3, np.uint64)
+    place_dropout(model, seed, 2, 3, 8)
+    assert [layer.seed for layer in layers] == words.tolist()
+    assert {(layer.first, layer.count, layer.total) for layer in layers} == {(2, 3, 8)}
+    seeds = dropout_seeds(model, seed)
+    assert seeds.dtype == np.uint32 and [low | high << 32 for low, high in seeds.tolist()] == words.tolist()
+    place_dropout(model, seeds, 1, 2, 4)
+    for layer, row in zip(layers, seeds, strict=True):
+        assert layer.seed.base is seeds and layer.seed.tolist() == row.tolist() and layer.total == 4
+    with pytest.raises(ValueError, match="2 seeds for 3 layers"):
+        place_dropout(model, seeds[:2], 0, 1, 1)
+
+
+def test_a_model_without_dropout_has_no_seeds():
+    assert dropout_seeds(Linear(2, 3, None), 5).shape == (0, 2)
+    place_dropout(Linear(2, 3, None), 5, 0, 1, 1)
