@@ -94,9 +94,8 @@ def test_every_parameter_gradient_and_moment_lies_on_the_device(
     arrays |= {n: a for n, a in trainer.optimizer.state_arrays().items() if not n.endswith(".step")}
     assert len(arrays) == 4 * len(trainer.model.named_parameters())
     assert {type(array) for array in arrays.values()} == {cupy_standin.ndarray}
-    # What a GPU is waited for in a step: where each image's crop is (the reference asks), the loss, the seed of the
-    # backward, and a norm for each of the two groups.
-    assert reads == [5] * 3
+    # What a GPU is waited for in a step: the loss, the seed of the backward, and a norm for each of the two groups.
+    assert reads == [4] * 3
 
 
 def test_captions_and_scores_are_the_cpus(
