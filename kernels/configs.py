@@ -251,6 +251,19 @@ ROWS: Table = {
         "interpreter": (Row({"BLOCK": 64}),),
         "sm_80": (Row({"BLOCK": 4096}, warps=8, stages=1),),
     },
+    # -- beam: candidates are at most k * (k + 1)
+    "beam.select": {
+        "interpreter": (
+            Row({"BLOCK": 16, "CHUNK": 8, "BEAMS": 4}, upto={"k": 3}),
+            Row({"BLOCK": 512, "CHUNK": 64, "BEAMS": 16}),
+        ),
+        "sm_80": (
+            Row({"BLOCK": 16, "CHUNK": 16, "BEAMS": 4}, warps=1, stages=1, upto={"k": 3}),
+            Row({"BLOCK": 32, "CHUNK": 16, "BEAMS": 8}, warps=2, stages=1, upto={"k": 5}),
+            Row({"BLOCK": 128, "CHUNK": 16, "BEAMS": 16}, warps=4, stages=1, upto={"k": 10}),
+            Row({"BLOCK": 512, "CHUNK": 16, "BEAMS": 16}, warps=8, stages=1),
+        ),
+    },
     # -- optim
     "optim.sgd": {
         "interpreter": (Row({"BLOCK": 1024}),),

@@ -15,7 +15,7 @@ from pycap.backends import WeightCache, constant_weights, select, set_float32_pr
 from pycap.config import TrainConfig
 from pycap.data.images import ImageError, PreprocessSpec, centre_crops, iterate_images
 from pycap.data.vocab import Vocabulary
-from pycap.decode import beam_search
+from pycap.decode import Searches, beam_search
 from pycap.device import DeviceError, activation_dtype, current, float32_products
 from pycap.models.nic import NIC
 from pycap.models.vgg import VGG
@@ -91,6 +91,7 @@ class Captioner:
         self._dtype, self._products = activation_dtype(self.precision), float32_products(self.precision)
         self.device = current()
         self.weights = WeightCache()
+        self._searches = Searches()
 
     @classmethod
     def load(cls, path: str | Path, precision: str | None = None, device: str | None = None) -> Captioner:
@@ -133,6 +134,7 @@ class Captioner:
                 end=vocab.END,
                 suppress=(vocab.PAD, vocab.START, vocab.UNK),
                 length_penalty=length_penalty,
+                searches=self._searches,
             )
         return [[(vocab.decode(h.ids), h.logprob) for h in hs] for hs in hypotheses]
 

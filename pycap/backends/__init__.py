@@ -79,6 +79,21 @@ Vocabulary loss (ops/softmax_xent.py): projection, softmax and cross-entropy.
 * ``log_softmax_topk(values, indices, logits, suppress)``: values [M,k] (log-probabilities, descending), indices int32
   [M,k], logits [M,V], suppress: a tuple of ids whose probability is 0 (before normalisation); equal values in order of id.
 
+Beam search (decode/device.py): a step of N images with k beams each (docs/math/beam.md).
+
+* ``beam_select(words, parents, scores, steps, done, finished, origins, history, values, indices, penalties, end)``.
+  Read and written: scores float64 [N,k], the beams' log-probabilities, best first, -inf where there is no beam; steps int32
+  [N], the words that an image's beams have; done uint8 [N]; finished float64 [2,N,k], (score, log-probability) of an image's
+  best ended sentences, best first, -inf where there is none; origins int32 [2,N,k], (words, beam) where those ended; history
+  int32 [2,T,N,k]. Written: words int32 [N*k]; parents int32 [N*k], the rows that the beams go on from.
+  An image's candidates are its beams, each with j <= k+1 next words, values float32 and indices int32 [N*k,j] as of
+  ``log_softmax_topk``. They rank by score + value, in float64; equal ones by beam, then by place; -inf and NaN are none.
+  Candidates of word ``end`` among the k first are finished, with score log-probability / penalties[steps] (float64 [T+1],
+  positive); the k best are kept, of equal ones the earlier. The k best others become words, parents and scores, and
+  history[:,steps] = (beam gone on from, word); where there are fewer, the first stands in, with score -inf; steps += 1.
+  Where there is none, or the best one's log-probability / penalties[T] is at most the k-th finished score, done = 1 instead.
+  An image that is done, or has made T steps, keeps what it has; each of its rows is its own parent.
+
 Images (ops/preprocess.py).
 
 * ``preprocess(y, x, crops, scale, shift)``: y [N,P,Q,3] = x*scale + shift from x uint8 [N,H,W,3]; crops int32 [N,3] =
@@ -178,6 +193,7 @@ PRIMITIVES = (
     "linear_xent_forward",
     "linear_xent_backward",
     "log_softmax_topk",
+    "beam_select",
     "preprocess",
     "cast",
     "sgd_step",

@@ -1,7 +1,7 @@
 """The CPU backend in C++: gives each primitive of `pycap.backends` its kernel in `pycap._cpu`, with scratch memory.
 
 Signatures and meanings stand in `pycap.backends`; a wrong dtype, shape or layout raises and names the
-argument. What is arithmetic on a few numbers (`total`, `clip_factors`) is the reference's.
+argument. What is arithmetic on a few numbers (`total`, `clip_factors`, `beam_select`) is the reference's.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ sum_squares_into = cpp_optim.sum_squares_into
 sum_squares = cpp_optim.sum_squares
 total = reference.total
 clip_factors = reference.clip_factors
+beam_select = reference.beam_select
 
 set_num_threads = _cpu.set_num_threads
 get_num_threads = _cpu.get_num_threads

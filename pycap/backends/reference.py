@@ -1,7 +1,8 @@
 """The executable definition of every primitive: plain NumPy, in float32, float64 or bfloat16, to read and to check by.
 
 Signatures and meanings stand in `pycap.backends`. The functions also run on CuPy arrays, which they never read back (but for
-`sum_squares`). Nothing here is tuned. The optimisers' primitives stand in `reference_optim.py`.
+`sum_squares`). Nothing here is tuned. The optimisers' primitives stand in `reference_optim.py`, that of
+beam search in `reference_beam.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pycap.backends import reference_optim
+from pycap.backends import reference_beam, reference_optim
 from pycap.device import array_module, bfloat16, is_bfloat16
 
 Array = Any
@@ -391,6 +392,9 @@ def log_softmax_topk(values: Array, indices: Array, logits: Array, suppress: Seq
     order = xp.argsort(-logp, axis=1, kind="stable")[:, : values.shape[1]]
     values[...] = xp.take_along_axis(logp, order, 1)
     indices[...] = order
+
+
+beam_select = reference_beam.beam_select
 
 
 # Images ---------------------------------------------------------------------------------------------------------------

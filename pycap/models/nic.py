@@ -9,6 +9,7 @@ import numpy as np
 
 from pycap import memory, ops
 from pycap.autograd import Tensor
+from pycap.backends import kernels
 from pycap.device import to_device
 from pycap.models.vgg import VGG
 from pycap.nn import LSTM, Dropout, Embedding, Linear, Module
@@ -27,6 +28,11 @@ class State:
         """The states of the rows `index` (int array of the host), for reordering beams."""
         index = to_device(index)
         return State(Tensor(self.h.data[index]), Tensor(self.c.data[index]))
+
+    def rows_into(self, target: State, index: Any) -> None:
+        """Write the states of the rows `index` (int32, on the device) into the arrays of `target`."""
+        for mine, its in ((self.h, target.h), (self.c, target.c)):
+            kernels.embedding_forward(its.data, mine.data, index)
 
 
 class NIC(Module):

@@ -47,11 +47,12 @@ class Grad:
 
 @dataclass(frozen=True)
 class InOut:
-    """An array that is read and then overwritten; `where` as in Out."""
+    """An array that is read and then overwritten; `judge` and `where` as in Out. One of float64 is float64 in every run."""
 
     name: str
     array: np.ndarray
     where: np.ndarray | None = None
+    judge: Callable[[np.ndarray, np.dtype], str] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from pycap.backends import reference
 from pycap.testing.arguments import Beta, Case, Grad, Out, Parameter, Rng, normal
+from pycap.testing.cases_beam import beam_cases
 from pycap.testing.cases_sequence import sequence_cases
 
 
@@ -344,7 +345,8 @@ def _preprocess_cases() -> Iterator[Case]:
 
 def _registry() -> dict[str, list[Case]]:
     cases: dict[str, list[Case]] = {}
-    for family in (_convolution_cases, _pool_cases, _linear_cases, _row_cases, _preprocess_cases, sequence_cases):
+    images = (_convolution_cases, _pool_cases, _linear_cases, _row_cases, _preprocess_cases)
+    for family in (*images, sequence_cases, beam_cases):
         for case in family():
             cases.setdefault(case.primitive, []).append(case)
     return cases

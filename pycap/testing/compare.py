@@ -104,7 +104,8 @@ class _Run:
                     old[argument.stale] = np.nan
             return None if argument.name == self.absent else self._writable(argument.name, old)
         if isinstance(argument, InOut):
-            return self._writable(argument.name, self._cast(argument.array))
+            double = argument.array.dtype == np.float64
+            return self._writable(argument.name, argument.array if double else self._cast(argument.array))
         if isinstance(argument, Beta):
             names = argument.names
             return self.betas[names] if isinstance(names, str) else tuple(self.betas[n] for n in names)

@@ -18,7 +18,7 @@ from tests import cupy_standin
 pytestmark = pytest.mark.triton
 PRIMITIVES = (
     "linear_forward", "linear_backward_data", "linear_backward_weight", "linear_xent_forward", "linear_xent_backward",
-    "log_softmax_topk", "sgd_step", "rmsprop_step", "adam_step", "total", "sum_squares_into",
+    "log_softmax_topk", "beam_select", "sgd_step", "rmsprop_step", "adam_step", "total", "sum_squares_into",
     "sum_squares", "clip_factors", "dropout", "embedding_forward",
     "embedding_backward", "lstm_forward", "lstm_backward", "lstm_cell_forward", "lstm_cell_backward",
 )  # fmt: skip

@@ -10,6 +10,7 @@ import importlib.util
 
 from pycap import device
 from pycap.backends.triton import launching
+from pycap.backends.triton.beam import beam_select
 from pycap.backends.triton.cast import cast
 from pycap.backends.triton.conv2d import (
     conv2d_backward_data,
@@ -53,6 +54,7 @@ def check() -> None:
 
 __all__ = [
     "adam_step",
+    "beam_select",
     "cast",
     "check",
     "clip_factors",
