@@ -203,7 +203,7 @@ def _clip_factors(groups: int, loss: float | None, scale: float, rng: Rng) -> li
 def _optimiser_cases() -> Iterator[Case]:
     yield Case("sgd_step", "arrays", partial(_step_by_array, ("m",), (9.0, 0.9, 5e-4)))
     yield Case("rmsprop_step", "arrays", partial(_step_by_array, ("v",), (9.0, 0.95, 1e-8, 5e-4)))
-    yield Case("adam_step", "arrays", partial(_step_by_array, ("m", "v"), (9.0, 0.9, 0.999, 1e-8, 5e-4, 1)))
+    yield Case("adam_step", "arrays", partial(_step_by_array, ("m", "v"), (9.0, 0.9, 0.999, 0.05, 5e-4, 1)))
     for label, (weight_decay, grad_scale, clip) in {
         "plain": (0.0, 1.0, 0.0), "decay": (0.01, 1.0, 0.0), "scale": (0.0, 0.125, 0.0), "all": (5e-4, 0.3, 0.2),
     }.items():  # fmt: skip
