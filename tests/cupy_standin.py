@@ -4,6 +4,7 @@
 `np.asarray(it)` and any operation with a NumPy array of one axis or more raise TypeError, as they do in CuPy. New arrays
 of `empty` hold NaN. `ndarray.reads` counts what a GPU would have to finish its work for: copies to the host, numbers, and
 results whose size depends on what an array holds (`flatnonzero`, an index that is a mask).
+Streams, their capture in graphs, pinned memory and pools are `tests/cupy_streams.py`.
 
 It has only what pycap uses; `tests/test_cupy_standin.py` holds each name against the real CuPy where that is installed.
 """
@@ -14,6 +15,9 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from tests import cupy_streams as streams
+from tests.cupy_streams import CUDARuntimeError
 
 #: Methods and operators that give arrays.
 METHODS = [
@@ -26,7 +30,7 @@ IN_PLACE = ["__iadd__", "__isub__", "__imul__", "__itruediv__"]
 ATTRIBUTES = ["shape", "dtype", "ndim", "size", "nbytes", "itemsize", "strides", "flags"]
 #: Functions of the module that take and give arrays.
 FUNCTIONS = [
-    "arange", "argsort", "array", "concatenate", "exp", "full", "isfinite", "isnan", "log", "maximum", "ones", "pad",
+    "arange", "argsort", "concatenate", "exp", "full", "isfinite", "isnan", "log", "maximum", "ones", "pad",
     "sqrt", "take_along_axis", "tanh", "where", "zeros", "zeros_like",
 ]  # fmt: skip
 CONSTANTS = ["bool_", "float32", "float64", "inf", "int32", "int64", "nan", "uint32", "uint64", "uint8"]
@@ -49,18 +53,20 @@ class ndarray:
         raise TypeError(f"numpy.{function.__name__} on an array of the device: make it with the device's module")
 
     def __getitem__(self, key: Any) -> ndarray:
-        plain = _plain(key)
-        ndarray.reads += _masks(plain)
-        taken = self._host[plain]
-        if isinstance(taken, np.generic):  # an element is an array of no axes here, and a view
-            taken = self._host[(*plain, ...) if isinstance(plain, tuple) else (plain, ...)]
-        return ndarray(taken)
+        plain = _index(key)
+        if _masks(plain):  # as many elements as are true
+            _read_back()
+        # With the ellipsis an element is an array of no axes, and a view.
+        whole = plain if any(item is Ellipsis for item in plain) else (*plain, ...)
+        return ndarray(streams.run(lambda: self._host[whole], [self._host]))
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        plain = _plain(key)
-        if isinstance(value, ndarray) and value.ndim:  # a number is written under a mask without counting it
-            ndarray.reads += _masks(plain)
-        self._host[plain] = _plain(value)
+        plain, host = _index(key), _plain(value)
+        if _masks(plain) and np.ndim(host):  # each true element takes the next one; a number needs no count of them
+            _read_back()
+        if isinstance(host, (list, tuple)):
+            streams.forbid_while_capturing()
+        streams.run(lambda: self._host.__setitem__(plain, host), writes=self._host)
 
     def __len__(self) -> int:
         return len(self._host)
@@ -90,26 +96,33 @@ class ndarray:
         return SimpleNamespace(ptr=self._host.ctypes.data)
 
     def fill(self, value: Any) -> None:
-        self._host.fill(_plain(value))
+        plain = _plain(value)
+        streams.run(lambda: self._host.fill(plain), writes=self._host)
 
-    def get(self) -> np.ndarray:
-        ndarray.reads += 1
-        return self._host.copy()
+    def get(
+        self, stream: Any = None, order: str = "C", out: np.ndarray | None = None, blocking: bool = True
+    ) -> np.ndarray:
+        if out is not None and (out.dtype != self.dtype or out.shape != self.shape):
+            raise ValueError(f"{self.dtype} {self.shape} cannot be copied to {out.dtype} {out.shape}")
+        taken = np.empty(self.shape, self.dtype, order) if out is None else out  # type: ignore[call-overload]
+        ndarray.reads += blocking
+        streams.copy(taken, self._host, taken, stream, blocking)
+        return taken
 
-    def set(self, array: np.ndarray) -> None:
+    def set(self, array: np.ndarray, stream: Any = None) -> None:
         if not isinstance(array, np.ndarray):
             raise TypeError(f"only a NumPy array can be set, not {type(array)}")
         if array.dtype != self.dtype or array.shape != self.shape:
             raise ValueError(f"{array.dtype} {array.shape} cannot be set to {self.dtype} {self.shape}")
-        self._host[...] = array
+        if not (self._host.flags.c_contiguous or self._host.flags.f_contiguous):
+            raise RuntimeError("Cannot set to non-contiguous array")
+        streams.copy(self._host, array, array, stream, blocking=False)
 
     def item(self) -> Any:
-        ndarray.reads += 1
-        return self._host.item()
+        return self.get().item()
 
     def tolist(self) -> list[Any]:
-        ndarray.reads += 1
-        return self._host.tolist()
+        return self.get().tolist()
 
 
 def _plain(value: Any) -> Any:
@@ -123,9 +136,22 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _masks(key: Any) -> int:
-    """How many of an index's parts are masks."""
-    return sum(isinstance(k, np.ndarray) and k.dtype == bool for k in (key if isinstance(key, tuple) else (key,)))
+def _index(key: Any) -> tuple[Any, ...]:
+    """A key's parts, with the device's arrays as NumPy's. A list of numbers has to be copied to the device first."""
+    if isinstance(key, list) or (isinstance(key, tuple) and any(isinstance(item, list) for item in key)):
+        streams.forbid_while_capturing()
+    plain = _plain(key)
+    return plain if isinstance(plain, tuple) else (plain,)
+
+
+def _masks(key: tuple[Any, ...]) -> bool:
+    return any(isinstance(part, np.ndarray) and part.dtype == bool for part in key)
+
+
+def _read_back() -> None:
+    """What the host has to wait for, and what no stream that captures can do."""
+    ndarray.reads += 1
+    streams.forbid_while_capturing()
 
 
 def _on_device(value: Any) -> Any:
@@ -134,19 +160,27 @@ def _on_device(value: Any) -> Any:
     return ndarray(np.asarray(value)) if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def _lifted(function: Any) -> Any:
-    """A NumPy function on arrays of the device."""
+def _lifted(function: Any, changes_first: bool = False, reads_back: bool = False) -> Any:
+    """A NumPy function on arrays of the device.
+
+    changes_first: it writes to its first argument. reads_back: the shape of what it gives depends on contents.
+    """
 
     def lifted(*arguments: Any, **how: Any) -> Any:
-        result = function(*map(_plain, arguments), **{name: _plain(value) for name, value in how.items()})
-        return _on_device(result)
+        if reads_back:
+            _read_back()
+        plain, named = [_plain(value) for value in arguments], {name: _plain(value) for name, value in how.items()}
+        writes = plain[0] if changes_first else named.get("out")
+        return _on_device(streams.run(lambda: function(*plain, **named), [*plain, *named.values()], writes))
 
     return lifted
 
 
 def _in_place(name: str) -> Any:
+    changed = _lifted(getattr(np.ndarray, name), changes_first=True)
+
     def operator(self: ndarray, other: Any) -> ndarray:
-        getattr(self._host, name)(_plain(other))
+        changed(self, other)
         return self
 
     return operator
@@ -162,22 +196,25 @@ for _name in ATTRIBUTES:
 
 def _asarray(values: Any) -> ndarray:
     """Itself, or a copy of an array of the host: the one way onto the device besides `ndarray.set`."""
-    return values if isinstance(values, ndarray) else ndarray(np.array(values))
+    if isinstance(values, ndarray):
+        return values
+    if np.ndim(values):  # a number is an argument of a kernel
+        streams.forbid_while_capturing()
+    return ndarray(streams.run(lambda: np.array(values)))
 
 
-def _flatnonzero(array: ndarray) -> ndarray:
-    ndarray.reads += 1
-    return ndarray(np.flatnonzero(_plain(array)))
+def _array(values: Any, dtype: Any = None) -> ndarray:
+    """A copy of anything."""
+    if not isinstance(values, ndarray) and np.ndim(values):
+        streams.forbid_while_capturing()
+    plain = _plain(values)
+    return ndarray(streams.run(lambda: np.array(plain, dtype)))
 
 
 def _empty(shape: Any, dtype: Any = float) -> ndarray:
-    host = np.empty(shape, dtype)
+    host = streams.new(np.empty(shape, dtype))
     host.reshape(-1).view(np.uint8).fill(0xFF)  # NaN in every float format
     return ndarray(host)
-
-
-class CUDARuntimeError(RuntimeError):
-    """What CUDA's calls raise."""
 
 
 class Device:
@@ -214,10 +251,10 @@ def make(name: str = "Stand-in 9000", capability: tuple[int, int] = (9, 0), coun
 
     module: Any = ModuleType("cupy")
     module.__version__ = "14.2.0"
-    module.ndarray, module.asarray, module.empty = ndarray, _asarray, _empty
-    module.flatnonzero = _flatnonzero
+    module.ndarray, module.asarray, module.array, module.empty = ndarray, _asarray, _array, _empty
     module.add = _lifted(np.add)
-    module.add.at = _lifted(np.add.at)
+    module.add.at = _lifted(np.add.at, changes_first=True)
+    module.flatnonzero = _lifted(np.flatnonzero, reads_back=True)
     for function in FUNCTIONS:
         setattr(module, function, _lifted(getattr(np, function)))
     for constant in CONSTANTS:
@@ -226,7 +263,14 @@ def make(name: str = "Stand-in 9000", capability: tuple[int, int] = (9, 0), coun
     module.get_default_memory_pool = lambda: pool
     module.cuda = SimpleNamespace(
         Device=type("Device", (Device,), {"compute_capability": f"{capability[0]}{capability[1]}"}),
-        get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None),
+        Stream=streams.Stream,
+        Event=streams.Event,
+        Graph=streams.Graph,
+        MemoryPool=streams.MemoryPool,
+        get_current_stream=streams.get_current_stream,
+        get_elapsed_time=streams.get_elapsed_time,
+        using_allocator=streams.using_allocator,
+        alloc_pinned_memory=streams.alloc_pinned_memory,
         runtime=SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
             getDeviceCount=count_devices,

@@ -50,7 +50,7 @@ def row(rooms: str = "", lazy_rooms: str = "", packages: str = "numpy", lazy_pac
     return Row(*(frozenset(names.split()) for names in (rooms, lazy_rooms, packages, lazy_packages)))
 
 
-CORE = "device memory backends autograd ops"
+CORE = "device memory graphs backends autograd ops"
 MODEL = f"{CORE} nn models optim decode"
 FILES = "data metrics weights config tensorfile checkpoint distributed"
 FULL = f"arena {MODEL} {FILES} captioner training"
@@ -71,6 +71,8 @@ TABLE: dict[str, Row] = {
     "backends.cpp": row("device memory backends backends.cpp_bf16 backends.cpp_optim _cpu"),
     "backends.cpp_bf16": row("device memory backends _cpu"),
     "backends.cpp_optim": row("device memory backends _cpu"),
+    # Captures work that is given to it, and knows no kernel (docs/decisions/0013-captured-steps.md).
+    "graphs": row("device memory", packages=""),
     "autograd": row("memory"),
     "ops": row("device memory autograd backends"),
     "nn": row("device memory autograd backends ops"),
