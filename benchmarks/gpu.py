@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks import gpu_cases, gpu_lstm, gpu_pycap, machine
 from benchmarks.cases import Case, select
 from benchmarks.gpu_rows import against, rows_of, table
-from benchmarks.gpu_turns import compete, peer_work, timed
+from benchmarks.gpu_turns import compete, measure_ceilings, peer_work
 from benchmarks.results import Row, Writer
 from benchmarks.sides import Work, sample
 from benchmarks.timing import Budget, Samples
@@ -63,18 +63,6 @@ class Machine:
             array = flat[:: max(1, -(-flat.size // (1 << 18)))].get()
             return array.astype(np.float32)
         return sample(array)
-
-
-def measure_ceilings(synchronize: Callable[[], None], n: int, copied: int) -> dict[str, float]:
-    """FLOP/s of an n^3 matrix product by dtype, and bytes/s of a copy, read and written, by PyTorch."""
-    from benchmarks.peers import torch_gpu
-
-    best = {}
-    for what, run in torch_gpu.ceilings(n, copied).items():
-        turn = timed(run, synchronize)
-        turn(2)
-        best[what] = (2.0 * copied if what == "copy" else 2.0 * n**3) / min(turn(5)[0] for _ in range(5))
-    return best
 
 
 def run_case(

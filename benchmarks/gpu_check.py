@@ -65,6 +65,13 @@ def steps(arch: str, out: Path) -> list[Step]:
             skip="" if importlib.util.find_spec("triton") else "Triton is not installed",
         ),
         Step("tests", (*pytest, "--durations=10", *files), 200, 40),
+        Step("trajectory", (python, "-m", "benchmarks.trajectory", "--json", str(out / "trajectory.jsonl")), 90, 12),
+        Step(
+            "joint",
+            (python, "-m", "benchmarks.peers.torch_joint", "--device", "cuda", "--compile-modes", "default",
+             "--seconds", "80", "--json", str(out / "joint.jsonl")),
+            150, 40, skip="" if importlib.util.find_spec("torch") else "PyTorch, the peer, is not installed",
+        ),
         Step("benchmarks", (*timing, str(out / "gpu.jsonl"), "--seconds", "120"), 160, 130),
         # From here on programs and partitions wait for each other: after a fault, for ever.
         Step("cuda", (*pytest, "--durations=10", *_test_files("cuda")), 90, 20),

@@ -30,6 +30,18 @@ def timed(run: Callable[[], Any], synchronize: Callable[[], None]) -> Callable[[
     return turn
 
 
+def measure_ceilings(synchronize: Callable[[], None], n: int, copied: int) -> dict[str, float]:
+    """FLOP/s of an n^3 matrix product by dtype, and bytes/s of a copy, read and written, by PyTorch."""
+    from benchmarks.peers import torch_gpu
+
+    best = {}
+    for what, run in torch_gpu.ceilings(n, copied).items():
+        turn = timed(run, synchronize)
+        turn(2)
+        best[what] = (2.0 * copied if what == "copy" else 2.0 * n**3) / min(turn(5)[0] for _ in range(5))
+    return best
+
+
 @dataclass
 class Found:
     """By side: its samples and its results on the host, or why it has none: it failed, or cannot do the case."""

@@ -15,7 +15,10 @@ Row = dict[str, Any]
 #: ceilings allow the plain algorithm, per cent of median_s (an algorithm with fewer multiplications may pass 100). err:
 #: relative L2 distance from the peer's result. ceilings: FLOP/s of a gemm by dtype, and bytes/s of a copy (as copy), that
 #: the run measured. form: of the LSTM's recurrence, by the names of kernels/configs.py; step_us, peer_step_us: microseconds
-#: that each further step takes, step_ratio: peer_step_us / step_us (benchmarks/gpu_lstm.py). note: why something is missing.
+#: that each further step takes, step_ratio: peer_step_us / step_us (benchmarks/gpu_lstm.py). Of whole steps on a GPU
+#: (benchmarks/peers/joint_gpu.py): images_per_s (of captions: captions/s), device_mib: memory of the GPU that the process
+#: takes, joules: of the whole GPU, an image; stall_pct: how much of a step's time goes when batches lie in memory already.
+#: note: why something is missing.
 KEYS = (
     "op",
     "case",
@@ -49,6 +52,15 @@ KEYS = (
     "step_us",
     "peer_step_us",
     "step_ratio",
+    "peer_ceiling_pct",
+    "images_per_s",
+    "peer_images_per_s",
+    "device_mib",
+    "peer_device_mib",
+    "joules",
+    "peer_joules",
+    "stall_pct",
+    "peer_stall_pct",
     "label",
     "note",
 )

@@ -24,7 +24,8 @@ import numpy as np
 
 from benchmarks import gpu_cases, gpu_lstm, gpu_pycap, machine
 from benchmarks.cases import Case, select
-from benchmarks.gpu import DISTRIBUTIONS, Machine, timed
+from benchmarks.gpu import DISTRIBUTIONS, Machine
+from benchmarks.gpu_turns import timed
 from benchmarks.sides import distance
 from pycap import backends, cubins
 from pycap.backends.triton import launching

@@ -3,6 +3,7 @@
     python -m benchmarks.peers.torch_joint --recipe flickr8k_small --data DIR --epochs 1
     python -m benchmarks.peers.torch_joint --recipe flickr8k_small --data DIR --epochs 12 --dev-loss
     python -m benchmarks.peers.torch_joint --stage coco --data DIR --cnn vgg16 --batch-size 4 --steps 2 --segments 3
+    python -m benchmarks.peers.torch_joint --device cuda          # joint_gpu.py: other options, see its --help
 
 Every option of train.py works; without --data it runs on the drawn demo set. Each side lives in a process of its own (two
 OpenMP run times in one process slow each other down) and works while the other waits. Both read the same batches through
@@ -19,6 +20,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +181,20 @@ def _parse(argv: Sequence[str]) -> tuple[Options, int | None, TrainConfig]:
     return Options(**settings), epochs, parse_args(rest, prog=parser.prog)
 
 
+def _on_gpu(argv: Sequence[str]) -> bool:
+    """Whether `joint_gpu` does it: on a GPU, or the rehearsal of that."""
+    asked = [b for a, b in pairwise(argv) if a == "--device"]
+    return "--rehearse" in argv or "--device=cuda" in argv or "cuda" in asked
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison that the command line describes; returns the exit status."""
-    options, epochs, config = _parse(sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if _on_gpu(argv):
+        from benchmarks.peers import joint_gpu
+
+        return joint_gpu.main(argv)
+    options, epochs, config = _parse(argv)
     if importlib.util.find_spec("torch") is None:
         print("PyTorch, the peer, is not installed; make bench installs it, or: pip install torch", file=sys.stderr)
         return 1

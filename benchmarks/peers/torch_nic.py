@@ -182,7 +182,14 @@ class PeerTrainer:
                 part = self.model(images[first : first + size], tokens[:, columns], count)
             part.backward()
             loss += part.item()
+        self._update()
+        return loss
+
+    def _update(self) -> None:
+        """Clip, step, forget the gradients; counts the step."""
         for optimizer, parameters, rate, clip in self.groups:
+            if all(parameter.grad is None for parameter in parameters):  # frozen
+                continue
             if clip and self.config.grad_clip_mode == "norm":
                 nn.utils.clip_grad_norm_(parameters, clip)
             elif clip:
@@ -191,7 +198,6 @@ class PeerTrainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step_number += 1
-        return loss
 
     def loss(self, batches: Iterable[Batch]) -> float:
         """Mean cross-entropy a token over all captions of `batches`, without dropout."""

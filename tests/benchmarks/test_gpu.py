@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import gpu, gpu_cases, gpu_pycap, tune
+from benchmarks import gpu, gpu_cases, gpu_pycap, gpu_turns, tune
 from benchmarks.cases import Case, select
 from benchmarks.sides import Work
 from benchmarks.timing import Samples
@@ -73,7 +73,7 @@ def test_a_side_that_fails_leaves_a_note_and_the_others_their_times(monkeypatch)
 
 def test_a_turn_waits_for_the_device_before_and_after():
     said = []
-    turn = gpu.timed(lambda: said.append("run"), lambda: said.append("wait"))
+    turn = gpu_turns.timed(lambda: said.append("run"), lambda: said.append("wait"))
     (seconds,) = turn(3)
     assert said == ["wait", "run", "run", "run", "wait"] and seconds > 0
 

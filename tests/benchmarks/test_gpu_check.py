@@ -81,3 +81,13 @@ def test_kernels_are_compiled_for_the_gpu_that_is_there(tmp_path, arch, code):
     by_name = {step.name: step for step in gpu_check.steps(arch, tmp_path)}
     assert by_name["cubins"].command[-2:] == ("--arch", code)
     assert str(tmp_path / "gpu.jsonl") in by_name["benchmarks"].command
+
+
+def test_whole_steps_are_compared_and_followed(tmp_path):
+    by_name = {step.name: step for step in gpu_check.steps("sm_90", tmp_path)}
+    joint, follows = by_name["joint"].command, by_name["trajectory"].command
+    assert (
+        joint[1:5] == ("-m", "benchmarks.peers.torch_joint", "--device", "cuda")
+        and follows[2] == "benchmarks.trajectory"
+    )
+    assert joint[-1] == str(tmp_path / "joint.jsonl") and follows[-1] == str(tmp_path / "trajectory.jsonl")
