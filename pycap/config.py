@@ -44,7 +44,11 @@ class TrainConfig:
     data: Path | None = _opt(None, "folder with the data set (none: where the stage's loader looks first)")
     out_dir: Path | None = _opt(None, "the run's folder (none: runs/STAGE)")
     store: str = _opt("auto", "HDF5 store of resized images: auto (in the run's folder when it pays), none, or a file")
-    workers: int = _opt(2, "threads that decode images", low=0)
+    workers: int | None = _opt(
+        None,
+        "threads that decode images (none: 2, with a GPU as many as there are CPUs, 16 at most; 0: no threads)",
+        low=0,
+    )
     word_count_threshold: int = _opt(5, "words seen less often in the training captions become UNK", low=1)
     max_length: int = _opt(20, "words of a caption beyond this many are cut off", low=1)
     batch_size: int = _opt(16, "images per step", low=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -149,6 +150,24 @@ def assign(target: Any, array: Any) -> None:
         target.set(np.asarray(array, target.dtype, order="C"))
     else:
         target[...] = array
+
+
+def pinned_empty(shape: tuple[int, ...]) -> np.ndarray:
+    """An uninitialised uint8 array of the host, from which the current device can copy while the host goes on.
+
+    For a GPU it lies in pinned memory, which CuPy's pool takes back when the array and all its views are gone; on the CPU
+    it is an ordinary array. Raises DeviceError where the system gives no more pinned memory.
+    """
+    if _module is np:
+        return np.empty(shape, np.uint8)
+    cuda, nbytes = _module.cuda, math.prod(shape)
+    try:
+        pinned = cuda.alloc_pinned_memory(nbytes)
+    except cuda.runtime.CUDARuntimeError as error:
+        raise DeviceError(
+            f"{nbytes / 2**20:.0f} MiB more of pinned host memory cannot be had ({error}): lower --workers or --batch-size"
+        ) from error
+    return np.frombuffer(pinned, np.uint8, nbytes).reshape(shape)
 
 
 def address(array: Any) -> int:

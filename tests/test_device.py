@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -183,6 +184,35 @@ def test_trim_empties_cupys_pool_too(gpu, monkeypatch):
     with backends.use("reference"):
         memory.trim()
     assert len(freed) == 1
+
+
+def test_the_cpu_needs_no_pinned_memory():
+    array = device.pinned_empty((2, 3, 5))
+    assert array.shape == (2, 3, 5) and array.dtype == np.uint8 and array.flags.writeable
+
+
+def test_pinned_memory_comes_from_cupy_and_lives_as_long_as_an_array_views_it(gpu, monkeypatch):
+    class Block(np.ndarray):
+        pass
+
+    alive: list[weakref.ref] = []
+
+    def allocate(nbytes: int) -> memoryview:
+        block = np.zeros(512, np.uint8).view(Block)  # CuPy rounds up
+        alive.append(weakref.ref(block))
+        assert nbytes == 30
+        return memoryview(block)
+
+    monkeypatch.setattr(gpu.cuda, "alloc_pinned_memory", allocate, raising=False)
+    array = device.pinned_empty((2, 3, 5))
+    assert array.shape == (2, 3, 5) and array.dtype == np.uint8
+    array[...] = 7
+    assert alive[0]().tolist() == [7] * 30 + [0] * 482
+    part = array[1:, 0]
+    del array
+    assert alive[0]() is not None
+    del part
+    assert alive[0]() is None
 
 
 @pytest.mark.parametrize("values", [np.arange(6.0).reshape(2, 3), np.full((), 3.0), np.ones((2, 2), bfloat16())])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,11 @@ class Batch:
         return len(self.examples)
 
 
+def empty_pixels(shape: tuple[int, ...]) -> Pixels:
+    """An uninitialised uint8 array: where a batch's images go unless the loader is told otherwise."""
+    return np.empty(shape, np.uint8)
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What an epoch's randomness comes to, by position: the order, the crops, and keys that rank an image's
@@ -76,13 +81,16 @@ class Loader:
         store: ImageStore | None = None,
         cache_bytes: int = 1 << 30,
         skipped_path: str | Path | None = None,
+        allocate: Callable[[tuple[int, ...]], Pixels] = empty_pixels,
     ) -> None:
         """train: shuffle, random crops and (with `flip`) mirror images; else the examples' order and centre crops.
 
         max_length: words kept of a caption. workers: decoding threads (0: none, decode when asked). prefetch: batches
         made ahead. store: keeps resized images between runs; the pixels are then always those of the stored JPEG, from
         the first epoch on. cache_bytes: decoded images kept in memory, at most. skipped_path: JSON Lines file that
-        lists images that cannot be used. DataError on a number out of range, and when there are no examples.
+        lists images that cannot be used. allocate: gives the array for a batch's images, always of a whole batch's shape
+        (a smaller batch takes its first rows), in a worker thread. DataError on a number out of range, and when there are
+        no examples.
         """
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -117,6 +125,7 @@ class Loader:
         self.flip = flip
         self.store = store
         self.skipped: dict[str, str] = {}
+        self._allocate = allocate
         self._skipped_path = Path(skipped_path) if skipped_path is not None else None
         self._bad: set[int] = set()
         self._lock = threading.Lock()
@@ -212,8 +221,9 @@ class Loader:
         tokens = np.full((max(map(len, captions)), len(captions)), self.vocab.PAD, dtype=np.int32)
         for column, ids in enumerate(captions):
             tokens[: len(ids), column] = ids
+        stacked = self._allocate((self.batch_size, self.spec.resize, self.spec.resize, 3))[: len(images)]
         batch = Batch(
-            images=np.stack(images),
+            images=np.stack(images, out=stacked),
             crops=np.stack(crops),
             tokens=tokens,
             image_ids=tuple(example.image_id for example in kept),

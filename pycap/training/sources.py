@@ -12,10 +12,14 @@ from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Loader
 from pycap.data.store import ImageStore
 from pycap.data.vocab import Vocabulary
+from pycap.device import cpu_count, current
 
 #: Where a stage's data is looked for when --data is not given.
 DATA_FOLDER = Path("data")
 _CACHE_BYTES = 1 << 30
+_WORKERS = 2  # where the kernels want the CPUs
+_MOST_WORKERS = 16
+_PREFETCH = 4
 
 NO_DATA = """\
 No COCO data in {folder}, so this run trains on the demo set: drawn scenes with captions, whose truth can be checked.
@@ -95,6 +99,13 @@ def preprocess_spec(config: TrainConfig) -> PreprocessSpec:
     )
 
 
+def workers(config: TrainConfig) -> int:
+    """Threads that decode images: what the config says; else 2 on the CPU, whose cores the kernels need, and all on a GPU."""
+    if config.workers is not None:
+        return config.workers
+    return _WORKERS if current() == "cpu" else min(cpu_count(), _MOST_WORKERS)
+
+
 def loaders(source: Source, vocab: Vocabulary, spec: PreprocessSpec, config: TrainConfig, run: Path) -> Loaders:
     """Loaders over both splits. A store is used where config.store says so; `auto`: where the images do not fit in memory."""
     size = spec.resize * spec.resize * 3
@@ -105,12 +116,15 @@ def loaders(source: Source, vocab: Vocabulary, spec: PreprocessSpec, config: Tra
     elif config.store != "none":
         store = ImageStore(Path(config.store), spec.resize)
     val = source.val if config.val_images_use < 0 else source.val[: config.val_images_use]
+    threads = workers(config)
     common: dict[str, Any] = {
         "batch_size": config.batch_size,
         "seq_per_img": config.seq_per_img,
         "max_length": config.max_length,
         "seed": config.seed,
-        "workers": config.workers,
+        "workers": threads,
+        # A thread whose batch is done begins another while the first in order is still being made.
+        "prefetch": max(_PREFETCH, threads * 3 // 2),
         "store": store,
         "cache_bytes": _CACHE_BYTES // 2,
         "skipped_path": run / "skipped.jsonl",

@@ -193,6 +193,33 @@ def test_places_outside_are_refused(tmp_path, epoch, start):
         make_loader(make_examples(tmp_path, 11)).epoch(epoch, start)
 
 
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_images_go_where_they_are_told_whole_batches_in_size(tmp_path, workers):
+    examples = make_examples(tmp_path, 11, captions=6)
+    expected = list(make_loader(examples).epoch(0))
+    given: list[np.ndarray] = []
+
+    def allocate(shape: tuple[int, ...]) -> np.ndarray:
+        given.append(np.full(shape, 0xEE, np.uint8))
+        return given[-1]
+
+    batches = list(make_loader(examples, workers=workers, allocate=allocate).epoch(0))
+    assert all_same(batches, expected)
+    assert [array.shape for array in given] == [(4, 20, 20, 3)] * 3
+    for batch in batches:
+        assert any(np.shares_memory(batch.images, array) for array in given)
+        assert batch.images.flags.c_contiguous
+    assert [len(batch) for batch in batches] == [4, 4, 3]
+
+
+def test_batches_do_not_share_their_pixels(tmp_path):
+    """Also when all images come from memory: a batch may be kept while others are made."""
+    source = make_loader(make_examples(tmp_path, 8), train=False)
+    first, again = list(source.epoch(0)), list(source.epoch(1))
+    for a, b in zip(first, again, strict=True):
+        assert np.array_equal(a.images, b.images) and not np.shares_memory(a.images, b.images)
+
+
 # -- images that cannot be used ---------------------------------------------------------------------------------------
 
 
