@@ -80,12 +80,12 @@ def run(network: Callable[..., Tensor], leaves: list[Tensor], times=1) -> list[n
     return made
 
 
-def same(one: list[np.ndarray | None], other: list[np.ndarray | None], exact: bool = True) -> None:
+def same(one: list[np.ndarray | None], other: list[np.ndarray | None]) -> None:
+    """Bit for bit, absent ones included; none is all zeros, and none so large that float32 could have rounded a sum."""
     for a, b in zip(one, other, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
-            assert np.isfinite(a.astype(np.float32)).all() and a.any()
-            assert not exact or np.abs(a).max() < 2**24
+            assert a.any() and np.abs(a).max() < 2**24
             np.testing.assert_array_equal(a, b)
 
 
@@ -122,13 +122,7 @@ def test_stacks_have_the_gradients_that_they_have_without(fused, calls, unfused,
     assert calls.count("maxpool_backward") == sum(STACKS[name][0])  # the pooled layers below, each once
     calls.clear()
     unfused()
-    plain = run(lambda: stack(x, layers, name, top), leaves)
-    if dtype == np.float32:
-        same(ours, plain)
-        return
-    same(ours[:2] + ours[3:4] + ours[5:], plain[:2] + plain[3:4] + plain[5:])
-    for k in (2, 4):  # the sums over pixels are of numbers not yet rounded to 8 bits
-        assert np.abs(ours[k] - plain[k]).max() <= 2.0**-8 * np.abs(plain[k]).max() + 1
+    same(ours, run(lambda: stack(x, layers, name, top), leaves))
 
 
 @pytest.mark.gradcheck
