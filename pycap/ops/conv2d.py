@@ -23,11 +23,11 @@ class _Convolution(Function):
     dz_given = False
 
     def leaves_relu_above(self) -> bool:
-        """Whether a consumer, in its backward, may write the gradient before this ReLU, and the bias's: it must be the only
-        one. (A bias that is no leaf may belong to a graph that was used up, which is found out in this node's turn.)"""
-        return (
-            self.relu and self.consumers == 1 and self.douts[0] is None and not (self.needs[2] and self.parents[2].node)
-        )
+        """Whether a consumer, in its backward, may write the gradient before this ReLU, and the bias's: only the only one."""
+        computed = (
+            self.needs[2] and self.parents[2].node is not None
+        )  # a bias whose graph may be used up: not to be touched
+        return self.relu and self.consumers == 1 and self.douts[0] is None and not computed
 
     def db_into(self) -> tuple[Any, float]:
         """Where the bias's gradient goes; nowhere, where it is written."""

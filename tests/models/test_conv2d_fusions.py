@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pycap import backends, ops
-from pycap.device import bfloat16
+from pycap.device import bfloat16, to_host
 from pycap.models.nic import NIC
 from pycap.models.vgg import BLOCKS, VGG
 from pycap.optim import SGD, ParamGroup
@@ -40,13 +40,15 @@ def called(monkeypatch):
     return install
 
 
-def learn(backend: str, fused: bool, dtype: Any, called: Any) -> tuple[list[float], dict[str, np.ndarray]]:
+def learn(
+    backend: str, fused: bool, dtype: Any, called: Any, device: str = "cpu"
+) -> tuple[list[float], dict[str, np.ndarray]]:
     """Losses of three steps, and the first one's gradients."""
     rng = np.random.default_rng(3)
     data, tokens = rng.integers(0, 256, (3, 20, 19, 3), np.uint8), batch()[1]
     crops = np.array([[0, 0, 0], [4, 3, 1], [2, 1, 0]], np.int32)
     first: dict[str, np.ndarray] = {}
-    with backends.use(backend):
+    with backends.use(backend, device):
         called(fused)
         rng = np.random.default_rng(0)
         model = NIC(VGG("vgg_two", 16, rng, fc_size=20), V, rng, rnn_size=16, input_encoding_size=16)
@@ -56,7 +58,7 @@ def learn(backend: str, fused: bool, dtype: Any, called: Any) -> tuple[list[floa
             images = ops.pixels(data, crops, 16, MEAN, STD, dtype)
             loss = model.loss(images if fused else images.normalised(), tokens)  # type: ignore[arg-type]
             loss.backward()
-            first = first or {name: p.grad.copy() for name, p in model.named_parameters().items()}
+            first = first or {name: to_host(p.grad).copy() for name, p in model.named_parameters().items()}
             optimizer.step()
             losses.append(loss.item())
     return losses, first
@@ -66,18 +68,20 @@ BACKENDS = [
     "reference",
     pytest.param("triton", marks=pytest.mark.triton),
     pytest.param("cuda", marks=[pytest.mark.triton, pytest.mark.emu]),
+    pytest.param("auto", marks=pytest.mark.gpu),
 ]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
 def test_it_learns_as_without_fusions(called: Any, backend: str, narrow: bool) -> None:
-    if backends.available(backend):
+    device = "cuda" if backend == "auto" else "cpu"
+    if device == "cpu" and backends.available(backend):
         pytest.skip(f"backend {backend}: {backends.available(backend)}")
     dtype = bfloat16() if narrow else np.float32
     expected, plain = learn("reference", False, dtype, called)
     truth = learn("reference", False, np.float32, called)[1]
-    losses, ours = learn(backend, True, dtype, called)
+    losses, ours = learn(backend, True, dtype, called, device)
     counts = called(False)
     assert counts == dict(
         zip(backends.FUSIONS, (9, 3, 3), strict=True)

@@ -7,6 +7,7 @@ backend, results are then the same bit for bit.
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pytest
 
 from pycap import backends, device, nn, ops
 from pycap.autograd import Tensor
-from pycap.backends import FUSIONS, kernels
+from pycap.backends import FUSIONS, kernels, reference
 from pycap.device import bfloat16
 from pycap.memory import poisoned
 from pycap.testing import gradcheck
@@ -26,15 +27,37 @@ MEAN, STD = (123.68, 116.779, 103.939), (58.4, 57.1, 57.4)
 PARTS = ("x", "w", "b")
 
 
-@pytest.fixture(params=["reference", pytest.param("triton", marks=pytest.mark.triton)])
-def fused(request):
-    """The name of each backend on the CPU that offers the fusions, which serves."""
-    with backends.use(request.param):
-        yield request.param
+PLACES = {  # what serves, and where
+    "reference": ("reference", "cpu"),
+    "stand_in": ("reference", "cuda"),
+    "interpreter": ("triton", "cpu"),
+    "gpu": ("auto", "cuda"),
+}
+
+
+@pytest.fixture(
+    params=[
+        "reference",
+        "stand_in",
+        pytest.param("interpreter", marks=pytest.mark.triton),
+        pytest.param("gpu", marks=pytest.mark.gpu),
+    ]
+)
+def fused(request, monkeypatch):
+    """Each backend that offers the fusions serves; what a test then puts into `kernels` goes when it ends."""
+    if request.param == "stand_in":
+        stand_in(monkeypatch)
+    with backends.use(*PLACES[request.param]):
+        yield
+
+
+def stand_in(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", cupy_standin.make())
+    monkeypatch.setattr(device, "missing_driver", lambda: "")
 
 
 @pytest.fixture
-def calls(monkeypatch, fused):
+def calls(fused):
     """The names of the functions in `kernels` that were called, in order."""
     names: list[str] = []
 
@@ -43,23 +66,19 @@ def calls(monkeypatch, fused):
         function(*arguments)
 
     for name in (*FUSIONS, *FUSIONS.values(), "maxpool_backward", "preprocess"):
-        monkeypatch.setitem(kernels.__dict__, name, functools.partial(counted, name, getattr(kernels, name)))
+        kernels.__dict__[name] = functools.partial(counted, name, getattr(kernels, name))
     return names
 
 
 @pytest.fixture
-def unfused(monkeypatch):
-    """Makes the backend that serves offer no fusions until the test ends."""
-
-    def withdraw():
-        for name in FUSIONS:
-            monkeypatch.setitem(kernels.__dict__, name, None)
-
-    return withdraw
+def unfused(fused):
+    """Makes the backend that serves offer no fusions any more."""
+    return lambda: kernels.__dict__.update(dict.fromkeys(FUSIONS))
 
 
-def whole(seed, *shape, low=-1, high=1, dtype=np.float32):
-    return np.random.default_rng(seed).integers(low, high + 1, shape).astype(dtype)
+def whole(seed, *shape, dtype=np.float32):
+    """-1, 0 and 1, on the current device."""
+    return device.to_device(np.random.default_rng(seed).integers(-1, 2, shape).astype(dtype))
 
 
 def layer(seed, c, k, size=3, needs=(True, True)):
@@ -74,7 +93,7 @@ def run(network: Callable[..., Tensor], leaves: list[Tensor], times=1) -> list[n
         for _ in range(times):
             y = network()
             y.backward(whole(99, *y.shape, dtype=y.dtype))
-    made = [leaf.grad for leaf in leaves]
+    made = [None if leaf.grad is None else device.to_host(leaf.grad) for leaf in leaves]
     for leaf in leaves:
         leaf.grad, leaf.fresh = None, False
     return made
@@ -125,6 +144,29 @@ def test_stacks_have_the_gradients_that_they_have_without(fused, calls, unfused,
     same(ours, run(lambda: stack(x, layers, name, top), leaves))
 
 
+def test_what_was_masked_above_is_not_masked_again(fused):
+    """Nor unpooled in a primitive: the results would be the same, and the passes over memory more."""
+    given: dict[str, list[tuple[bool, bool]]] = {}
+
+    def watched(name, function, *arguments):
+        called = inspect.signature(getattr(reference, name)).bind(*arguments).arguments
+        given.setdefault(name, []).append((called["y"] is not None, called.get("argmax") is not None))
+        function(*arguments)
+
+    for name in ("conv2d_backward_data_relu", "conv2d_backward_weight", "conv2d_first_backward_weight"):
+        kernels.__dict__[name] = functools.partial(watched, name, getattr(kernels, name))
+    x, layers = ops.pixels(*images()), [layer(1, 3, 4), layer(3, 4, 5), layer(5, 5, 2)]
+
+    def network():
+        h = ops.conv2d_first(x, *layers[0], relu=True)
+        return ops.conv2d(ops.conv2d(h, *layers[1], relu=True, pool=True), *layers[2], relu=True, pool=True)
+
+    run(network, list(itertools.chain(*layers)))
+    top, below = (True, True), (False, False)
+    assert given["conv2d_backward_data_relu"] == given["conv2d_backward_weight"] == [top, below]
+    assert given["conv2d_first_backward_weight"] == [below]
+
+
 @pytest.mark.gradcheck
 @pytest.mark.parametrize("name", STACKS)
 def test_gradient_of_stacks(monkeypatch, name):
@@ -134,10 +176,8 @@ def test_gradient_of_stacks(monkeypatch, name):
     for shape in shapes:
         arrays += [rng.standard_normal(shape) / 4, rng.standard_normal(shape[0]) / 2]
     called = []
-    with backends.use("reference"):
-        function = kernels.conv2d_backward_data_relu
-    module = sys.modules["pycap.backends.reference"]
-    monkeypatch.setattr(module, "conv2d_backward_data_relu", lambda *a: called.append(len(a)) or function(*a))
+    function = reference.conv2d_backward_data_relu
+    monkeypatch.setattr(reference, "conv2d_backward_data_relu", lambda *a: called.append(len(a)) or function(*a))
 
     def network(x, *parameters):
         return stack(x, list(zip(parameters[::2], parameters[1::2], strict=True)), name, {"relu": True})
@@ -259,14 +299,16 @@ def test_the_first_layer_is_preprocess_then_conv2d(fused, calls, unfused, relu, 
     made = []
     for backward in (True, False):
         y = ops.conv2d_first(ops.pixels(*what), w, b, relu=relu)
-        made.append([y.data, *run(lambda: ops.conv2d_first(ops.pixels(*what), w, b, relu=relu), [w, b])])
+        made.append(
+            [device.to_host(y.data), *run(lambda: ops.conv2d_first(ops.pixels(*what), w, b, relu=relu), [w, b])]
+        )
         if backward:
             assert calls == ["conv2d_first_forward"] * 2 + ["conv2d_first_backward_weight"]
             unfused()
             calls.clear()
     plain = ops.conv2d(ops.preprocess(*what), w, b, relu=relu)
     assert made[0][0].dtype == plain.dtype and made[0][0].shape == (3, 9, 9, 5)
-    np.testing.assert_array_equal(made[0][0], plain.data)
+    np.testing.assert_array_equal(made[0][0], device.to_host(plain.data))
     same(*made)
     assert "conv2d_first_forward" not in calls and "preprocess" in calls
 
@@ -318,7 +360,8 @@ def test_a_layer_takes_pixels(fused, calls, how, taken):
     convolution, what = nn.Conv2d(3, 4, np.random.default_rng(0), **how), images()
     y = convolution(ops.pixels(*what))
     assert ("conv2d_first_forward" in calls) == taken and ("preprocess" in calls) != taken
-    np.testing.assert_allclose(y.data, convolution(ops.preprocess(*what)).data, rtol=1e-5, atol=1e-5)
+    plain = convolution(ops.preprocess(*what))
+    np.testing.assert_allclose(*(device.to_host(made.data) for made in (y, plain)), rtol=1e-5, atol=1e-5)
 
 
 def test_backends_without_the_fusion_make_the_images_first(backend):
@@ -344,8 +387,7 @@ def test_the_first_layer_refuses(fused, w, b, message):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", cupy_standin.make())
-    monkeypatch.setattr(device, "missing_driver", lambda: "")
+    stand_in(monkeypatch)
     with backends.use("reference", "cuda"):
         yield
 
