@@ -38,8 +38,18 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("results", help='[{"image_id": ..., "caption": ...}]')
     score.add_argument("annotations", help="COCO captions file")
 
-    doctor = commands.add_parser("doctor", help="what this machine has, and which kernels run where")
+    doctor = commands.add_parser(
+        "doctor",
+        help="what this machine has, which kernels run where, and how much memory a training run needs",
+        allow_abbrev=False,
+    )
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument(
+        "--plan", action="store_true", help="how much GPU memory training needs; options of pycap train may follow"
+    )
+    doctor.add_argument(
+        "--vocabulary", type=_positive, default=10_000, metavar="N", help="with --plan: words (default: %(default)s)"
+    )
 
     for command in (caption, evaluate):
         command.add_argument("--beam-size", "--beam_size", type=_positive, default=3, metavar="N")
@@ -72,7 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         train(argv[1:])
         return
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, options = parser.parse_known_args(argv)
+    if options and not (args.command == "doctor" and args.plan):
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    args.options = options
     from pycap.caption import caption_files
     from pycap.doctor import examine
     from pycap.evaluate import evaluate_checkpoint, score_files

@@ -1,4 +1,5 @@
-"""The command `pycap doctor`: what this machine has, which kernels run where and why, and in what precision."""
+"""The command `pycap doctor`: what this machine has, which kernels run where and why, in what precision, and how much memory
+a training run needs."""
 
 from __future__ import annotations
 
@@ -12,9 +13,12 @@ import sys
 import textwrap
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pycap import __version__, backends, device
+
+if TYPE_CHECKING:
+    from pycap.config import TrainConfig
 
 #: Instruction sets that matter to the C++ kernels: Linux's name -> the one people know.
 _FEATURES = {
@@ -34,7 +38,15 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def examine(args: argparse.Namespace) -> int:
-    """`pycap doctor`: print the report, as JSON where args.json. Status 0 whatever it finds."""
+    """`pycap doctor`: print the report, or with args.plan the memory of a run; as JSON where args.json. Status 0 whatever it
+    finds. Raises ConfigError for a run that does not fit."""
+    if args.plan:
+        from pycap.config import parse_args
+
+        config = parse_args(args.options, "pycap doctor --plan")
+        planned = memory_plan(config, args.vocabulary)
+        print(json.dumps(planned, indent=1) if args.json else plan_as_text(planned, config))
+        return 0
     found = report()
     print(json.dumps(found, indent=1) if args.json else as_text(found))
     return 0
@@ -165,6 +177,65 @@ def _precisions(backend: str, unit: str) -> dict[str, str]:
         if unit == "float32"
         else unit.replace("amx", "AMX tiles"),
     }
+
+
+# What a run needs -----------------------------------------------------------------------------------------------------
+
+
+def memory_plan(config: TrainConfig, vocabulary: int) -> dict[str, Any]:
+    """Plain JSON values. bytes: what a run needs of a GPU's memory, by part, and in all. micro_batch: images a pass, the
+    largest that fits where there is a GPU. gpu: its name, memory and what of it is free; None where a plan is for an H100.
+
+    Raises ConfigError for a run that does not fit, or that asks for the CPU.
+    """
+    from pycap.config import ConfigError
+    from pycap.training import plan
+
+    if config.device == "cpu":
+        raise ConfigError("device: memory is planned on a GPU only, and cpu takes it as it goes; give --device cuda")
+    gpu = None
+    obstacle = device.obstacle()
+    if obstacle:
+        planned = plan.plan(config, vocabulary)
+    else:
+        with backends.use(config.backend, "cuda"):
+            available = plan.available_bytes()
+            planned = plan.fit(config, vocabulary, available)
+            found = _gpu()
+        gpu = {"name": found["name"], "memory_bytes": found["memory_bytes"], "available_bytes": available}
+    return {
+        "batch_size": planned.batch_size,
+        "micro_batch": planned.micro_batch,
+        "passes": planned.passes,
+        "vocabulary": vocabulary,
+        "bytes": {**planned.parts, "total": planned.total},
+        "gpu": gpu,
+        "no_gpu": obstacle,
+    }
+
+
+def plan_as_text(planned: dict[str, Any], config: TrainConfig) -> str:
+    """`memory_plan` for people: a line a part, then what there is."""
+    learns = "frozen" if config.freeze_cnn else "learning too"
+    size, passes = config.image_size, planned["passes"]
+    lines = [
+        _row(
+            "a step",
+            f"{planned['batch_size']} images of {size}x{size}, {config.seq_per_img} captions each; {config.cnn} {learns}, "
+            f"{planned['vocabulary']} words, {config.optimizer}, {config.precision}",
+        )
+    ]
+    lines += [f"{name:13}{count / 2**30:8.2f} GiB" for name, count in planned["bytes"].items()]
+    gpu = planned["gpu"]
+    there = (
+        f"{gpu['name']}: {_gib(gpu['memory_bytes'])}, {_gib(gpu['available_bytes'])} of it free for a run"
+        if gpu
+        else ""
+    )
+    lines.append(_row("gpu", there or f"none that pycap can use ({planned['no_gpu']}); planned for an H100"))
+    each = "the whole batch in one pass" if passes == 1 else f"{passes} passes a step, of the same gradient"
+    lines.append(_row("micro-batch", f"{planned['micro_batch']} images: {each}"))
+    return "\n".join(lines)
 
 
 # As text --------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 
 from pycap import backends, cubins, device, doctor
 from pycap.cli import main
+from pycap.training import plan
 from tests import cupy_standin
 
 
@@ -68,7 +69,7 @@ def test_a_missing_backend_is_told_with_its_reason(no_driver, monkeypatch, capsy
     found = json.loads(told(capsys, "--json"))["devices"]["cpu"]
     assert {(c["backend"], c["reason"]) for c in found["choices"]} == {("reference", "cpp: no compiler here")}
     assert "widened to float32" in found["precisions"]["bf16"]
-    assert "(cpp: no compiler here)" in told(capsys)
+    assert "(cpp: no compiler here)" in " ".join(told(capsys).split())
 
 
 def test_with_a_gpu_its_name_memory_versions_and_chain(gpu, capsys):
@@ -134,6 +135,63 @@ def test_without_cupy_the_remedy(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", None)
     text = " ".join(told(capsys).split())
     assert "none that pycap can use" in text and "pip install cupy-cuda13x" in text
+
+
+# What a run needs -----------------------------------------------------------------------------------------------------
+
+SMALL = ("--cnn", "vgg_micro", "--image-size", "64", "--fc-size", "64", "--rnn-size", "32", "--batch-size", "48")
+
+
+def test_a_plan_without_a_gpu_is_for_an_h100(no_driver, capsys):
+    found = json.loads(told(capsys, "--plan", "--json", *SMALL, "--vocabulary", "500"))
+    parts = dict(found["bytes"])
+    assert parts.pop("total") == sum(parts.values()) and all(parts[name] > 0 for name in parts if name != "copies")
+    assert parts["copies"] == 0 and parts["weights"] == parts["gradients"] == parts["optimizer"] / 2
+    assert (found["gpu"], found["no_gpu"]) == (None, "no NVIDIA driver here")
+    assert (found["batch_size"], found["micro_batch"], found["passes"]) == (48, 48, 1)
+    text = told(capsys, *SMALL, "--plan", "--precision", "bf16", "--device", "cuda")  # in any order
+    assert "48 images of 64x64, 5 captions each; vgg_micro learning too, 10000 words, adam, bf16\n" in text
+    assert "copies" in text and "planned for an H100" in text and "48 images: the whole batch in one pass" in text
+    assert f"weights      {parts['weights'] / 2**30:8.2f} GiB" in told(capsys, "--plan", *SMALL, "--vocabulary", "500")
+    assert device.current() == "cpu"
+
+
+def test_a_plan_with_a_gpu_takes_the_largest_micro_batch_that_fits(gpu, capsys):
+    gpu.cuda.runtime.memGetInfo = lambda: (4 << 30, 8 << 30)
+    found = json.loads(told(capsys, "--plan", "--json", *SMALL, "--device", "auto"))
+    assert found["gpu"] == {
+        "name": "Stand-in 9000", "memory_bytes": 8 << 30, "available_bytes": (4 << 30) - plan.MARGIN + 4096,
+    }  # fmt: skip
+    assert found["micro_batch"] == 48 and found["no_gpu"] == "" and device.current() == "cpu"
+    gpu.cuda.runtime.memGetInfo = lambda: (plan.MARGIN + found["bytes"]["total"] - 5000, 8 << 30)
+    text = told(capsys, "--plan", *SMALL)
+    assert "Stand-in 9000: 8.0 GiB" in text and "24 images: 2 passes a step, of the same gradient" in text
+
+
+def test_a_run_that_does_not_fit_is_an_error_with_the_numbers_and_remedies(gpu, capsys):
+    gpu.cuda.runtime.memGetInfo = lambda: (1000 << 20, 8 << 30)
+    with pytest.raises(SystemExit) as exit:
+        main(["doctor", "--plan", "--stage", "coco"])
+    said = str(exit.value.code)
+    assert said.startswith(
+        "pycap doctor: error: batch_size: the run does not fit into 0.2 GiB: even with one image a pass"
+    )
+    assert "weights 0.6, gradients 0.6, optimizer 1.1" in said and "--precision bf16, --freeze-cnn" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--plan", "--device", "cpu"), "give --device cuda"),
+        (("--plan", "--batchsize", "3"), "did you mean batch-size?"),
+        (("--batch-size", "3"), "unrecognized arguments: --batch-size 3"),
+        (("--plan", "--vocabulary", "0"), "0 is not 1 or more"),
+    ],
+)
+def test_a_wrong_option_is_told(no_driver, capsys, options, said):
+    with pytest.raises(SystemExit) as exit:
+        main(["doctor", *options])
+    assert exit.value.code != 0 and said in f"{exit.value.code} {capsys.readouterr().err}"
 
 
 def test_packages_are_found_without_being_imported(monkeypatch, capsys):

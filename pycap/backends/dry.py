@@ -1,6 +1,6 @@
-"""The GPU's kernels asked for and not run: what they would need of memory shows, on a machine with a GPU or without one.
+"""Kernels asked for and not run: what they would need of memory shows, for a GPU that is there or one that is not.
 
-The backends' Python runs unchanged, on arrays of the host, and launches nothing. Results are whatever the memory held.
+The backends' Python runs unchanged, on arrays of the host too, and launches nothing. Results are whatever the memory held.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pycap import backends
 from pycap import device as devices
@@ -18,19 +19,23 @@ ARCH, MULTIPROCESSORS = "sm_90", 132
 
 @contextmanager
 def dry_run(arch: str | None = None, multiprocessors: int = MULTIPROCESSORS) -> Iterator[None]:
-    """Within this, the primitives are those that serve on the GPU, and do nothing but ask for memory; new arrays lie on the
-    host, where `arch` is None and a GPU was selected as on any other device.
+    """Within this, primitives do nothing but ask for memory, and new arrays lie on the host; arrays of a GPU may be among those
+    that they get.
 
-    arch: the architecture that is planned for ("sm_90"), with so many multiprocessors and Triton's kernels; None: the GPU
-    and the backends that were selected, or `ARCH` where none was. CuPy and Triton need not be installed.
+    arch None: the backends that were selected. "sm_90" and the like: Triton's kernels as they would be called on such a GPU,
+    with so many multiprocessors; CuPy and Triton need not be installed. Raises BackendError where the C++ backend was
+    selected, which has no such form.
     """
     launching = importlib.import_module("pycap.backends.triton.launching")
-    held = dict(backends.kernels.__dict__)
     machine = None
-    if arch is not None or not _selected():
-        machine = launching.Machine(arch or ARCH, multiprocessors)
-        triton = importlib.import_module("pycap.backends.triton")
-        backends.kernels.__dict__.update({name: getattr(triton, name) for name in backends.PRIMITIVES})
+    serving: Any = backends.kernels
+    if arch is not None:
+        machine = launching.Machine(arch, multiprocessors)
+        serving = importlib.import_module("pycap.backends.triton")
+    dry = {name: _dry(name, getattr(serving, name)) for name in backends.PRIMITIVES}
+    dry |= {name: _dry(name, getattr(serving, name, None)) for name in backends.FUSIONS}
+    held = dict(backends.kernels.__dict__)
+    backends.kernels.__dict__.update(dry)
     try:
         with devices.use("cpu"), launching.dry(machine):
             yield
@@ -39,6 +44,18 @@ def dry_run(arch: str | None = None, multiprocessors: int = MULTIPROCESSORS) -> 
         backends.kernels.__dict__.update(held)
 
 
-def _selected() -> bool:
-    """Whether a GPU's own kernels were selected, not the reference."""
-    return devices.current() == "cuda" and not backends.kernels.conv2d_forward.__module__.endswith("reference")
+def _dry(name: str, primitive: Any) -> Any:
+    """A primitive that launches nothing while launches are suppressed: Triton's and CUDA's do so themselves."""
+    if primitive is None or primitive.__module__.startswith(("pycap.backends.triton", "pycap.backends.cuda")):
+        return primitive
+    if not primitive.__module__.startswith("pycap.backends.reference"):
+        raise backends.BackendError(f"{name} of {primitive.__module__} cannot be run dry: plan for a GPU, as {ARCH}")
+    return _no_sum if name == "sum_squares" else _nothing  # the reference asks memory for nothing
+
+
+def _nothing(*arguments: Any, **how: Any) -> None:
+    return None
+
+
+def _no_sum(arrays: Any) -> float:
+    return 0.0

@@ -1,0 +1,210 @@
+"""What a configuration needs of a GPU's memory, before it starts, and the micro-batch that fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pycap import arena, backends, device, ops, optim
+from pycap.autograd import Tensor, no_grad
+from pycap.backends.dry import ARCH, MULTIPROCESSORS, dry_run
+from pycap.captioner import build_model
+from pycap.config import ConfigError, TrainConfig
+from pycap.nn.layers import place_dropout
+from pycap.training.sources import preprocess_spec
+
+#: What is left free beside a plan: CUDA modules, graphs, and rounding of CuPy's pool.
+MARGIN = 768 << 20
+
+_BUFFERS = 2  # of inputs: one is filled while the other is read
+_WORD = 3  # any id but the padding's
+_RULES: dict[str, type[optim.Optimizer]] = {"adam": optim.Adam, "rmsprop": optim.RMSprop, "sgd": optim.SGD}
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by what they are for. micro_batch: images a pass, of batch_size a step.
+
+    activations: the arena of a training step (`pycap.arena`), all that forward stores and backward makes. validation: what
+    the loss of held-out images takes beside it, from the pool. copies: weights in bfloat16.
+    """
+
+    batch_size: int
+    micro_batch: int
+    weights: int
+    gradients: int
+    optimizer: int
+    copies: int
+    activations: int
+    workspace: int
+    validation: int
+    inputs: int
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The bytes by name, in the order of the fields."""
+        return {name: value for name, value in asdict(self).items() if name not in ("batch_size", "micro_batch")}
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes a step."""
+        return math.ceil(self.batch_size / self.micro_batch)
+
+    def summary(self) -> str:
+        """One line: "needs 5.4 GiB on the GPU: weights 0.6, ..."."""
+        told = ", ".join(f"{name} {value / 2**30:.1f}" for name, value in self.parts.items() if value >= 2**30 // 20)
+        split = "" if self.passes == 1 else f"; micro-batch {self.micro_batch}, {self.passes} passes a step"
+        return f"needs {self.total / 2**30:.1f} GiB on the GPU{': ' if told else ''}{told}{split}"
+
+
+def plan(config: TrainConfig, vocabulary: int) -> MemoryPlan:
+    """What the largest step of a run needs: every caption of `max_length` words, and all learning that ever will.
+
+    vocabulary: how many ids. Found by running the step dry, for the GPU that was selected, or an H100 where none was: in well
+    under a second, and next to no memory.
+    """
+    return _Planner(config, vocabulary).plan(config.micro_batch or config.batch_size)
+
+
+def fit(config: TrainConfig, vocabulary: int, available: int) -> MemoryPlan:
+    """The plan with the largest micro-batch, at most the one asked for, that takes no more than `available` bytes.
+
+    The fewest passes a step, that is, of equal size or nearly. Raises ConfigError, with what each part needs and what would
+    help, where a micro-batch of 1 does not fit.
+    """
+    planner, images = _Planner(config, vocabulary), config.batch_size
+    largest = planner.plan(config.micro_batch or images)
+    if largest.total <= available:
+        return largest
+    smallest = planner.plan(1)
+    if smallest.total > available:
+        raise ConfigError(
+            f"batch_size: the run does not fit into {available / 2**30:.1f} GiB: even with one image a pass it "
+            f"{smallest.summary()}; {_remedies(config)}"
+        )
+    too_few, enough, found = largest.passes, images, smallest
+    while enough - too_few > 1:
+        passes = (too_few + enough) // 2
+        tried = planner.plan(math.ceil(images / passes))
+        if tried.total <= available:
+            enough, found = passes, tried
+        else:
+            too_few = passes
+    return found
+
+
+def available_bytes() -> int:
+    """What a run may take of the current GPU now: what is free there and in CuPy's pool, less `MARGIN`."""
+    cupy = device.module()
+    free, _ = cupy.cuda.runtime.memGetInfo()
+    return max(int(free) + int(cupy.get_default_memory_pool().free_bytes()) - MARGIN, 0)
+
+
+def _remedies(config: TrainConfig) -> str:
+    ways = ["a GPU with more memory"]
+    if config.precision != "bf16":
+        ways.append("--precision bf16")
+    if not config.freeze_cnn:
+        ways.append("--freeze-cnn")
+    if config.image_size > 128:
+        ways.append("a smaller --image-size")
+    if config.optimizer == "adam":
+        ways.append("--optimizer sgd")
+    return f"what would help: {', '.join(ways)}"
+
+
+class _Planner:
+    """Plans of one configuration with several micro-batches. The model's arrays have no pages behind them."""
+
+    def __init__(self, config: TrainConfig, vocabulary: int) -> None:
+        self.config = config
+        self._dtype = device.activation_dtype(config.precision)
+        self._arch = None if device.current() == "cuda" else ARCH
+        with self._dry():
+            self._model = build_model(config, vocabulary, draw=False)
+            self._model.cnn.freeze(config.freeze_cnn)
+            arena.prepare_gradients(self._model.named_parameters().values())
+
+    def plan(self, micro_batch: int) -> MemoryPlan:
+        config, model = self.config, self._model
+        step = self._traced(micro_batch, model.loss, training=True)
+        traces = [step]
+        if config.pretrain_words:
+            traces.append(self._traced(micro_batch, model.word_loss, training=True))
+        layouts = [arena.plan(seen) for seen in traces]
+        validated = self._traced(config.batch_size, model.loss, training=False)
+        parameters = model.named_parameters()
+        learning = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
+        return MemoryPlan(
+            batch_size=config.batch_size,
+            micro_batch=micro_batch,
+            weights=_bytes(tensor.data for tensor in parameters.values()),
+            gradients=_bytes(tensor.data for tensor in learning.values()),
+            optimizer=_bytes(t.data for name, t in learning.items() for _ in self._slots(name)),
+            copies=_half(parameters) if config.precision == "bf16" else 0,
+            activations=max(layout.nbytes for layout in layouts),
+            workspace=max(seen.workspace_nbytes for seen in (*traces, validated)),
+            validation=validated.peak,
+            inputs=_BUFFERS * self._input_bytes(),
+        )
+
+    def _slots(self, name: str) -> tuple[str, ...]:
+        """What the update rule of a parameter keeps."""
+        own = self.config.cnn_optimizer if name.startswith("cnn.") else None
+        return _RULES[own or self.config.optimizer].slots
+
+    def _input_bytes(self) -> int:
+        """Pixels, and of each word its id, its place, its weight and whether it counts."""
+        config = self.config
+        words = config.batch_size * config.seq_per_img * (config.max_length + 2)
+        return config.batch_size * config.resize_to**2 * 3 + words * (4 + 4 + 4 + 4 + 1)
+
+    def _traced(self, images: int, loss: Any, training: bool) -> arena.Trace:
+        config, spec = self.config, preprocess_spec(self.config)
+        tokens = np.full((config.max_length + 2, images * config.seq_per_img), _WORD, np.int32)
+        crops = np.zeros((images, 3), np.int32)
+        with self._dry():
+            raw = np.empty((images, config.resize_to, config.resize_to, 3), np.uint8)
+            self._model.train(training)
+            if config.freeze_cnn:
+                self._model.cnn.train(False)
+            place_dropout(self._model, 0, 0, images, images)
+            with arena.trace() as seen:
+                pixels = ops.pixels(raw, crops, spec.crop, spec.mean, spec.std, self._dtype)
+                if training:
+                    loss(pixels, tokens).backward()
+                    for tensor in self._model.named_parameters().values():
+                        tensor.fresh = False
+                else:
+                    with no_grad(), backends.constant_weights(backends.WeightCache()):
+                        loss(pixels, tokens)
+        return seen
+
+    @contextmanager
+    def _dry(self) -> Iterator[None]:
+        products = backends.float32_products()
+        backends.set_float32_products(device.float32_products(self.config.precision))
+        try:
+            with dry_run(self._arch, MULTIPROCESSORS):
+                yield
+        finally:
+            backends.set_float32_products(products)
+
+
+def _bytes(arrays: Iterable[Any]) -> int:
+    return sum(array.nbytes for array in arrays)
+
+
+def _half(parameters: dict[str, Tensor]) -> int:
+    """Bytes of the weights that products of bfloat16 take, in bfloat16."""
+    wide = [t.data for name, t in parameters.items() if name.startswith(("cnn.", "image_embedding."))]
+    return sum(2 * array.size for array in wide if array.ndim > 1)
