@@ -12,7 +12,7 @@ from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Loader
 from pycap.data.store import ImageStore
 from pycap.data.vocab import Vocabulary
-from pycap.device import cpu_count, current
+from pycap.device import cpu_count, current, pinned_empty
 
 #: Where a stage's data is looked for when --data is not given.
 DATA_FOLDER = Path("data")
@@ -128,6 +128,7 @@ def loaders(source: Source, vocab: Vocabulary, spec: PreprocessSpec, config: Tra
         "store": store,
         "cache_bytes": _CACHE_BYTES // 2,
         "skipped_path": run / "skipped.jsonl",
+        "allocate": pinned_empty,
     }
     return Loaders(
         Loader(source.train, vocab, spec, train=True, flip=config.flip, **common),

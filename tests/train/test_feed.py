@@ -211,6 +211,19 @@ def test_no_more_pinned_memory_is_told_with_the_remedy(
     assert threads() == []
 
 
+def test_the_common_standin_serves_too(cpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On which whole runs are tested: the names that the feed uses are those that the stand-in holds against CuPy's."""
+    monkeypatch.setitem(sys.modules, "cupy", cupy_standin.make())
+    monkeypatch.setattr(device, "missing_driver", lambda: "")
+    device.set_device("cuda")
+    expected = list(make_loader(tmp_path, 27, workers=0).epoch(0))
+    feed = Feed(make_loader(tmp_path, 27))
+    seen = [(item.batch, item.images.get()) for item in feed.epoch(0)]
+    assert same(seen, expected)
+    stall = feed.stall()
+    assert (stall.steps, stall.images) == (6, 23) and 0 <= stall.seconds <= stall.of_seconds
+
+
 # -- on either --------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from pycap import device
 from pycap.config import TrainConfig
 from pycap.training import sources
+from tests import cupy_standin
+from tests.cupy_streams import is_pinned
 from tests.train.runs import tiny
 
 
@@ -42,6 +45,19 @@ def test_threads_that_decode(
     )
     for loader in (made.train, made.val):
         assert (loader.workers, loader.prefetch) == (threads, prefetch)
+
+
+def test_a_gpus_batches_lie_in_pinned_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", cupy_standin.make())
+    monkeypatch.setattr(device, "missing_driver", lambda: "")
+    config = tiny(data, tmp_path)
+    source, config = sources.find(config, print)
+    for name in ("cpu", "cuda"):
+        with device.use(name):
+            vocab, spec = sources.vocabulary(source, config), sources.preprocess_spec(config)
+            made = sources.loaders(source, vocab, spec, config, tmp_path)
+            for loader in (made.train, made.val):
+                assert all(is_pinned(batch.images) == (name == "cuda") for batch in loader.epoch(0))
 
 
 def test_the_device_decides_unless_the_config_says_how_many() -> None:
