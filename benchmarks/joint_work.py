@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,6 +104,19 @@ def _image(rng: np.random.Generator, side: int) -> np.ndarray:
     rows = coarse[low] * (1 - part)[:, None, None] + coarse[low + 1] * part[:, None, None]
     smooth = rows[:, low] * (1 - part)[None, :, None] + rows[:, low + 1] * part[None, :, None]
     return np.clip(smooth + rng.integers(-12, 13, (side, side, 3)), 0, 255).astype(np.uint8)
+
+
+def run_steps(trainer: Any, batches: Iterable[Batch]) -> list[float]:
+    """Losses of a Trainer's steps: through `launch`, where it can work ahead."""
+    if not hasattr(trainer, "launch"):
+        return [trainer.step(batch).loss for batch in batches]
+    losses, pending = [], None
+    for batch in batches:
+        newer = trainer.launch(batch)
+        if pending is not None:
+            losses.append(pending.result().loss)
+        pending = newer
+    return [*losses, pending.result().loss] if pending is not None else losses
 
 
 # FLOPs ----------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import gc
 import signal
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,7 +17,6 @@ from benchmarks import joint_work, machine
 from benchmarks.sides import Unavailable
 from pycap.config import TrainConfig
 from pycap.data.images import PreprocessSpec, centre_crops
-from pycap.data.loader import Batch
 from pycap.data.vocab import END, PAD, START, UNK
 
 #: What captions are searched with, besides the width.
@@ -107,7 +106,7 @@ class PycapSide:
     def train(self, first: int, count: int) -> list[float]:
         """Steps number `first` on, as train.py makes them: a step's result is read when the next one is under way."""
         chosen = [self.batches[(first + i) % len(self.batches)] for i in range(count)]
-        return run_steps(self.trainer, chosen)
+        return joint_work.run_steps(self.trainer, chosen)
 
     def synchronize(self) -> None:
         from pycap import device
@@ -138,19 +137,6 @@ class PycapSide:
 
     def ceilings(self, n: int, copied: int) -> dict[str, float]:
         raise Unavailable("the ceilings are measured by PyTorch")
-
-
-def run_steps(trainer: Any, batches: Sequence[Batch]) -> list[float]:
-    """Losses of a Trainer's steps: through `launch`, where it can work ahead."""
-    if not hasattr(trainer, "launch"):
-        return [trainer.step(batch).loss for batch in batches]
-    losses, pending = [], None
-    for batch in batches:
-        newer = trainer.launch(batch)
-        if pending is not None:
-            losses.append(pending.result().loss)
-        pending = newer
-    return [*losses, pending.result().loss] if pending is not None else losses
 
 
 def initial_on_host(config: TrainConfig, words: int) -> dict[str, np.ndarray]:
