@@ -329,6 +329,13 @@ def test_the_first_layer_below_another(fused, calls, unfused, needs):
     same(ours, run(network, leaves))
 
 
+def test_a_batch_of_no_images(fused, calls):
+    first, second = layer(1, 3, 4), layer(3, 4, 2)
+    x = ops.pixels(*images(n=0))
+    made = run(lambda: ops.conv2d(ops.conv2d_first(x, *first, relu=True), *second, relu=True), [*first, *second])
+    assert "conv2d_backward_data_relu" in calls and not any(gradient.any() for gradient in made)
+
+
 def test_a_first_layer_that_two_read_masks_its_gradient_itself(fused, calls, unfused):
     first, upper = layer(1, 3, 4), layer(3, 4, 4)
 
