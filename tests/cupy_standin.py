@@ -45,6 +45,7 @@ class ndarray:
 
     def __init__(self, host: np.ndarray) -> None:
         self._host = host
+        self._views = streams.views(host)
 
     def __array__(self, *arguments: Any, **how: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
@@ -58,15 +59,16 @@ class ndarray:
             _read_back()
         # With the ellipsis an element is an array of no axes, and a view.
         whole = plain if any(item is Ellipsis for item in plain) else (*plain, ...)
-        return ndarray(streams.run(lambda: self._host[whole], [self._host]))
+        own = self._host  # what is recorded must not keep arrays of the device alive
+        return ndarray(streams.run(lambda: own[whole], [own, *plain]))
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        plain, host = _index(key), _plain(value)
+        own, plain, host = self._host, _index(key), _plain(value)
         if _masks(plain) and np.ndim(host):  # each true element takes the next one; a number needs no count of them
             _read_back()
         if isinstance(host, (list, tuple)):
             streams.forbid_while_capturing()
-        streams.run(lambda: self._host.__setitem__(plain, host), writes=self._host)
+        streams.run(lambda: own.__setitem__(plain, host), [plain, host], own)
 
     def __len__(self) -> int:
         return len(self._host)
@@ -96,8 +98,8 @@ class ndarray:
         return SimpleNamespace(ptr=self._host.ctypes.data)
 
     def fill(self, value: Any) -> None:
-        plain = _plain(value)
-        streams.run(lambda: self._host.fill(plain), writes=self._host)
+        own, plain = self._host, _plain(value)
+        streams.run(lambda: own.fill(plain), [plain], own)
 
     def get(
         self, stream: Any = None, order: str = "C", out: np.ndarray | None = None, blocking: bool = True

@@ -5,8 +5,10 @@ for them does (an operation on their stream, an event, a wait), so that a wait t
 
 While a stream captures, operations are recorded. They run too, because NumPy knows no shapes without, and then everything is
 undone: memory that was there before is put back, memory that was made is filled with NaN. `Graph.launch` runs them again on
-the same memory. What CUDA forbids, or what could not mean the same in a replay, raises and invalidates the capture:
-reading a number, copies from and to pageable memory, shapes that depend on contents, waiting.
+the same memory, and raises where a GPU would read or write what is somebody else's by then: memory from before the capture
+that no array of the device views any more, and what was made in it, unless its pool is alive and not the default one. What CUDA
+forbids, or what could not mean the same in a replay, raises and invalidates the capture: reading a number, copies from and to
+pageable memory, shapes that depend on contents, waiting.
 """
 
 from __future__ import annotations
@@ -100,7 +102,7 @@ class Stream:
         capture.undo()
         if capture.broken:
             raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated: operation failed due to a previous error")
-        return Graph(capture.operations)
+        return Graph(capture.operations, capture.lives())
 
     def is_capturing(self) -> bool:
         if self._capture is not None and self._capture.broken:
@@ -192,15 +194,30 @@ class _Capture:
         self.broken = False
         self._before: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._made: dict[int, np.ndarray] = {}
+        self._lives: dict[int, Callable[[], Any]] = {}
+
+    def uses(self, array: np.ndarray) -> None:
+        root = _root(array)
+        if id(root) not in self._made and id(root) in _views:
+            self._lives[id(root)] = weakref.ref(_views[id(root)])
 
     def writes(self, array: np.ndarray) -> None:
+        self.uses(array)
         root = _root(array)
         if id(root) not in self._made and id(root) not in self._before:
             self._before[id(root)] = (root, root.copy())
 
-    def made(self, array: np.ndarray) -> None:
+    def made(self, array: np.ndarray, pool: MemoryPool | None) -> None:
         root = _root(array)
         self._made[id(root)] = root
+        if pool is not None:
+            self._lives[id(root)] = weakref.ref(pool)
+
+    def lives(self) -> list[Callable[[], Any]]:
+        """What gives None when the memory that the operations read and write has gone to others."""
+        for place in self._made.keys() - self._lives.keys():
+            self._lives[place] = weakref.ref(_views[place]) if place in _views else lambda: None
+        return list(self._lives.values())
 
     def undo(self) -> None:
         for root, contents in self._before.values():
@@ -212,15 +229,31 @@ class _Capture:
 class Graph:
     """Operations that were captured, to be run again on the memory that they were captured with."""
 
-    def __init__(self, operations: list[Callable[[], Any]]) -> None:
-        self._operations = operations
+    def __init__(self, operations: list[Callable[[], Any]], lives: list[Callable[[], Any]]) -> None:
+        self._operations, self._lives = operations, lives
 
     def launch(self, stream: Stream | None = None) -> None:
         stream = stream or get_current_stream()
         stream._forbid_while_capturing()
         stream._arrive()
+        if any(alive() is None for alive in self._lives):
+            raise CUDARuntimeError(
+                "cudaErrorIllegalAddress: the graph uses memory that has been given back since its capture"
+            )
         for operation in self._operations:
             operation()
+
+
+class Views:
+    """Alive while an array of the device views the memory."""
+
+
+_views: weakref.WeakValueDictionary[int, Views] = weakref.WeakValueDictionary()
+
+
+def views(array: np.ndarray) -> Views:
+    """What each array of the device holds for its memory, the same for all views of it."""
+    return _views.setdefault(id(_root(array)), Views())
 
 
 def spoil(array: np.ndarray) -> None:
@@ -251,8 +284,12 @@ def run(operation: Callable[[], Any], reads: Iterable[Any] = (), writes: np.ndar
     stream = get_current_stream()
     stream._arrive()
     capture = stream._capture
-    if capture is not None and writes is not None:
-        capture.writes(writes)
+    given = list(_arrays(list(reads)))
+    if capture is not None:
+        for array in given:
+            capture.uses(array)
+        if writes is not None:
+            capture.writes(writes)
     result = operation()
     if isinstance(result, np.generic):
         result = np.asarray(result)
@@ -260,7 +297,7 @@ def run(operation: Callable[[], Any], reads: Iterable[Any] = (), writes: np.ndar
         if capture is not None:
             capture.operations.append(operation)
         return result
-    roots = {id(_root(array)) for array in _arrays(list(reads))}
+    roots = {id(_root(array)) for array in given}
     for array in _arrays(result):
         if id(_root(array)) not in roots:
             new(array)
@@ -283,7 +320,7 @@ def new(array: np.ndarray) -> np.ndarray:
         pool._gives(array)
     capture = get_current_stream()._capture
     if capture is not None:
-        capture.made(array)
+        capture.made(array, pool)
     return array
 
 
@@ -304,10 +341,13 @@ class MemoryPool:
     def _gives(self, array: np.ndarray) -> None:
         self._used += array.nbytes
         self._total += array.nbytes
-        weakref.finalize(_root(array), self._takes, array.nbytes)
+        weakref.finalize(_root(array), MemoryPool._takes, weakref.ref(self), array.nbytes)
 
-    def _takes(self, nbytes: int) -> None:
-        self._used -= nbytes
+    @staticmethod
+    def _takes(pool: weakref.ref[MemoryPool], nbytes: int) -> None:
+        alive = pool()
+        if alive is not None:
+            alive._used -= nbytes
 
     def malloc(self, size: int) -> Any:
         """Of use to `using_allocator` only."""
@@ -370,6 +410,7 @@ def copy(target: np.ndarray, source: np.ndarray, host: np.ndarray, stream: Strea
     if stream._capture is not None and (blocking or not is_pinned(host)):
         stream._forbid_while_capturing()
     if stream._capture is not None:
+        stream._capture.uses(source)
         if host is source:
             stream._capture.writes(target)
             move()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import operator
+import types
 
 import numpy as np
 import pytest
@@ -80,6 +82,168 @@ def test_the_way_onto_the_device_copies_and_empty_holds_nan(xp):
     with pytest.raises(ValueError, match="float64"):
         device.set(np.ones(3))
     assert np.isnan(xp.empty((3,), np.float32).get()).all()
+
+
+# Streams and graphs ---------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def capturing(xp):
+    """A stream that captures; afterwards `graph` of what this gives is what it captured."""
+    held = types.SimpleNamespace(stream=xp.cuda.Stream(non_blocking=True), pool=xp.cuda.MemoryPool())
+    with held.stream, xp.cuda.using_allocator(held.pool.malloc):
+        held.stream.begin_capture()
+        try:
+            yield held
+        finally:
+            held.graph = held.stream.end_capture()
+
+
+#: Work on x [2,3] of 0..5, its outcome, and whether it changes x itself.
+WORK = {
+    "an operator": (lambda xp, x: x * 2 + 1, lambda x: x * 2 + 1),
+    "a method": (lambda xp, x: x.sum(1, keepdims=True), lambda x: x.sum(1, keepdims=True)),
+    "a number": (lambda xp, x: x.max(), lambda x: x.max()),
+    "a function": (lambda xp, x: xp.where(x > 2, x, -x), lambda x: np.where(x > 2, x, -x)),
+    "several arrays": (lambda xp, x: xp.concatenate([x, x[:1]]), lambda x: np.concatenate([x, x[:1]])),
+    "an output": (lambda xp, x: xp.exp(x, out=xp.empty((2, 3), np.float32)), np.exp),
+    "ids": (lambda xp, x: x[xp.arange(1, -1, -1)], lambda x: x[::-1]),
+    "a view": (lambda xp, x: x.T[1:].reshape(2, 2)[0] + 0, lambda x: x.T[1:].reshape(2, 2)[0]),
+    "a copy that looks like a view": (lambda xp, x: x.T.reshape(-1), lambda x: x.T.reshape(-1)),
+    "in place": (lambda xp, x: _then(x.copy(), lambda y: operator.imul(y, 3)), lambda x: x * 3),
+    "an element": (
+        lambda xp, x: _then(x + 0, lambda y: y[1, 2].fill(9)),
+        lambda x: _then(x + 0, lambda y: y.put(5, 9)),
+    ),
+    "a mask": (lambda xp, x: _then(x + 0, lambda y: operator.setitem(y, y > 3, 0)), lambda x: np.where(x > 3, 0, x)),
+    "a sum at ids": (
+        lambda xp, x: _then(xp.zeros((3, 3), np.float32), lambda y: xp.add.at(y, xp.full((2,), 1), x)),
+        lambda x: np.stack([0 * x[0], x.sum(0), 0 * x[0]]),
+    ),
+    "a number of the host": (lambda xp, x: x + xp.asarray(np.float32(4)), lambda x: x + 4),
+}
+
+
+def _then(array, change):
+    change(array)
+    return array
+
+
+@pytest.mark.parametrize(("work", "expected"), WORK.values(), ids=WORK.keys())
+def test_a_capture_does_nothing_and_a_launch_computes_from_what_is_there_then(xp, work, expected):
+    x, out = xp.zeros((2, 3), np.float32), xp.asarray(np.full((3, 3), 7, np.float32))
+    with capturing(xp) as held:
+        result = work(xp, x)
+        out[: result.shape[0] if result.ndim == 2 else 1].fill(result.ndim)
+    assert out.tolist() == [[7] * 3] * 3 and np.isnan(result.get()).all() and not x.get().any()
+    for offset in (0, 10):
+        x.set(np.arange(6, dtype=np.float32).reshape(2, 3) + offset)
+        held.graph.launch()
+        got, host = result.get(), x.get()
+        np.testing.assert_array_equal(got, expected(host))
+        assert out.tolist() != [[7] * 3] * 3
+
+
+def test_an_invalid_capture_gives_no_graph_and_leaves_stream_and_memory_as_they_were(xp):
+    x, stream = xp.zeros((3,)), xp.cuda.Stream(non_blocking=True)
+    with stream:
+        for meet in (x.tolist, lambda: x.set(np.ones(3)), stream.synchronize, lambda: x[x > 0], lambda: bool(x[0])):
+            stream.begin_capture()
+            x.fill(1)
+            with pytest.raises(xp.cuda.runtime.CUDARuntimeError, match="cudaErrorStreamCaptureUnsupported"):
+                meet()
+            with pytest.raises(RuntimeError, match="invalidated"):
+                stream.is_capturing()
+            with pytest.raises(xp.cuda.runtime.CUDARuntimeError, match="cudaErrorStreamCaptureInvalidated"):
+                stream.end_capture()
+            assert not stream.is_capturing() and x.tolist() == [0, 0, 0]
+    with pytest.raises(RuntimeError, match="default"):
+        xp.cuda.Stream.null.begin_capture()
+    with pytest.raises(xp.cuda.runtime.CUDARuntimeError, match="not capturing"):
+        stream.end_capture()
+
+
+def test_a_graph_refuses_memory_that_has_gone_to_others(xp):
+    x, out = xp.zeros((3,)), xp.zeros((3,))
+    with capturing(xp) as held:
+        out[...] = x + 1
+    held.graph.launch()
+    del held.pool
+    with pytest.raises(xp.cuda.runtime.CUDARuntimeError, match="cudaErrorIllegalAddress"):
+        held.graph.launch()
+    with capturing(xp) as held:
+        out[...] = x
+    del x
+    with pytest.raises(xp.cuda.runtime.CUDARuntimeError, match="cudaErrorIllegalAddress"):
+        held.graph.launch()
+
+
+def pinned(xp, count):
+    return np.frombuffer(xp.cuda.alloc_pinned_memory(4 * count), np.float32, count)
+
+
+def test_copies_with_pinned_memory_are_late_and_those_with_pageable_memory_are_not(xp):
+    stream, x = xp.cuda.Stream(non_blocking=True), xp.zeros((2,), np.float32)
+    there, back = pinned(xp, 2), pinned(xp, 2)
+    there[:] = 1
+    x.set(there, stream)
+    there[:] = 2  # before the copy was waited for: that is what arrives
+    assert x.tolist() == [0, 0]
+    stream.synchronize()
+    assert x.tolist() == [2, 2]
+    pageable = np.full(2, 5, np.float32)
+    x.set(pageable, stream)
+    pageable[:] = 6
+    with stream:
+        assert x.tolist() == [5, 5]
+        reads = cupy_standin.ndarray.reads
+        assert x.get(out=back, blocking=False) is back and not back.any()
+        assert cupy_standin.ndarray.reads == reads and not stream.done
+        assert stream.done and back.tolist() == [5, 5]
+
+
+def test_an_event_brings_what_was_asked_for_before_it_and_only_that(xp):
+    stream, other = xp.cuda.Stream(non_blocking=True), xp.cuda.Stream(non_blocking=True)
+    first, second = pinned(xp, 2), pinned(xp, 2)
+    x, y = xp.zeros((2,), np.float32), xp.zeros((2,), np.float32)
+    first[:], second[:] = 1, 2
+    x.set(first, stream)
+    event = stream.record()
+    y.set(second, stream)
+    other.wait_event(event)
+    assert x.tolist() == y.tolist() == [0, 0]  # on the default stream, which waits for neither
+    with other:
+        assert x.tolist() == [1, 1] and y.tolist() == [0, 0]
+    assert event.done
+    waits = xp.cuda.Stream.waits
+    last = stream.record(xp.cuda.Event(disable_timing=True))
+    last.synchronize()
+    assert y.tolist() == [2, 2] and xp.cuda.Stream.waits == waits + 1
+    with pytest.raises(xp.cuda.runtime.CUDARuntimeError, match="time"):
+        xp.cuda.get_elapsed_time(event, last)
+    assert xp.cuda.get_elapsed_time(event, stream.record()) >= 0
+
+
+def test_blocking_streams_and_the_default_one_wait_for_each_other(xp):
+    there, x = pinned(xp, 2), xp.zeros((2,), np.float32)
+    there[:] = 3
+    x.set(there, xp.cuda.Stream())
+    stream = xp.cuda.Stream()
+    x.set(there, stream)
+    assert x.tolist() == [3, 3]
+
+
+def test_copies_with_pinned_memory_are_captured(xp):
+    there, back, x = pinned(xp, 2), pinned(xp, 2), xp.zeros((2,), np.float32)
+    with capturing(xp) as held:
+        x.set(there)
+        x *= 2
+        x.get(out=back, blocking=False)
+    assert not x.get().any()
+    for number in (1, 2):
+        there[:] = number
+        held.graph.launch()
+        assert x.tolist() == back.tolist() == [2 * number] * 2
 
 
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")

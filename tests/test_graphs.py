@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import gc
 import sys
 import weakref
@@ -107,11 +109,11 @@ def test_an_array_that_was_copied_outside_is_the_old_one(graphs: Graphs, xp: Any
     copies = [given.copy()]
 
     def work() -> None:
-        out[...] = copies[0] + 1
+        out[...] = copies[-1] + 1
 
     for number in range(4):
         given.fill(number)
-        copies[0] = given.copy()
+        copies.append(given.copy())
         graphs.run("a", work)
     assert out.tolist() == [2, 2]
 
@@ -275,6 +277,47 @@ def test_a_graph_keeps_the_workspaces_that_it_was_captured_with(graphs: Graphs, 
     kept = [[w._host for w in graphs._graphs[key].workspaces] for key in "ab"]
     assert [[w.nbytes for w in pair] for pair in kept] == [[1000, 1000], [5000, 9000]]
     assert kept[0][0] is first() and kept[1][0] is second() and kept[1][1] is third()
+
+
+@pytest.mark.parametrize("fault", ["no pool of its own", "its pool let go", "its workspace let go"])
+def test_a_graph_whose_memory_went_to_others_would_be_seen(
+    graphs: Graphs, said: list[str], monkeypatch: pytest.MonkeyPatch, xp: Any, fault: str
+) -> None:
+    """Else the tests above, which all replay, would not show that the graph keeps what it must."""
+
+    def work() -> None:
+        scratch = memory.empty((3,))
+        scratch[...] = out
+        out[...] = scratch + 1
+        memory.workspace(100).fill(1)
+
+    out = memory.zeros((3,))
+    if fault == "no pool of its own":
+        monkeypatch.setattr(xp.cuda, "using_allocator", lambda allocator: contextlib.nullcontext())
+    graphs.run("a", work)
+    if fault == "no pool of its own":
+        with pytest.raises(RuntimeError, match="cudaErrorIllegalAddress"):
+            graphs.run("a", work)
+        return
+    assert [graphs.run("a", work) for _ in range(2)] == ["captured", "replayed"]
+    lost = {"its pool let go": {"pool": None}, "its workspace let go": {"workspaces": ()}}[fault]
+    graphs._graphs["a"] = dataclasses.replace(graphs._graphs["a"], **lost)
+    memory.workspace(1000)
+    gc.collect()
+    with pytest.raises(RuntimeError, match="cudaErrorIllegalAddress"):
+        graphs.run("a", work)
+
+
+def test_an_array_that_its_owner_let_go_is_seen(graphs: Graphs, xp: Any) -> None:
+    inputs, out = [memory.zeros((3,))], memory.zeros((3,))
+
+    def work() -> None:
+        out[...] = inputs[0] + 1
+
+    assert [graphs.run("a", work) for _ in range(3)] == ["eager", "captured", "replayed"]
+    inputs.clear()
+    with pytest.raises(RuntimeError, match="cudaErrorIllegalAddress: the graph uses memory that has been given back"):
+        graphs.run("a", work)
 
 
 def test_the_stream_is_not_the_default_one_and_nests(graphs: Graphs, xp: Any) -> None:
