@@ -84,7 +84,7 @@ class Graphs:
         The first run is eager: it compiles and loads kernels, which a capture cannot, fills tables, and grows the workspace.
         The second is captured and launched, later ones only launched. On the CPU every run is eager. Where the capture
         fails, that run and all later ones with the key are eager, so `work` may be called twice in one run; what it raises
-        then is raised. Nothing here waits for the device.
+        then is raised. Only the run that captures waits for the device.
         """
         if device.current() == "cpu":
             work()
@@ -127,6 +127,8 @@ class Graphs:
     def _capture(self, key: Hashable, work: Callable[[], None]) -> bool:
         """Record `work` as the key's graph; False, having said why, where that cannot be done. Nothing is executed."""
         cuda, stream = device.module().cuda, self.stream
+        # What the eager run left in CuPy's pool goes first: the graph's own pool takes as much once more.
+        memory.trim()
         pool = cuda.MemoryPool()
         # The workspace before and after: work that grows it has launched on both. What lay between is of the pool.
         before = memory.workspace(0)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pycap import backends, device, memory
+from pycap import arena, backends, device, memory
 from pycap.backends import kernels
 from pycap.graphs import Graphs
 from tests import cupy_standin
@@ -127,6 +127,40 @@ def test_keys_have_graphs_of_their_own(graphs: Graphs) -> None:
     assert out[2].tolist() == [4, 4] and out[3].tolist() == [3, 3, 3] and len(graphs) == 2
 
 
+def test_shapes_share_an_arena_and_each_replay_is_right(graphs: Graphs) -> None:
+    """Ranges that steps overwrite in turn: a graph takes nothing from an earlier launch, of itself or of another."""
+
+    def step(given: Any, out: Any) -> None:
+        x = memory.empty(given.shape)
+        x[...] = given * 2
+        y = memory.empty(given.shape)
+        y[...] = x + 1
+        del x
+        z = memory.empty(given.shape)  # where x was
+        z[...] = y * y
+        out[...] = z
+
+    given, out = ({rows: memory.zeros((rows, 3)) for rows in (2, 5)} for _ in range(2))
+    layouts = {}
+    for rows in given:
+        with device.use("cpu"), arena.trace() as seen:
+            step(np.zeros((rows, 3), np.float32), np.zeros((rows, 3), np.float32))
+        layouts[rows] = arena.plan(seen)
+    room = arena.Arena.of(list(layouts.values()))
+    ways = []
+    for number in range(12):
+        rows = (2, 5, 2, 5, 5, 2)[number % 6]
+        given[rows].fill(number)
+
+        def work(rows: int = rows) -> None:
+            with room.serving(layouts[rows]):
+                step(given[rows], out[rows])
+
+        ways.append(graphs.run(rows, work))
+        assert (out[rows].get() == (2 * number + 1) ** 2).all()
+    assert ways == ["eager"] * 2 + ["captured"] * 2 + ["replayed"] * 8
+
+
 # What cannot be captured ----------------------------------------------------------------------------------------------
 
 HOST: dict[str, Callable[[Any], Any]] = {
@@ -161,6 +195,8 @@ def test_work_that_meets_the_host_is_eager_with_a_reason(
     other = memory.zeros((1,))
     assert [graphs.run("b", lambda: other.__iadd__(1)) for _ in range(3)] == ["eager", "captured", "replayed"]
     assert other.tolist() == [3]
+    graphs.clear()
+    assert [graphs.run("T=20", lambda: other.__iadd__(1)) for _ in range(3)] == ["eager", "captured", "replayed"]
 
 
 def test_what_raises_in_a_capture_only_is_told_and_done_eagerly(graphs: Graphs, said: list[str]) -> None:
@@ -191,6 +227,18 @@ def test_an_error_of_the_work_itself_is_raised(graphs: Graphs, said: list[str]) 
             graphs.run("a", work)
     assert len(said) == 1 and not graphs.stream.is_capturing()
     assert device.module().cuda.get_current_stream() is device.module().cuda.Stream.null
+
+
+def test_what_raises_at_first_has_not_been_run(graphs: Graphs) -> None:
+    def work() -> None:
+        calls.append(graphs.stream.is_capturing())
+        if len(calls) == 1:
+            raise ValueError("once")
+
+    calls: list[bool] = []
+    with pytest.raises(ValueError, match="once"):
+        graphs.run("a", work)
+    assert [graphs.run("a", work) for _ in range(2)] == ["eager", "captured"] and calls == [False, False, True]
 
 
 def test_an_interrupt_ends_the_capture_and_is_no_reason_for_anything(graphs: Graphs, said: list[str]) -> None:
@@ -251,11 +299,24 @@ def test_what_is_made_in_a_capture_lives_as_long_as_its_graph(graphs: Graphs, xp
     graphs.run("a", work)
     assert pool.total_bytes() == before
     assert out.tolist() == [3] * 256
-    alive = weakref.ref(pool)
+    alive, waits = weakref.ref(pool), xp.cuda.Stream.waits
     graphs.clear()
+    assert xp.cuda.Stream.waits == waits + 1  # no memory is freed that a launch still uses
     del pool
     gc.collect()
     assert alive() is None and len(graphs) == 0 and graphs.run("a", work) == "eager"
+
+
+def test_the_eager_runs_memory_goes_before_the_graph_takes_as_much(
+    graphs: Graphs, xp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[bool] = []
+    monkeypatch.setattr(
+        xp.get_default_memory_pool(), "free_all_blocks", lambda: freed.append(graphs.stream.is_capturing())
+    )
+    out = memory.zeros((1,))
+    seen = [(graphs.run("a", lambda: out.__iadd__(1)), list(freed)) for _ in range(3)]
+    assert seen == [("eager", []), ("captured", [False]), ("replayed", [False])]
 
 
 def test_a_graph_keeps_the_workspaces_that_it_was_captured_with(graphs: Graphs, xp: Any) -> None:
