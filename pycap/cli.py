@@ -41,7 +41,6 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor",
         help="what this machine has, which kernels run where, and how much memory a training run needs",
-        allow_abbrev=False,
     )
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.add_argument(

@@ -15,6 +15,7 @@ import pytest
 from pycap import arena, backends, device, memory
 from pycap.arena import ALIGN, Arena, ArenaError, Layout, Trace
 from pycap.autograd import Tensor
+from pycap.backends.dry import dry_run
 from pycap.models.nic import NIC
 from pycap.models.vgg import VGG
 from pycap.nn.layers import place_dropout
@@ -304,6 +305,26 @@ def test_a_joint_step_in_the_arena_is_the_pools_bit_for_bit(kernels):
     from_arena = run(lambda: room.serving(layout))
     assert len({value for value, _ in from_pool}) == 4
     assert from_arena == from_pool
+
+
+def test_a_model_on_the_gpu_is_traced_where_it_lies(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", cupy_standin.make())
+    monkeypatch.setattr(device, "missing_driver", lambda: "")
+    with backends.use("reference", "cuda"):
+        model = small_model()
+        arena.prepare_gradients(model.named_parameters().values())
+        before = {name: device.to_host(array) for name, array in model.state_arrays().items()}
+        with dry_run(), arena.trace() as seen:  # arrays of the host among the model's own
+            joint_step(model, 99)
+        assert gradients(model).keys() == before.keys()
+        assert all((device.to_host(array) == before[name]).all() for name, array in model.state_arrays().items())
+        layout = arena.plan(seen)
+        traced = layout_of_joint_step()
+        assert [r.nbytes for r in layout.requests] == [
+            r.nbytes for r in traced.requests
+        ] and layout.nbytes == traced.nbytes
+        room = Arena.of([layout])
+        assert run(lambda: room.serving(layout)) == run(memory.persistent)
 
 
 def test_a_life_that_is_planned_too_short_shows(kernels):

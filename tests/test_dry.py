@@ -37,6 +37,13 @@ def test_the_gpus_kernels_serve_and_leave_their_outputs_as_they_are():
         assert backends.kernels.linear_forward is cpp.linear_forward and not launching.suppressed()
 
 
+def test_kernels_that_nobody_selected_are_still_not_selected_afterwards(monkeypatch):
+    monkeypatch.setattr(backends, "kernels", type(backends.kernels)())
+    with dry_run(ARCH):
+        assert backends.kernels.linear_forward is triton.linear_forward
+    assert not backends.kernels.__dict__
+
+
 def test_another_gpu_is_planned_for():
     here = launching.arch(), launching.interpreting()
     with dry_run("sm_80", 108):

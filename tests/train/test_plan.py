@@ -111,6 +111,11 @@ def test_a_frozen_cnn_stores_nothing_and_words_are_learned_in_the_same_arena():
     assert first_maps < frozen.activations < 0.4 * joint.activations
     words = plan.plan(dataclasses.replace(COCO, pretrain_words=3), VOCABULARY)
     assert words.activations >= joint.activations and words.weights == joint.weights + 4 * VOCABULARY * 4097
+    sizes = {"image_size": 32, "resize": 32, "fc_size": 4096, "rnn_size": 16, "input_encoding_size": 16}
+    small = TrainConfig(batch_size=8, cnn="vgg_micro", max_length=30, **sizes)
+    said = 8 * 5 * 31 * (4096 + VOCABULARY) * 4  # an image's vector and the logits' gradient for each word
+    assert plan.plan(dataclasses.replace(small, pretrain_words=3), VOCABULARY).activations > said
+    assert plan.plan(small, VOCABULARY).activations < said
 
 
 def test_the_largest_micro_batch_that_fits_is_taken():
@@ -126,6 +131,7 @@ def test_the_largest_micro_batch_that_fits_is_taken():
         found = plan.fit(config, VOCABULARY, available)
         assert found == by_passes[passes + 1] and found.total <= available
         assert found.summary().endswith(f"; micro-batch {-(-100 // (passes + 1))}, {passes + 1} passes a step")
+        assert found.validation == whole.validation and found.activations < whole.activations
     asked = dataclasses.replace(config, micro_batch=30)
     assert plan.fit(asked, VOCABULARY, whole.total).micro_batch == 30
     assert plan.fit(asked, VOCABULARY, by_passes[4].total - 1).micro_batch == 20
