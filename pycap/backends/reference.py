@@ -386,7 +386,8 @@ def linear_xent_backward(
 def log_softmax_topk(values: Array, indices: Array, logits: Array, suppress: Sequence[int]) -> None:
     xp = array_module(logits)
     logp = logits.copy()
-    logp[:, list(suppress)] = -xp.inf
+    for number in suppress:
+        logp[:, number] = -xp.inf
     logp -= logp.max(1, keepdims=True)
     logp -= xp.log(xp.exp(logp).sum(1, keepdims=True))
     order = xp.argsort(-logp, axis=1, kind="stable")[:, : values.shape[1]]

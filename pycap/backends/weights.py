@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -53,6 +53,11 @@ class WeightCache:
                 self._nbytes += size
         return made
 
+    def forms(self) -> tuple[Any, ...]:
+        """What is kept now, for who has taken its addresses (a captured graph) and may outlive a `clear`."""
+        with self._lock:
+            return tuple(self._forms.values())
+
     def clear(self) -> None:
         """Let every form go: the weights have changed, or the memory is needed."""
         with self._lock:
@@ -86,6 +91,11 @@ def constant_weights(cache: WeightCache) -> Iterator[None]:
 def weight_cache() -> WeightCache | None:
     """The cache of the innermost `constant_weights` around the caller; None where weights may change at any time."""
     return _active.get()
+
+
+def weights_version() -> int:
+    """A number that every `weights_changed` raises."""
+    return _changes
 
 
 def weights_changed() -> None:

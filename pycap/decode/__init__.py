@@ -37,7 +37,8 @@ def beam_search(
     images [N,S,S,3], normalised. max_length: most words of a sentence, END not counted; what has not ended by then is taken
     as it is. suppress: ids that are never produced (padding, START, UNK). length_penalty: sentences are ranked by
     logprob / (words + 1) ** length_penalty. An image whose best unfinished beam cannot overtake its finished ones any more
-    is done. Ties go to the earlier beam, then to the smaller id, so results do not depend on the batch.
+    is done. Ties go to the earlier beam, then to the smaller id, so results do not depend on the batch. Where the model's
+    probabilities are not numbers, one empty sentence of log-probability NaN is found.
 
     On a GPU the search runs there, for up to `MOST_BEAMS` beams: searches keeps what one of them leaves for the next.
     ValueError for a beam_size or max_length below 1.

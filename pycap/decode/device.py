@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any, Protocol
 
@@ -9,9 +10,13 @@ import numpy as np
 
 from pycap import memory, ops
 from pycap.autograd import Tensor, no_grad
-from pycap.backends import kernels
-from pycap.decode.rules import Hypothesis, Rules, best
-from pycap.device import assign, to_device, to_host
+from pycap.backends import float32_products, kernels, named, weight_cache
+from pycap.backends.weights import weights_version
+from pycap.decode.rules import NOTHING, Hypothesis, Rules, best
+from pycap.device import address, assign, to_device, to_host
+from pycap.graphs import Graphs
+
+log = logging.getLogger(__name__)
 
 MOST_BEAMS = 16  # what the kernel takes
 #: What `beam_select` reads and writes, in its order.
@@ -72,7 +77,8 @@ class Board:
 class Search:
     """Searches of N images by one model under the same rules, one after another, in the same memory.
 
-    An image that is done stays in the batch: its rows go on being computed, and count for nothing.
+    An image that is done stays in the batch: its rows go on being computed, and count for nothing. On a GPU the second step is
+    captured as a CUDA graph, which later ones replay: it holds the addresses of this memory and of the model's weights.
     """
 
     def __init__(self, model: Any, images: int, rules: Rules) -> None:
@@ -82,20 +88,25 @@ class Search:
         self._first_rows = to_device(self._first)
         self._penalties = memory.asarray([rules.divisor(words) for words in range(rules.max_length + 1)], np.float64)
         self._state: Any = None
+        self._graphs = Graphs(log.warning, lambda key: f"a step of beam search with {key} rows", limit=1)
+        self._held: Any = ()
 
     def run(self, state: State) -> list[list[Hypothesis]]:
         """The best sentences after `state` [N, ...], which `model.begin` gave."""
         most = self._rules.max_length
-        self._board.begin()
-        if self._state is None:
-            self._state = state.rows(self._first)
-        else:
-            state.rows_into(self._state, self._first_rows)
-        for step in range(1, most + 1):
-            self._step()
-            if step % LOOK_EVERY == 0 and step < most and to_host(self._board.arrays["done"]).all():
-                break
-        return self._sentences()
+        with self._graphs.on_stream():
+            self._board.begin()
+            if self._state is None:
+                self._state = state.rows(self._first)
+            else:
+                state.rows_into(self._state, self._first_rows)
+            for step in range(1, most + 1):
+                if self._graphs.run(len(self._first), self._step) == "captured":
+                    cache = weight_cache()
+                    self._held = cache.forms() if cache is not None else ()
+                if step % LOOK_EVERY == 0 and step < most and to_host(self._board.arrays["done"]).all():
+                    break
+            return self._sentences(self._board.on_host())
 
     def _step(self) -> None:
         """Feed each beam its word and choose the next beams. Nothing is read back."""
@@ -105,9 +116,9 @@ class Search:
         kernels.beam_select(*(on[name] for name in _WRITTEN), values, ids, self._penalties, rules.end)
         state.rows_into(self._state, on["parents"])
 
-    def _sentences(self) -> list[list[Hypothesis]]:
+    def _sentences(self, found: dict[str, np.ndarray]) -> list[list[Hypothesis]]:
         """Each image's sentences, followed back from where they end."""
-        found, k = self._board.on_host(), self._rules.beam_size
+        k = self._rules.beam_size
         parents, words = found["history"].tolist()
         (scores, logprobs), (lengths, ends) = found["finished"].tolist(), found["origins"].tolist()
 
@@ -132,28 +143,30 @@ class Search:
                     for beam, score in enumerate(standing)
                     if score > -np.inf
                 ]
-            results.append(best(sentences, k))
+            results.append(best(sentences, k) or [NOTHING])
         return results
 
 
 class Searches:
-    """What the searches of one model leave for the next: their memory, by the number of images and the rules.
+    """What the searches of one model leave for the next: memory and graphs, by the number of images and the rules.
 
-    One search runs at a time; others wait for it. limit: how many are kept, the latest ones.
+    One search runs at a time; others wait for it. limit: how many are kept, the latest ones. All are dropped where the weights
+    have changed, lie elsewhere, or would be multiplied in another way.
     """
 
     def __init__(self, limit: int = 8) -> None:
         self._limit = limit
         self._kept: dict[tuple[int, Rules], Search] = {}
-        self._model: Any = None
+        self._standing: tuple[Any, ...] = ()
         self._lock = threading.Lock()
 
     def run(self, model: Any, images: Tensor, rules: Rules) -> list[list[Hypothesis]]:
         """`device_beam_search` in memory that an earlier search has left, if there is any."""
         with self._lock, no_grad():
-            if model is not self._model:
+            standing = _standing(model)
+            if standing != self._standing:
                 self._kept.clear()
-                self._model = model
+                self._standing = standing
             key = (images.shape[0], rules)
             search = self._kept.pop(key, None) or Search(model, *key)
             self._kept[key] = search  # the latest stands last
@@ -162,12 +175,19 @@ class Searches:
             return search.run(model.begin(images))
 
 
+def _standing(model: Any) -> tuple[Any, ...]:
+    """What a captured step takes for granted: the weights' addresses, their prepared forms, the kernels."""
+    weights = tuple(map(address, model.state_arrays().values()))
+    return model, weights, weights_version(), weight_cache(), float32_products(), named()
+
+
 def device_beam_search(
     model: Any, images: Tensor, rules: Rules, searches: Searches | None = None
 ) -> list[list[Hypothesis]]:
     """`beam_search` on the current device, whichever it is: what `host_beam_search` finds, to the last bit where the model's
     logits of a row do not depend on the other rows.
 
-    The model's states have `rows_into` too, and `advance` takes words that lie on the device. searches: keeps the memory.
+    Beyond a `Decoder` the model has `state_arrays()`, its weights by name, and `advance` takes words that lie on the device;
+    its states are `State`s. searches: keeps memory and graphs for the next search.
     """
     return (searches or Searches()).run(model, images, rules)

@@ -8,7 +8,7 @@ import numpy as np
 
 from pycap import ops
 from pycap.autograd import Tensor, no_grad
-from pycap.decode.rules import Hypothesis, Rules, best
+from pycap.decode.rules import NOTHING, Hypothesis, Rules, best
 from pycap.device import to_host
 
 
@@ -48,7 +48,7 @@ def host_beam_search(model: Decoder, images: Tensor, rules: Rules) -> list[list[
                 chosen: list[tuple[int, int, float]] = []  # (beam, word, score) of the beams that go on
                 for rank, flat in enumerate(order[a]):
                     total = float(totals[a, flat])
-                    if len(chosen) == k or total == -np.inf:
+                    if len(chosen) == k or not total > -np.inf:  # NaN comes last
                         break
                     beam, word = int(flat) // wide, int(ids[a, flat])
                     if word == rules.end:
@@ -72,7 +72,7 @@ def host_beam_search(model: Decoder, images: Tensor, rules: Rules) -> list[list[
             stands = [(ids, float(score)) for ids, score in zip(beams[a], scores[a], strict=True) if score > -np.inf]
             cut = [_hypothesis(ids, score, rules) for ids, score in stands]
             finished[image] = best(finished[image] + cut, k)
-    return finished
+    return [sentences or [NOTHING] for sentences in finished]
 
 
 def _hypothesis(ids: tuple[int, ...], logprob: float, rules: Rules) -> Hypothesis:

@@ -41,6 +41,10 @@ class Hypothesis:
     score: float
 
 
+#: What is found where the model's probabilities are not numbers.
+NOTHING = Hypothesis((), float("nan"), float("nan"))
+
+
 def best(hypotheses: list[Hypothesis], k: int) -> list[Hypothesis]:
     """The k best, best first; of equal ones the earlier."""
     return sorted(hypotheses, key=lambda h: -h.score)[:k]

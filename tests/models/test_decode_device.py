@@ -91,11 +91,16 @@ def test_it_stops_soon_after_all_images_are_done() -> None:
     assert found[0].ids == () and model.steps == 4
 
 
-def test_a_model_that_is_nowhere_sure_of_a_number_has_nothing_to_say() -> None:
-    model = Hashing(0, 2, 0.0)
-    model.table[:] = np.nan
+@pytest.mark.parametrize("k", [1, 3])
+def test_where_probabilities_are_not_numbers_one_empty_sentence_is_found(k: int) -> None:
+    model, rules = Hashing(0, 30, 0.7), Rules(k, 6, START, END, (0, START))
+    images = images_of(3)
+    model.table[(images.data.astype(int)[1] + 11) * 31 % 251 + START + 1] = np.nan
     with np.errstate(invalid="ignore"):
-        assert device_beam_search(model, images_of(2), Rules(1, 3, START, END, (0, START))) == [[], []]
+        found = [search(model, images, rules) for search in (host_beam_search, device_beam_search)]
+    assert found[0] == found[1]
+    assert [(h.ids, np.isnan(h.logprob)) for h in found[0][1]] == [((), True)]
+    assert all(len(beams) == k and beams[0].logprob < 0 for beams in (found[0][0], found[0][2]))
 
 
 def _ids(found: list[list[Hypothesis]]) -> list[list[tuple[int, ...]]]:

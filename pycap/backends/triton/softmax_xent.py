@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -74,7 +74,7 @@ def linear_xent_backward(
     linear.backward_weight(dw, db, dlogits, h, None, scale, betas[1], betas[2])
 
 
-@lru_cache(maxsize=64)
+@cache  # for good: a captured graph may have its address
 def _suppressed(where: tuple[str, int], ids: tuple[int, ...]) -> Array:
     return to_device(np.array(ids, np.int32))
 
