@@ -16,7 +16,7 @@ from pycap.arena import Arena
 from pycap.autograd import Tensor
 from pycap.backends import cpp, triton
 from pycap.backends.cuda import native
-from pycap.backends.dry import ARCH, dry_run
+from pycap.backends.dry import ARCH, applies, dry_run
 from pycap.backends.triton import launching
 from tests import cupy_standin
 
@@ -57,12 +57,15 @@ def test_another_gpu_is_planned_for():
 
 
 def test_the_selected_backends_are_asked_where_no_gpu_is_named(monkeypatch):
-    with backends.use("cpp"), pytest.raises(backends.BackendError, match="cannot be run dry"), dry_run():
-        pass
+    with backends.use("cpp"):
+        assert not applies()
+        with pytest.raises(backends.BackendError, match="cannot be run dry"), dry_run():
+            pass
     monkeypatch.setitem(sys.modules, "cupy", cupy_standin.make())
     monkeypatch.setattr(device, "missing_driver", lambda: "")
     with backends.use("reference", "cuda"):
         monkeypatch.setitem(backends.kernels.__dict__, "linear_forward", triton.linear_forward)
+        assert applies()
         here = device.module().full((2, 3), 7.0, np.float32)
         with dry_run():
             assert launching.assumed() is None and launching.suppressed() and device.current() == "cpu"

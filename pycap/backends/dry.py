@@ -44,13 +44,29 @@ def dry_run(arch: str | None = None, multiprocessors: int = MULTIPROCESSORS) -> 
         backends.kernels.__dict__.update(held)
 
 
+def applies() -> bool:
+    """Whether every backend that was selected can be run dry: a GPU's, or the reference."""
+    found = (getattr(backends.kernels, name) for name in backends.PRIMITIVES)
+    return all(_launches(primitive) or _computes(primitive) for primitive in found)
+
+
+def _launches(primitive: Any) -> bool:
+    """Whether it is Triton's or CUDA's, whose launches can be suppressed."""
+    return primitive.__module__.startswith(("pycap.backends.triton", "pycap.backends.cuda"))
+
+
+def _computes(primitive: Any) -> bool:
+    """Whether it is the reference's, which asks `memory` for nothing."""
+    return primitive.__module__.startswith("pycap.backends.reference")
+
+
 def _dry(name: str, primitive: Any) -> Any:
-    """A primitive that launches nothing while launches are suppressed: Triton's and CUDA's do so themselves."""
-    if primitive is None or primitive.__module__.startswith(("pycap.backends.triton", "pycap.backends.cuda")):
+    """A primitive that does nothing but ask for memory."""
+    if primitive is None or _launches(primitive):
         return primitive
-    if not primitive.__module__.startswith("pycap.backends.reference"):
+    if not _computes(primitive):
         raise backends.BackendError(f"{name} of {primitive.__module__} cannot be run dry: plan for a GPU, as {ARCH}")
-    return _no_sum if name == "sum_squares" else _nothing  # the reference asks memory for nothing
+    return _no_sum if name == "sum_squares" else _nothing
 
 
 def _nothing(*arguments: Any, **how: Any) -> None:
