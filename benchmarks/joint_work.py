@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from pycap.config import FIELDS, TYPES, TrainConfig
-from pycap.data.loader import Batch
+from pycap.data import DataError
+from pycap.data.loader import Batch, Loader, empty_pixels
 from pycap.data.vocab import END, PAD, START, UNK, Vocabulary
 from pycap.models.vgg import BLOCKS
+from pycap.training import sources
+from pycap.training.feed import Fed
 
 #: Words of COCO's training captions that are seen five times or more, with the four specials.
 COCO_WORDS = 9_956
@@ -41,7 +44,7 @@ TINY: dict[str, Any] = {
     "threads": 1,
     "device": "cpu",
 }
-TINY_WORDS = 60
+TINY_WORDS = 120
 #: Lengths of COCO's captions in words: mean and deviation.
 _LENGTH = (10.5, 2.2)
 
@@ -75,13 +78,20 @@ def vocabulary(words: int) -> Vocabulary:
     return Vocabulary([f"word{number}" for number in range(words - 4)])
 
 
-def batches(config: TrainConfig, count: int, words: int) -> list[Batch]:
-    """Decoded batches drawn from the config's seed: smooth images, random crops and flips, captions as long as COCO's."""
+def batches(
+    config: TrainConfig, count: int, words: int, allocate: Callable[[tuple[int, ...]], np.ndarray] = empty_pixels
+) -> list[Batch]:
+    """Decoded batches drawn from the config's seed: smooth images, random crops and flips, captions as long as COCO's.
+
+    allocate: gives the memory of a batch's images.
+    """
     rng = np.random.default_rng(np.random.SeedSequence([config.seed, 0xBA7C]))
     side, images = config.resize_to, config.batch_size
     made = []
     for index in range(count):
-        pixels = np.stack([_image(rng, side) for _ in range(images)])
+        pixels = allocate((images, side, side, 3))
+        for image in pixels:
+            image[...] = _image(rng, side)
         room = side - config.image_size + 1
         crops = rng.integers(0, (room, room, 2), (images, 3)).astype(np.int32)
         captions = images * config.seq_per_img
@@ -106,17 +116,33 @@ def _image(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.clip(smooth + rng.integers(-12, 13, (side, side, 3)), 0, 255).astype(np.uint8)
 
 
-def run_steps(trainer: Any, batches: Iterable[Batch]) -> list[float]:
-    """Losses of a Trainer's steps: through `launch`, where it can work ahead."""
-    if not hasattr(trainer, "launch"):
-        return [trainer.step(batch).loss for batch in batches]
+def run_steps(trainer: Any, batches: Iterable[Batch | Fed]) -> list[float]:
+    """Losses of a Trainer's steps, made as train.py makes them: a result is read when the next step is under way."""
     losses, pending = [], None
-    for batch in batches:
-        newer = trainer.launch(batch)
+    for item in batches:
+        batch, images = (item.batch, item.images) if isinstance(item, Fed) else (item, None)
+        if not hasattr(trainer, "launch"):
+            losses.append(trainer.step(batch).loss)
+            continue
+        newer = trainer.launch(batch, images)
         if pending is not None:
             losses.append(pending.result().loss)
         pending = newer
     return [*losses, pending.result().loss] if pending is not None else losses
+
+
+def jpeg_loader(config: TrainConfig, words: int, allocate: Callable[[tuple[int, ...]], np.ndarray]) -> Loader:
+    """Training batches of `config.data`, each image decoded each time it is used. DataError where it has too many words."""
+    source, config = sources.find(config, lambda text: None)
+    vocab = sources.vocabulary(source, config)
+    if len(vocab) > words:
+        raise DataError(f"{config.data}: {len(vocab)} words, the model has {words}: give --words {len(vocab)}")
+    threads = sources.workers(config)
+    return Loader(
+        source.train, vocab, sources.preprocess_spec(config), batch_size=config.batch_size, seq_per_img=config.seq_per_img,
+        max_length=config.max_length, train=True, seed=config.seed, workers=threads, prefetch=max(4, threads * 3 // 2),
+        flip=config.flip, cache_bytes=0, allocate=allocate,
+    )  # fmt: skip
 
 
 # FLOPs ----------------------------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +25,27 @@ import numpy as np
 from benchmarks import joint_work, machine
 from benchmarks.gpu_rows import table
 from benchmarks.nvml import Meter
+from benchmarks.peers.joint_gpu_rows import (
+    BOUNDS,
+    DRAWN_BOUND,
+    DTYPES,
+    Disagreement,
+    caption_row,
+    check,
+    input_rows,
+    step_rows,
+    summary,
+)
 from benchmarks.peers.joint_gpu_sides import SIDES, Captions, Task, serve
 from benchmarks.results import Row, Writer
 from benchmarks.sides import Unavailable
 from benchmarks.worker import Remote, SideError
 from pycap import device
 from pycap.config import ConfigError, TrainConfig
+from pycap.data import DataError, demo
 
 RESULTS = Path(__file__).parents[1] / "results" / "local" / "joint_gpu.jsonl"
 DISTRIBUTIONS = ("pycap-captioning", "numpy", "cupy-cuda13x", "triton", "ml_dtypes", "torch", "nvidia-cudnn-cu13")
-#: How far losses of the same step may lie apart, relatively, by precision. A loss is a mean over hundreds of words, of
-#: logits that passed 16 layers. fp32: roundings of 2^-24, magnified by sums of up to 25,000 products; tf32: factors
-#: rounded to 2^-12; bf16: to 2^-9, five of them in a row.
-BOUNDS = {"fp32": 1e-4, "tf32": 1e-3, "bf16": 1e-2}
-#: With dropout each side draws its own masks; the mean loss over a first turn hardly depends on them.
-DRAWN_BOUND = 0.05
-DTYPES = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}
-
-
-class Disagreement(RuntimeError):
-    """Two sides do not compute the same, so that their times must not be compared; the text has the numbers."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Options:
     beams: tuple[int, ...] = (3, 1)
     sides: tuple[str, ...] = tuple(SIDES)
     seconds: float = 600.0
+    input: bool = False
     rehearse: bool = False
 
 
@@ -154,6 +157,18 @@ class Comparison:
         if before is not None and after is not None:
             side.joules.append((after - before) / (count * self.task.config.batch_size))
 
+    def inputs(self) -> dict[str, list[float]]:
+        """By side, seconds of a step from JPEGs, by turns."""
+        seconds: dict[str, list[float]] = {name: [] for name in self.sides}
+        names = list(self.sides)
+        for turn in range(self.options.turns):
+            if turn and self._gone() > self.options.seconds:
+                break
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                count = max(1, self.sides[name].steps // len(self.sides[name].seconds))
+                seconds[name].append(self.sides[name].remote.call("pipeline", count)["seconds"])
+        return seconds
+
     def captions(self, beam: int) -> tuple[dict[str, list[float]], dict[str, Captions]]:
         """(By side, seconds of a batch by turns; what was said in the last)."""
         names = [name for name in ("pycap", "torch eager") if name in self.sides]
@@ -178,94 +193,6 @@ class Comparison:
             side.remote.close()
 
 
-def check(what: str, ours: np.ndarray, theirs: np.ndarray, bound: float) -> float:
-    """The largest relative distance. Disagreement where it is above `bound` or no number."""
-    if ours.shape != theirs.shape:
-        raise Disagreement(f"{what}: {ours.shape} numbers against {theirs.shape}; nothing is compared")
-    far = float(np.max(np.abs(ours - theirs) / np.abs(theirs)))
-    if not far <= bound:
-        raise Disagreement(
-            f"{what} differ by {far:.2g} of their size, allowed {bound:.2g}: {np.round(ours, 5).tolist()} against "
-            f"{np.round(theirs, 5).tolist()}; nothing is compared"
-        )
-    return far
-
-
-# Rows -----------------------------------------------------------------------------------------------------------------
-
-
-def _quantiles(prefix: str, seconds: Sequence[float]) -> Row:
-    low, middle, high = (float(np.quantile(seconds, q)) for q in (0.2, 0.5, 0.8))
-    return {f"{prefix}median_s": middle, f"{prefix}q20_s": low, f"{prefix}q80_s": high}
-
-
-def step_rows(made: Comparison, base: Row, flops: float, err: float) -> list[Row]:
-    """One row a peer, with a note where a peer has none."""
-    config, ours = made.task.config, made.sides["pycap"]
-    mode = "frozen" if config.freeze_cnn else "step"
-    base = {**base, "op": "joint", "mode": mode, "flops": flops, "ceilings": made.ceilings, "err": err}
-    base |= _quantiles("", ours.seconds) | {"calls": ours.steps, "peak_mib": ours.peak_mib}
-    base |= _rates("", ours, flops, made)
-    base["gflops"] = flops / base["median_s"] / 1e9
-    rows = []
-    for name in made.options.sides[1:]:
-        row = {**base, "peer": name}
-        if name in made.failed:
-            row["note"] = made.failed[name]
-        else:
-            peer = made.sides[name]
-            row |= _quantiles("peer_", peer.seconds) | _rates("peer_", peer, flops, made)
-            row |= {"peer_calls": peer.steps, "peer_peak_mib": peer.peak_mib, "peer_variant": peer.info["variant"]}
-            row["ratio"] = row["peer_median_s"] / row["median_s"]
-        rows.append(row)
-    return rows or [base]
-
-
-def _rates(prefix: str, side: Side, flops: float, made: Comparison) -> Row:
-    config, median = made.task.config, float(np.median(side.seconds))
-    ceiling = made.ceilings.get(DTYPES[config.precision])
-    return {
-        f"{prefix}images_per_s": config.batch_size / median,
-        f"{prefix}ceiling_pct": 100 * flops / ceiling / median if ceiling else None,
-        f"{prefix}device_mib": side.device_mib,
-        f"{prefix}joules": float(np.median(side.joules)) if side.joules else None,
-    }
-
-
-def caption_row(made: Comparison, base: Row, beam: int) -> Row:
-    """The searches of one width. Disagreement where the captions' log-probabilities are not the same."""
-    seconds, said = made.captions(beam)
-    config = made.task.config
-    row = {**base, "op": "captions", "mode": f"beam{beam}" if beam > 1 else "greedy"}
-    row |= _quantiles("", seconds["pycap"])
-    row["images_per_s"] = config.batch_size / row["median_s"]
-    if "torch eager" not in seconds:
-        return row
-    ours, theirs = (np.array([logprob for _, logprob in said[name]]) for name in ("pycap", "torch eager"))
-    row["err"] = check(f"log-probabilities of beam {beam}", ours, theirs, 2 * BOUNDS[config.precision])
-    row |= {"peer": "torch eager", **_quantiles("peer_", seconds["torch eager"])}
-    row["peer_images_per_s"] = config.batch_size / row["peer_median_s"]
-    row["ratio"] = row["peer_median_s"] / row["median_s"]
-    same = sum(a == b for (a, _), (b, _) in zip(said["pycap"], said["torch eager"], strict=True))
-    words = np.mean([len(text.split()) for text, _ in said["pycap"]])
-    row["note"] = f"{same} of {len(ours)} captions word for word; {words:.1f} words each"
-    return row
-
-
-def summary(row: Row) -> str:
-    """What the table does not show."""
-    parts = []
-    for key, form, unit in (
-        ("images_per_s", ".0f", "/s"), ("ceiling_pct", ".1f", "% of the ceiling"), ("peak_mib", ".0f", "MiB reserved"),
-        ("device_mib", ".0f", "MiB of the GPU"), ("joules", ".3f", "J an image"),
-    ):  # fmt: skip
-        if row.get(key) is not None:
-            peer = row.get(f"peer_{key}")
-            beside = f" (peer {peer:{form}})" if peer is not None else ""
-            parts.append(f"{row[key]:{form}}{beside} {unit}")
-    return f"{row['op']} {row['mode']} beside {row.get('peer')}: {', '.join(parts)}"
-
-
 def compare(task: Task, options: Options, meter: Meter | None, about: Row, writer: Writer) -> None:
     """Everything that the options ask for, row by row. Raises Disagreement, SideError, Unavailable."""
     config = task.config
@@ -282,6 +209,8 @@ def compare(task: Task, options: Options, meter: Meter | None, about: Row, write
         flops = joint_work.step_flops(config, joint_work.batches(config, task.batches, task.words), task.words)
         for row in step_rows(made, base, flops, err):
             _tell(writer, row)
+        for row in input_rows(made, base) if options.input else ():
+            _tell(writer, row)
         for name in ("pycap", "torch eager"):
             if name in made.sides and options.beams:
                 made.sides[name].remote.call("prepare_captions")
@@ -289,6 +218,18 @@ def compare(task: Task, options: Options, meter: Meter | None, about: Row, write
             _tell(writer, caption_row(made, base, beam))
     finally:
         made.close()
+
+
+def with_images(config: TrainConfig, folder: Path, rehearse: bool) -> TrainConfig:
+    """The config with JPEGs to train on (its own data's, else drawn ones of COCO's number of pixels) and threads to decode."""
+    workers = config.workers
+    if workers is None:
+        workers = 2 if rehearse else min(device.cpu_count(), 16)
+    if config.data is None:
+        images, size = (3 * config.batch_size, 72) if rehearse else (16 * config.batch_size, 512)
+        data = demo.generate(folder / "demo", train=images, val=1, size=size)
+        config = replace(config, stage="coco", data=data, word_count_threshold=1)
+    return replace(config, workers=workers)
 
 
 def _tell(writer: Writer, row: Row) -> None:
@@ -313,6 +254,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batches", type=int, default=4, help="different batches (default: %(default)s)")
     parser.add_argument("--words", type=int, default=joint_work.COCO_WORDS, help="vocabulary (default: COCO's)")
     parser.add_argument("--beams", default="3,1", help="widths of the searches (default: %(default)s; empty: none)")
+    parser.add_argument("--input", action="store_true", help="also from JPEGs: of --data, or of the drawn demo set")
     parser.add_argument("--seconds", type=float, default=600.0, help="begin no turn after so long")
     parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE")
     joint_work.add_options(parser)
@@ -338,7 +280,7 @@ def main(argv: Sequence[str]) -> int:
     task = Task(config, words, own.batches, own.agree, modes)
     beams = tuple(int(width) for width in own.beams.split(",") if width)
     turns = min(own.turns, 2) if own.rehearse else own.turns
-    options = Options(turns, own.turn_seconds, beams, sides, own.seconds, own.rehearse)
+    options = Options(turns, own.turn_seconds, beams, sides, own.seconds, own.input, own.rehearse)
     meter = None if own.rehearse else Meter()
     about: Row = {
         "commit": machine.commit(),
@@ -347,8 +289,11 @@ def main(argv: Sequence[str]) -> int:
     }
     writer = Writer(own.json)
     try:
-        compare(task, options, meter, about, writer)
-    except (Disagreement, SideError, Unavailable) as error:
+        with tempfile.TemporaryDirectory(prefix="pycap-joint-") as folder:
+            if own.input:
+                task = replace(task, config=with_images(config, Path(folder), own.rehearse))
+            compare(task, options, meter, about, writer)
+    except (Disagreement, SideError, Unavailable, DataError) as error:
         print(f"{error}", file=sys.stderr)
         return 1
     finally:

@@ -13,8 +13,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; make test PEERS=1 installs it")
 
 from benchmarks import joint_work
-from benchmarks.peers import joint_gpu, torch_decode, torch_joint, torch_joint_cuda
-from benchmarks.peers.joint_gpu import Comparison, Disagreement, Options, Side
+from benchmarks.peers import joint_gpu, joint_gpu_rows, torch_decode, torch_joint, torch_joint_cuda
+from benchmarks.peers.joint_gpu import Comparison, Options, Side
+from benchmarks.peers.joint_gpu_rows import Disagreement
 from benchmarks.peers.joint_gpu_sides import Task, initial
 from benchmarks.results import read
 from pycap import ops
@@ -58,6 +59,33 @@ def test_a_rehearsal_leaves_rows(options, tmp_path: Path, monkeypatch, capsys) -
     for row in (beam, greedy):
         assert row["err"] < 1e-3 and row["ratio"] > 0 and "4 of 4 captions word for word" in row["note"], row
     assert "losses agree to" in shown and "LSTM" in step["peer_variant"]
+
+
+def test_from_jpegs_it_is_the_same_step_and_more(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "joint.jsonl"
+    command = [
+        "--rehearse",
+        "--input",
+        "--sides",
+        "pycap,torch eager",
+        "--turns",
+        "1",
+        "--beams",
+        "",
+        "--json",
+        str(file),
+    ]
+    assert torch_joint.main(command) == 0, capsys.readouterr()
+    step, row = read(file)
+    assert (step["mode"], row["mode"], row["peer"]) == ("step", "input", "torch eager")
+    assert row["images_per_s"] == pytest.approx(4 / row["median_s"])
+    for side, held in (("", step["median_s"]), ("peer_", step["peer_median_s"])):
+        stall = 100 * (1 - held / row[f"{side}median_s"])
+        assert row[f"{side}stall_pct"] == pytest.approx(max(stall, 0.0))
+    assert row["ratio"] == pytest.approx(row["peer_median_s"] / row["median_s"])
+    command += ["--words", "20"]
+    assert torch_joint.main(command) == 1
+    assert "the model has 20: give --words" in capsys.readouterr().err
 
 
 def test_every_way_of_the_peer_comes_to_pycaps_loss_and_to_the_same_gradients() -> None:
@@ -186,7 +214,7 @@ def test_a_peer_that_cannot_is_a_row_with_the_reason() -> None:
     made.failed["torch compile"] = "no compiler"
     made.ceilings = {"bfloat16": 1e12}
     made.steps()
-    eager, compiled = joint_gpu.step_rows(made, {}, 5e9, 0.001)
+    eager, compiled = joint_gpu_rows.step_rows(made, {}, 5e9, 0.001)
     assert eager["ratio"] == 1.0 and eager["ceiling_pct"] == pytest.approx(50.0)
     assert compiled["note"] == "no compiler" and "ratio" not in compiled and compiled["peer"] == "torch compile"
 
