@@ -118,6 +118,13 @@ def test_a_frozen_cnn_stores_nothing_and_words_are_learned_in_the_same_arena():
     assert plan.plan(small, VOCABULARY).activations < said
 
 
+@pytest.mark.parametrize("config", [COCO, dataclasses.replace(COCO, cnn="vgg_micro", image_size=64, resize=64)])
+def test_shorter_captions_and_smaller_batches_fit_where_the_longest_do(config):
+    largest = plan.plan(config, VOCABULARY).activations
+    for changes in ({"max_length": 1}, {"max_length": 9}, {"max_length": 15}, {"batch_size": 63}, {"seq_per_img": 4}):
+        assert plan.plan(dataclasses.replace(config, **changes), VOCABULARY).activations <= largest
+
+
 def test_the_largest_micro_batch_that_fits_is_taken():
     config = dataclasses.replace(COCO, batch_size=100, precision="fp32")
     whole = plan.plan(config, VOCABULARY)
