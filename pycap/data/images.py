@@ -189,9 +189,11 @@ def decode_image(source: str | os.PathLike[str] | bytes, size: int, name: str | 
 
 def encode_jpeg(pixels: Pixels) -> bytes:
     """uint8 [H, W, 3] -> JPEG bytes at quality 95 without chroma subsampling: the same bytes for the same pixels."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
+    # Pillow lets other threads run while it encodes into a file of the system, but not into one of Python's.
+    with open(os.memfd_create("pycap-jpeg"), "w+b") if hasattr(os, "memfd_create") else io.BytesIO() as file:
+        Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        file.seek(0)
+        return file.read()
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:

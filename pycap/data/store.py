@@ -69,6 +69,7 @@ class ImageStore:
                 os.replace(self.path, aside)
                 self._note(f"{self.path}: the image store is corrupt ({error}); renamed to {aside.name}, made anew")
                 self._file = self._open()
+            self._data = self._file["data"]  # looked up once: that takes as long as to read a record
             _open_paths.add(self._real)
 
     def _note(self, message: str) -> None:
@@ -174,7 +175,7 @@ class ImageStore:
                 return None
             offset, length, crc = self._index[key]
             try:
-                record: bytes | None = self._file["data"][offset : offset + length].tobytes()
+                record: bytes | None = self._data[offset : offset + length].tobytes()
             except OSError as error:
                 self._note(f"{self.path}: {example.file_name} cannot be read ({error}); its source is read again")
                 record = None
@@ -218,7 +219,7 @@ class ImageStore:
             row["offset"], row["length"], row["crc"] = offset, len(jpeg), zlib.crc32(jpeg)
             offset += len(jpeg)
         try:
-            data, index = self._file["data"], self._file["index"]
+            data, index = self._data, self._file["index"]
             data.resize((offset,))
             data[self._end :] = np.frombuffer(block, np.uint8)
             self._file.flush()  # the data must be there before any row points at it

@@ -10,6 +10,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pycap.training.feed import TOLERATED
+
 Item = TypeVar("Item")
 
 _PLAIN_EVERY_S = 15.0
@@ -47,9 +49,13 @@ class Display:
         if self.bar:
             self.bar.stop()
 
-    def step(self, epoch: int, step: int, loss: float, rate: float) -> None:
-        """After each step. epoch: from 1. rate: images a second."""
+    def step(self, epoch: int, step: int, loss: float, rate: float, waited: float = 0.0) -> None:
+        """After each step. epoch: from 1. rate: images a second. waited: the part of the time in which images were waited
+        for (`Stall.share`), shown where it is more than is tolerated.
+        """
         note = f"loss {loss:.4f}  {rate:.0f} images/s"
+        if waited > TOLERATED:
+            note += f"  {100 * waited:.0f} % waiting for images"
         if self.bar:
             self.bar.update(self.task, completed=step, description=f"epoch {epoch}", note=note)
         elif time.monotonic() - self.printed >= _PLAIN_EVERY_S:

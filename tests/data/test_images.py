@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 
 import numpy as np
@@ -244,6 +245,24 @@ def test_jpeg_round_trip_is_close_and_repeatable():
     assert data == encode_jpeg(pixels)
     again = decode_image(data, 72)
     assert np.abs(again[..., :2].astype(int) - pixels[..., :2]).mean() < 2
+
+
+def test_jpegs_are_the_same_where_files_in_memory_are_not_to_be_had(monkeypatch):
+    pixels = np.random.default_rng(3).integers(0, 256, (72, 72, 3), dtype=np.uint8)  # some 15 kB
+    there = encode_jpeg(pixels)
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    assert encode_jpeg(pixels) == there
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the system does not list open files there")
+def test_encoding_leaves_no_file_open():
+    def opened() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = opened()
+    for _ in range(3):
+        encode_jpeg(pattern(16, 16))
+    assert opened() == before
 
 
 # -- the spec ---------------------------------------------------------------------------------------------------------
