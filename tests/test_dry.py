@@ -18,6 +18,9 @@ from pycap.backends import cpp, triton
 from pycap.backends.cuda import native
 from pycap.backends.dry import ARCH, applies, dry_run
 from pycap.backends.triton import launching
+from pycap.models.nic import NIC
+from pycap.models.vgg import VGG
+from pycap.nn.layers import place_dropout
 from tests import cupy_standin
 
 
@@ -112,6 +115,46 @@ def test_what_is_asked_of_memory_is_what_a_run_asks_and_can_be_planned_by():
         assert dry.peak < run.peak  # the interpreter leaves cycles behind, which hold arrays
         with memory.poisoned():
             assert step(arena.plan(dry)) == step()
+
+
+def joint_model() -> NIC:
+    rng = np.random.default_rng(0)
+    cnn = VGG("vgg_micro", 16, rng, width=0.25, fc_size=16, drop=0.25)
+    model = NIC(cnn, 11, rng, rnn_size=16, input_encoding_size=16, drop_prob_lm=0.25)
+    arena.prepare_gradients(model.named_parameters().values())
+    return model
+
+
+def joint_step(model: NIC, number: int) -> tuple[float, list[bytes]]:
+    """Forward and backward from bytes of images, the CNN in bfloat16; the loss and the gradients."""
+    rng = np.random.default_rng(number)
+    images, crops = rng.integers(0, 256, (2, 18, 18, 3)).astype(np.uint8), np.array([[0, 1, 0], [2, 2, 1]], np.int32)
+    tokens = rng.integers(1, 11, (4, 4)).astype(np.int32)
+    place_dropout(model, number, 0, 2, 2)
+    loss = model.loss(ops.pixels(images, crops, 16, (120,) * 3, (50,) * 3, device.bfloat16()), tokens)
+    value = loss.item()
+    loss.backward()
+    parameters = model.named_parameters().values()
+    for parameter in parameters:
+        parameter.fresh = False
+    return value, [parameter.grad.tobytes() for parameter in parameters]
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("backend", ["triton", pytest.param("cuda", marks=pytest.mark.emu)])
+def test_a_joint_step_runs_in_the_memory_that_a_dry_run_planned(backend):
+    with backends.use(backend):
+        with dry_run(), arena.trace() as seen:
+            joint_step(joint_model(), 0)
+        layout = arena.plan(seen)
+        layout.check()
+        room = Arena.of([layout])
+        planned, pooled = joint_model(), joint_model()
+        for number in (1, 2):
+            with memory.poisoned():
+                from_pool = joint_step(pooled, number)
+                with room.serving(layout):
+                    assert joint_step(planned, number) == from_pool
 
 
 def test_a_large_model_is_traced_where_nothing_is_installed_and_takes_next_to_no_memory():
