@@ -26,7 +26,7 @@ import sys
 from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -183,6 +183,14 @@ class Layout:
                     break
                 if self.requests[i].size and self.requests[j].size and self.requests[i].meets(self.requests[j]):
                     raise ArenaError(f"requests {i} ({self.requests[i]}) and {j} ({self.requests[j]}) overlap")
+
+    def for_smaller(self, seen: Trace) -> Layout | None:
+        """The same places for a step that asks for no more, at the same points; None for any other."""
+        pairs = list(zip(self.requests, seen.requests, strict=False))
+        same = all((a.birth, a.death) == (b.birth, b.death) and b.size <= a.size for a, b in pairs)
+        if not same or len(self.requests) != len(seen.requests):
+            return None
+        return replace(self, requests=tuple(seen.requests), bound=seen.peak, workspace=seen.workspace_nbytes)
 
 
 def plan(seen: Trace) -> Layout:

@@ -170,6 +170,38 @@ def pinned_empty(shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(pinned, np.uint8, nbytes).reshape(shape)
 
 
+def upload(target: Any, host: np.ndarray) -> None:
+    """target = host, of equal shape and dtype, in the order of the current stream. The GPU reads page-locked memory while the
+    host goes on, which must leave it unchanged until then (`Mark`)."""
+    if array_module(target) is np:
+        target[...] = host
+    else:
+        target.set(host, stream=_module.cuda.get_current_stream())
+
+
+def download(host: np.ndarray, source: Any) -> None:
+    """host = source, of equal shape and dtype, in the order of the current stream: there once a later `Mark` has been waited
+    for."""
+    if array_module(source) is np:
+        host[...] = source
+    else:
+        source.get(out=host, stream=_module.cuda.get_current_stream(), blocking=False)
+
+
+class Mark:
+    """A point in the current device's work: what it was given before on the current stream."""
+
+    def __init__(self) -> None:
+        self._event = None if _module is np else _module.cuda.Event(disable_timing=True)
+        if self._event is not None:
+            self._event.record()
+
+    def wait(self) -> None:
+        """Until the device has come this far."""
+        if self._event is not None:
+            self._event.synchronize()
+
+
 def address(array: Any) -> int:
     """Where the first element lies: a pointer of the host or of the GPU."""
     return array.__array_interface__["data"][0] if array_module(array) is np else array.data.ptr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,8 +55,17 @@ class _Update:
     grads: list[Any]
     slots: list[list[Any]]
     step: int
-    grad_scale: float
+    grad_scale: Any  # a number, or an array of the device
     clip: float
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Parameters of a group that have made equally many steps, and are updated in one launch by their optimiser."""
+
+    group: ParamGroup
+    optimizer: Optimizer
+    names: tuple[str, ...]
 
 
 class Optimizer(ABC):
@@ -126,21 +135,70 @@ class Optimizer(ABC):
                 if tensor.fresh:
                     by_step.setdefault(self._steps.get(name, 0) + 1, []).append(name)
             for step, names in by_step.items():
-                tensors = [group.params[name] for name in names]
-                for name, tensor in zip(names, tensors, strict=True):
-                    if name not in self._state:
-                        self._state[name] = {slot: memory.zeros(tensor.shape, tensor.dtype) for slot in self.slots}
+                for name in names:
+                    self._begin_state(name)
                     self._steps[name] = step
-                slots = [[self._state[name][slot] for name in names] for slot in self.slots]
-                data, grads = [t.data for t in tensors], [t.grad for t in tensors]
-                self._update(group, _Update(data, grads, slots, step, scale, clip))
+                self._update(group, _Update(*self._arrays(names), step, scale, clip))
         for tensor in self.tensors.values():
             tensor.fresh = False
         weights_changed()
 
+    def _begin_state(self, name: str) -> None:
+        if name not in self._state:
+            tensor = self.tensors[name]
+            self._state[name] = {slot: memory.zeros(tensor.shape, tensor.dtype) for slot in self.slots}
+
+    def _arrays(self, names: Iterable[str]) -> tuple[list[Any], list[Any], list[list[Any]]]:
+        """Parameters, gradients, and for each slot the state."""
+        tensors = [self.tensors[name] for name in names]
+        slots = [[self._state[name][slot] for name in names] for slot in self.slots]
+        return [t.data for t in tensors], [t.grad for t in tensors], slots
+
     @abstractmethod
-    def _update(self, group: ParamGroup, u: _Update) -> None:
-        """One multi-tensor step, in place."""
+    def _update(self, group: ParamGroup, u: _Update, **on_device: Any) -> None:
+        """One multi-tensor step, in place. on_device: the kernels' `rates` and `copies`."""
+
+    # Without waiting for the device ---------------------------------------------------------------------------------
+
+    def parts(self, names: Collection[str]) -> list[Part]:
+        """The updates of a step that changes the parameters `names`, in the order of the groups.
+
+        They stay the same while the same parameters are stepped. Their state is made here, if they have none yet.
+        """
+        found: list[Part] = []
+        for group in self.groups:
+            by_step: dict[int, list[str]] = {}
+            for name in group.params:
+                if name in names:
+                    self._begin_state(name)
+                    by_step.setdefault(self._steps.get(name, 0), []).append(name)
+            found += [Part(group, self, tuple(part)) for part in by_step.values()]
+        return found
+
+    def advance(self, part: Part, count: int = 1) -> tuple[float, float, float]:
+        """Count a step of these parameters (count -1: take it back); returns what it reads as `rates`: the learning rate,
+        and the bias corrections of the two moments, 1 where the rule has none."""
+        for name in part.names:
+            self._steps[name] = self._steps.get(name, 0) + count
+        return self._rates(part.group, self._steps[part.names[0]])
+
+    def _rates(self, group: ParamGroup, step: int) -> tuple[float, float, float]:
+        return group.lr, 1.0, 1.0
+
+    def launch(self, part: Part, rates: Any, factor: Any, copies: Mapping[str, Any]) -> None:
+        """Update on the device, which nobody waits for: what `apply` does for these parameters.
+
+        rates: float32 [3] on the device, what `advance` returned. factor: float32 [1] on the device, of `clip_factors`;
+        where it is not finite, nothing changes. copies: by name, bfloat16 arrays that get the new values, rounded.
+        """
+        group = part.group
+        clip = group.clip if group.clip_mode == "value" else 0.0
+        data, grads, slots = self._arrays(part.names)
+        rounded = [copies.get(name) for name in part.names] if copies else None
+        how: dict[str, Any] = {"rates": rates, "copies": rounded}
+        self._update(group, _Update(data, grads, slots, 1, factor, clip), **how)
+        for name in part.names:
+            self.tensors[name].fresh = False
 
     def set_lr(self, schedule: Schedule, step: int) -> None:
         """Give every group the rate that `schedule` has for `step` (steps made so far, from 0)."""
@@ -155,7 +213,7 @@ class Optimizer(ABC):
         arrays: dict[str, Any] = {}
         for name, slots in self._state.items():
             arrays.update({f"{name}.{slot}": array for slot, array in slots.items()})
-            arrays[f"{name}.step"] = np.array(self._steps[name], np.int64)
+            arrays[f"{name}.step"] = np.array(self._steps.get(name, 0), np.int64)
         return arrays
 
     def load_state_arrays(self, arrays: Mapping[str, Any]) -> None:
@@ -201,8 +259,9 @@ class SGD(Optimizer):
         super().__init__(groups)
         self.momentum = momentum
 
-    def _update(self, group: ParamGroup, u: _Update) -> None:
-        kernels.sgd_step(u.params, u.grads, *u.slots, group.lr, self.momentum, group.weight_decay, u.grad_scale, u.clip)
+    def _update(self, group: ParamGroup, u: _Update, **on_device: Any) -> None:
+        own = (self.momentum, group.weight_decay)
+        kernels.sgd_step(u.params, u.grads, *u.slots, group.lr, *own, u.grad_scale, u.clip, **on_device)
 
 
 class RMSprop(Optimizer):
@@ -214,9 +273,9 @@ class RMSprop(Optimizer):
         super().__init__(groups)
         self.alpha, self.eps = alpha, eps
 
-    def _update(self, group: ParamGroup, u: _Update) -> None:
+    def _update(self, group: ParamGroup, u: _Update, **on_device: Any) -> None:
         own = (self.alpha, self.eps, group.weight_decay)
-        kernels.rmsprop_step(u.params, u.grads, *u.slots, group.lr, *own, u.grad_scale, u.clip)
+        kernels.rmsprop_step(u.params, u.grads, *u.slots, group.lr, *own, u.grad_scale, u.clip, **on_device)
 
 
 class Adam(Optimizer):
@@ -230,9 +289,12 @@ class Adam(Optimizer):
         super().__init__(groups)
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
 
-    def _update(self, group: ParamGroup, u: _Update) -> None:
+    def _rates(self, group: ParamGroup, step: int) -> tuple[float, float, float]:
+        return group.lr, 1 - self.beta1**step, 1 - self.beta2**step
+
+    def _update(self, group: ParamGroup, u: _Update, **on_device: Any) -> None:
         own = (self.beta1, self.beta2, self.eps, group.weight_decay)
-        kernels.adam_step(u.params, u.grads, *u.slots, group.lr, *own, u.step, u.grad_scale, u.clip)
+        kernels.adam_step(u.params, u.grads, *u.slots, group.lr, *own, u.step, u.grad_scale, u.clip, **on_device)
 
 
 class Combined:
@@ -248,6 +310,10 @@ class Combined:
         for o, own in zip(self.optimizers, norms, strict=True):
             o.apply(own, grad_scale)
         return {name: norm for own in norms for name, norm in own.items()}
+
+    def parts(self, names: Collection[str]) -> list[Part]:
+        """As Optimizer.parts; each part knows its optimiser."""
+        return [part for o in self.optimizers for part in o.parts(names)]
 
     def set_lr(self, schedule: Schedule, step: int) -> None:
         """As Optimizer.set_lr."""

@@ -146,7 +146,14 @@ from types import ModuleType
 from typing import Any
 
 from pycap import device as devices
-from pycap.backends.weights import WeightCache, constant_weights, weight_cache, weights_changed
+from pycap.backends.weights import (
+    WeightCache,
+    constant_weights,
+    rounded_weights,
+    weight_cache,
+    weights_changed,
+    weights_version,
+)
 
 __all__ = [
     "CHAINS",
@@ -165,12 +172,14 @@ __all__ = [
     "named",
     "no_gpu",
     "resolve",
+    "rounded_weights",
     "select",
     "set_float32_products",
     "set_threads",
     "use",
     "weight_cache",
     "weights_changed",
+    "weights_version",
 ]
 
 PRIMITIVES = (

@@ -1,12 +1,14 @@
-"""Prepared forms of weights (transformed filters, packed panels), kept while the weights do not change."""
+"""Other forms of weights: prepared ones (transformed filters, packed panels), kept while the weights do not change, and
+copies in bfloat16 that change with them."""
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -69,6 +71,32 @@ class WeightCache:
         """Bytes of the forms that are kept."""
         return self._nbytes
 
+
+# Rounded copies -------------------------------------------------------------------------------------------------------
+
+_rounded: ContextVar[Mapping[Hashable, Any]] = ContextVar("rounded_weights", default=MappingProxyType({}))
+
+
+@contextmanager
+def rounded_weights(pairs: Iterable[tuple[Any, Any]]) -> Iterator[None]:
+    """Within this, products take the second of each pair of arrays for the first, where they would round it to that type.
+
+    It is a promise that the second is the first, rounded: an optimiser's step keeps it so (`copies`). For the calling thread.
+    """
+    token = _rounded.set({(address(w), w.shape, copy.dtype): copy for w, copy in pairs})
+    try:
+        yield
+    finally:
+        _rounded.reset(token)
+
+
+def rounded_weight(array: Any, dtype: Any) -> Any | None:
+    """`array` in `dtype`, where `rounded_weights` around the caller has it, else None."""
+    kept = _rounded.get()
+    return kept.get((address(array), array.shape, dtype)) if kept else None
+
+
+# Prepared forms -------------------------------------------------------------------------------------------------------
 
 _active: ContextVar[WeightCache | None] = ContextVar("weight_cache", default=None)
 

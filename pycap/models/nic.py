@@ -11,10 +11,11 @@ from pycap import memory, ops
 from pycap.autograd import Tensor
 from pycap.backends import kernels
 from pycap.device import to_device
+from pycap.models.targets import CaptionTargets, WordTargets, image_of, runs, said_words
 from pycap.models.vgg import VGG
 from pycap.nn import LSTM, Dropout, Embedding, Linear, Module
 
-END = 2  # the vocabulary's first ids are PAD, START and END; words (UNK among them) follow
+Images = Tensor | ops.Pixels
 
 
 @dataclass
@@ -64,41 +65,66 @@ class NIC(Module):
         if word_head:
             self.word_head = Linear(cnn.output_size, vocabulary, rng)
 
-    def loss(self, images: Tensor, tokens: Any, normalizer: float | None = None) -> Tensor:
+    def loss(self, images: Images, tokens: Any, normalizer: float | None = None) -> Tensor:
         """Mean cross-entropy a token in nats (END counts, padding does not).
 
-        images [B,S,S,3]; tokens int32 [T,N], N a multiple of B: the captions of image i stand in columns
+        images [B,S,S,3]; tokens int32 [T,N], an array of the host, N a multiple of B: the captions of image i stand in columns
         i*N/B .. (i+1)*N/B, and share its one pass through the CNN. normalizer: see `ops.linear_cross_entropy`.
         """
-        steps, n = tokens.shape
-        embedded = self._embedded(images)
-        first = ops.embedding(embedded, np.repeat(np.arange(images.shape[0], dtype=np.int32), n // images.shape[0]))
-        words = self.word_embedding(tokens[:-1])
-        # A step whose target is padding is not needed, nor is any after it.
-        runs = (tokens != 0).astype(np.uint8)
-        h, _ = self.lstm(ops.concatenate([ops.reshape(first, (1, n, -1)), words]), mask=runs)
-        outputs = ops.reshape(self.drop(ops.getitem(h, slice(1, None))), ((steps - 1) * n, self.lstm.hidden))
+        outputs = self._outputs(images, tokens[:-1], image_of(images.shape[0], tokens), runs(tokens))
         targets = np.ascontiguousarray(tokens[1:]).reshape(-1)
-        return ops.linear_cross_entropy(
-            outputs, self.projection.weight, self.projection.bias, targets, normalizer=normalizer
-        )
+        weight, bias = self.projection.weight, self.projection.bias
+        return ops.linear_cross_entropy(outputs, weight, bias, targets, normalizer=normalizer)
 
-    def word_loss(self, images: Tensor, tokens: Any, normalizer: float | None = None) -> Tensor:
+    def word_loss(self, images: Images, tokens: Any, normalizer: float | None = None) -> Tensor:
         """Mean cross-entropy, in nats a word, of guessing the words of an image's captions from the image alone.
 
         A CNN that has seen nothing yet learns to see from this (multinomial logistic loss over a bag of words; Joulin et
         al. 2016, "Learning visual features from large weakly supervised data"). Needs a model made with `word_head`.
         Arguments as for `loss`; neither END nor padding counts.
         """
-        per_image = tokens.shape[1] // images.shape[0]
-        words = np.ascontiguousarray(tokens[1:].T)  # [N,T-1]: the words of one caption stand together
-        image_of_word = np.arange(words.size, dtype=np.int32) // (per_image * words.shape[1])
-        said = words.reshape(-1) > END
-        head, targets = self.word_head, words.reshape(-1)[said]
-        vectors = ops.embedding(ops.cast(self.cnn(images), head.weight.dtype), image_of_word[said])
-        return ops.linear_cross_entropy(vectors, head.weight, head.bias, targets, normalizer=normalizer)
+        images_of_words, words = said_words(images.shape[0], tokens)
+        return ops.linear_cross_entropy(
+            ops.embedding(self._features(images), images_of_words),
+            self.word_head.weight,
+            self.word_head.bias,
+            words,
+            normalizer=normalizer,
+        )
 
-    def _embedded(self, images: Tensor) -> Tensor:
+    def weighted_loss(self, images: Images, targets: CaptionTargets | WordTargets) -> Tensor:
+        """`loss`, or `word_loss`, of targets that lie on the device, of a fixed size: the sum of their weighted losses."""
+        rows, words, weights = targets.rows, targets.targets, targets.weights
+        if isinstance(targets, WordTargets):
+            vectors = ops.embedding(self._features(images), rows)
+            return ops.weighted_cross_entropy(vectors, self.word_head.weight, self.word_head.bias, words, weights)
+        outputs = self._outputs(images, targets.inputs, targets.image_of, targets.runs)
+        return ops.weighted_cross_entropy(
+            outputs, self.projection.weight, self.projection.bias, words, weights, rows=rows
+        )
+
+    def learning(self, words_only: bool) -> list[str]:
+        """Names of the parameters that get a gradient from `word_loss` (words_only) or `loss`, frozen ones left out."""
+        return [
+            name
+            for name, tensor in self.named_parameters().items()
+            if tensor.requires_grad and (name.startswith("cnn.") or name.startswith("word_head.") == words_only)
+        ]
+
+    def _outputs(self, images: Images, inputs: Any, image_of: Any, runs: Any) -> Tensor:
+        """The LSTM's outputs [(T-1)*N,H] after each of the input words int32 [T-1,N]; image_of int32 [N]: whose captions they
+        are; runs uint8 [T,N]: the steps that count."""
+        steps, n = inputs.shape
+        first = ops.embedding(self._embedded(images), image_of)
+        words = self.word_embedding(inputs)
+        h, _ = self.lstm(ops.concatenate([ops.reshape(first, (1, n, -1)), words]), mask=runs)
+        return ops.reshape(self.drop(ops.getitem(h, slice(1, None))), (steps * n, self.lstm.hidden))
+
+    def _features(self, images: Images) -> Tensor:
+        """What the CNN sees, in the language model's precision."""
+        return ops.cast(self.cnn(images), self.word_head.weight.dtype)
+
+    def _embedded(self, images: Images) -> Tensor:
         """The LSTM's first input, in the language model's precision."""
         return ops.cast(self.image_embedding(self.cnn(images)), self.lstm.weight_x.dtype)
 

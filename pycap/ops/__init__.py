@@ -9,7 +9,7 @@ from pycap.ops.linear import linear
 from pycap.ops.lstm import lstm, lstm_cell
 from pycap.ops.pool import maxpool
 from pycap.ops.preprocess import Pixels, pixels, preprocess
-from pycap.ops.softmax_xent import linear_cross_entropy
+from pycap.ops.softmax_xent import linear_cross_entropy, weighted_cross_entropy
 from pycap.ops.topk import log_softmax_topk
 
 __all__ = [
@@ -35,4 +35,5 @@ __all__ = [
     "preprocess",
     "reshape",
     "sum",
+    "weighted_cross_entropy",
 ]

@@ -6,6 +6,7 @@ import builtins
 from collections.abc import Sequence
 from typing import Any
 
+from pycap import memory
 from pycap.autograd import Function, Tensor
 from pycap.device import is_bfloat16
 
@@ -72,19 +73,30 @@ class Reshape(Function):
 
 class Concatenate(Function):
     def forward(self, *arrays: Any, axis: int) -> Any:
-        from pycap.device import array_module
-
-        self.axis, self.sizes = axis, [a.shape[axis] for a in arrays]
-        return array_module(arrays[0]).concatenate(arrays, axis)
+        self.axis, self.sizes = axis % arrays[0].ndim, [a.shape[axis] for a in arrays]
+        shape = list(arrays[0].shape)
+        for array in arrays:
+            shape[self.axis] = array.shape[self.axis]
+            if array.shape != tuple(shape):
+                raise ValueError(f"concatenate: shapes {[a.shape for a in arrays]} differ in more than axis {axis}")
+        shape[self.axis] = builtins.sum(self.sizes)
+        whole = memory.empty(tuple(shape), arrays[0].dtype)
+        for piece, array in zip(self._pieces(whole), arrays, strict=True):
+            piece[...] = array
+        return whole
 
     def backward(self, dy: Any) -> Any:
+        return tuple(self._pieces(dy))
+
+    def _pieces(self, whole: Any) -> list[Any]:
+        """Views of the parts of an array that the operands take."""
         pieces, start = [], 0
         for size in self.sizes:
-            window = [slice(None)] * dy.ndim
+            window = [slice(None)] * whole.ndim
             window[self.axis] = slice(start, start + size)
-            pieces.append(dy[tuple(window)])
+            pieces.append(whole[tuple(window)])
             start += size
-        return tuple(pieces)
+        return pieces
 
 
 class GetItem(Function):
@@ -100,9 +112,11 @@ class GetItem(Function):
 
     def backward(self, dy: Any) -> Any:
         buffer, beta = self.grad_into(0)
-        if not beta:
+        if beta:
+            buffer[self.key] += dy
+        else:
             buffer.fill(0)
-        buffer[self.key] += dy
+            buffer[self.key] = dy
 
 
 class Sum(Function):

@@ -9,31 +9,34 @@ import numpy as np
 from pycap import memory
 from pycap.autograd import Function, Tensor
 from pycap.backends import kernels
-from pycap.device import to_device, to_host
+from pycap.device import array_module, to_device
 
 
 class Embedding(Function):
     def forward(self, table: Any, ids: Any) -> Any:
         if ids.dtype != np.int32:
             raise TypeError(f"embedding: ids have dtype {ids.dtype}, not int32")
-        self.host_ids = to_host(ids).reshape(-1)
-        if self.host_ids.size and not (0 <= int(self.host_ids.min()) and int(self.host_ids.max()) < table.shape[0]):
-            bad = int(self.host_ids.max()) if int(self.host_ids.min()) >= 0 else int(self.host_ids.min())
-            raise IndexError(f"embedding: id {bad} is outside the table of {table.shape[0]} rows")
-        self.ids = to_device(self.host_ids)
+        self.host_ids: Any = None
+        if array_module(ids) is np:
+            self.host_ids = ids.reshape(-1)
+            if ids.size and not (0 <= int(ids.min()) and int(ids.max()) < table.shape[0]):
+                bad = int(ids.max()) if int(ids.min()) >= 0 else int(ids.min())
+                raise IndexError(f"embedding: id {bad} is outside the table of {table.shape[0]} rows")
+        self.ids = to_device(ids.reshape(-1))
         y = memory.empty((*ids.shape, table.shape[1]), table.dtype)
         kernels.embedding_forward(y.reshape(-1, table.shape[1]), table, self.ids)
         return y
 
     def backward(self, dy: Any) -> None:
         table = self.parents[0]
-        stale = table.rows if table.grad is not None else None
+        ids = self.host_ids
+        stale = table.rows if ids is not None and table.grad is not None else None
         added = table.fresh
-        buffer, beta = self.grad_into(0)  # resets table.rows: any other writer fills whole rows
+        buffer, beta = self.grad_into(0)  # resets table.rows: any other writer, and ids of the device, may fill any row
         cleared = None if stale is None else to_device(stale)
         kernels.embedding_backward(buffer, dy.reshape(-1, dy.shape[-1]), self.ids, cleared, beta)
-        if table.node is None:
-            used = np.unique(self.host_ids)
+        if table.node is None and ids is not None:
+            used = np.unique(ids)
             if not added:
                 table.rows = used
             elif stale is not None:
@@ -41,9 +44,10 @@ class Embedding(Function):
 
 
 def embedding(table: Tensor, ids: Any) -> Tensor:
-    """Rows of a table: table [V,E], ids int32 of any shape, an array of the host -> [*ids.shape, E].
+    """Rows of a table: table [V,E], ids int32 of any shape -> [*ids.shape, E].
 
-    Also the way to gather, or to repeat, rows of an activation. Raises TypeError for other id dtypes and IndexError for
-    ids outside the table.
+    Also the way to gather, or to repeat, rows of an activation. Raises TypeError for other id dtypes and, where ids are an
+    array of the host, IndexError for ids outside the table; ids that lie on a GPU are not read back: one outside the table
+    gives a row of zeros, and no gradient.
     """
     return Embedding.apply(table, ids)

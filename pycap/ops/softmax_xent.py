@@ -13,39 +13,33 @@ from pycap.device import to_device, to_host
 
 
 class LinearCrossEntropy(Function):
-    def forward(self, h: Any, w: Any, b: Any, *, targets: Any, ignore: int, normalizer: float | None) -> Any:
-        if h.ndim != 2 or w.shape[1] != h.shape[1] or targets.shape != h.shape[:1] or targets.dtype != np.int32:
-            raise ValueError(
-                f"linear_cross_entropy: h {h.shape}, w {w.shape}, targets {targets.shape} {targets.dtype} are not "
-                "[M,H], [V,H], [M] int32"
-            )
-        if b.shape != w.shape[:1]:
-            raise ValueError(f"linear_cross_entropy: b {b.shape} is not [V] = {w.shape[:1]}")
-        targets = to_host(targets)
-        rows = np.flatnonzero(targets != ignore).astype(np.int32)
-        self.compacted = len(rows) != len(targets)
-        if self.compacted:  # padding never reaches the vocabulary-sized work
-            self.rows = to_device(rows)
+    """rows: the positions that count, or None for all; targets, weights (or None): theirs. All arrays of the device."""
+
+    def forward(self, h: Any, w: Any, b: Any, *, rows: Any, targets: Any, weights: Any, scale: float) -> Any:
+        self.rows, self.scale = rows, scale
+        if rows is not None:  # padding never reaches the vocabulary-sized work
             kept = memory.empty((len(rows), h.shape[1]), h.dtype)
-            kernels.embedding_forward(kept, h, self.rows)
-            h, targets = kept, targets[rows]
-        if targets.size and not (0 <= int(targets.min()) and int(targets.max()) < w.shape[0]):
-            bad = int(targets.max()) if int(targets.min()) >= 0 else int(targets.min())
-            raise IndexError(f"linear_cross_entropy: target {bad} is outside the vocabulary of {w.shape[0]}")
+            kernels.embedding_forward(kept, h, rows)
+            h = kept
         losses = memory.empty((len(targets),), h.dtype)
         dlogits = memory.empty((len(targets), w.shape[0]), h.dtype)
-        kernels.linear_xent_forward(losses, dlogits, h, w, b, to_device(targets), None)
-        self.scale = 1.0 / (len(targets) if normalizer is None else normalizer) if len(targets) else 0.0
+        kernels.linear_xent_forward(losses, dlogits, h, w, b, targets, weights)
         if any(self.needs):
             self.h, self.w, self.dlogits = h, w, dlogits
-        return (losses.sum(dtype=np.float64) * self.scale).astype(h.dtype).reshape(())
+        if scale == 1:
+            loss = memory.empty((1,), h.dtype)
+            kernels.total(loss, losses, 0.0)
+            return loss.reshape(())
+        loss = memory.empty((1,), np.float64)
+        kernels.total(loss, losses, 0.0)
+        return (loss * scale).astype(h.dtype).reshape(())
 
     def backward(self, dy: Any) -> None:
         dh, beta = self.grad_into(0)
         dw, beta_w = self.grad_into(1)
         db, beta_b = self.grad_into(2)
-        scale = float(dy) * self.scale
-        if dh is None or not self.compacted:
+        scale = float(dy) * self.scale  # waits for the device, unless the seed is a number of the host
+        if dh is None or self.rows is None:
             kernels.linear_xent_backward(dh, dw, db, self.dlogits, self.h, self.w, scale, (beta, beta_w, beta_b))
             return
         kept = memory.empty_like(self.h)
@@ -62,4 +56,50 @@ def linear_cross_entropy(
     positions that count (the whole batch's count, when a batch is worked off in pieces). Returns a scalar, 0 where no
     position counts. Raises ValueError for other shapes, IndexError for a target outside the vocabulary.
     """
-    return LinearCrossEntropy.apply(h, w, b, targets=targets, ignore=ignore, normalizer=normalizer)
+    _check("linear_cross_entropy", h, w, b)
+    if targets.shape != h.shape[:1] or targets.dtype != np.int32:
+        raise ValueError(
+            f"linear_cross_entropy: targets {targets.shape} {targets.dtype} are not int32 [M] = {h.shape[:1]}"
+        )
+    targets = to_host(targets)
+    rows = np.flatnonzero(targets != ignore).astype(np.int32)
+    compacted = len(rows) != len(targets)
+    if compacted:
+        targets = targets[rows]
+    if targets.size and not (0 <= int(targets.min()) and int(targets.max()) < w.shape[0]):
+        bad = int(targets.max()) if int(targets.min()) >= 0 else int(targets.min())
+        raise IndexError(f"linear_cross_entropy: target {bad} is outside the vocabulary of {w.shape[0]}")
+    return LinearCrossEntropy.apply(
+        h,
+        w,
+        b,
+        rows=to_device(rows) if compacted else None,
+        targets=to_device(targets),
+        weights=None,
+        scale=1.0 / (len(targets) if normalizer is None else normalizer) if len(targets) else 0.0,
+    )
+
+
+def weighted_cross_entropy(h: Tensor, w: Tensor, b: Tensor, targets: Any, weights: Any, rows: Any = None) -> Tensor:
+    """The sum over k of -weights[k] * log softmax(h[rows[k]] w^T + b)[targets[k]], in nats.
+
+    h [M,H], w [V,H], b [V]; targets int32 [K], weights float32 [K], rows int32 [K] (None: K = M, all rows in order), all
+    arrays of the current device, which are not read back: whoever put them there has checked them. Where a weight is 0,
+    neither loss nor gradient remains, so that such entries may fill a batch up to a fixed size. Returns a scalar. `backward`
+    on it waits for the device unless its seed is a number of the host: `loss.backward(np.float32(1))`. ValueError for other
+    shapes.
+    """
+    _check("weighted_cross_entropy", h, w, b)
+    count = h.shape[:1] if rows is None else rows.shape
+    if targets.shape != count or weights.shape != count or len(count) != 1:
+        raise ValueError(
+            f"weighted_cross_entropy: targets {targets.shape} and weights {weights.shape} are not [K] = {count}"
+        )
+    return LinearCrossEntropy.apply(h, w, b, rows=rows, targets=targets, weights=weights, scale=1.0)
+
+
+def _check(op: str, h: Tensor, w: Tensor, b: Tensor) -> None:
+    if len(h.shape) != 2 or len(w.shape) != 2 or w.shape[1] != h.shape[1]:
+        raise ValueError(f"{op}: h {h.shape}, w {w.shape} are not [M,H], [V,H]")
+    if b.shape != w.shape[:1]:
+        raise ValueError(f"{op}: b {b.shape} is not [V] = {w.shape[:1]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,9 +23,10 @@ from pycap.data.vocab import Vocabulary
 from pycap.device import cpu_count, current, to_host
 from pycap.training import folder as run_folder
 from pycap.training import sources
+from pycap.training.feed import TOLERATED, Fed, Feed
 from pycap.training.folder import Log, Sample
 from pycap.training.progress import Display
-from pycap.training.trainer import Diverged, StepResult, Trainer
+from pycap.training.trainer import Diverged, Pending, StepResult, Trainer
 
 _SAMPLES = 24  # on the page
 _SHOWN = 8  # on the screen
@@ -92,7 +94,8 @@ class _Run:
             )
         self.position = Position()
         self.loaders = sources.loaders(source, self.vocab, self.spec, config, self.folder)
-        self.trainer = Trainer(self.model, config, self.spec, len(self.loaders.train))
+        self.feed = Feed(self.loaders.train)
+        self.trainer = Trainer(self.model, config, self.spec, len(self.loaders.train), log=lambda text: self.say(text))
         if resumed:
             if resumed.optimizer is None:
                 raise ConfigError(
@@ -157,37 +160,59 @@ class _Run:
         if phase != self.phase:
             self.phase = phase
             self.say(f"from epoch {position.epoch + 1} on, {phase}")
-        batches = self.loaders.train.epoch(position.epoch, position.batch)
+        batches = self.feed.epoch(position.epoch, position.batch)
         started, images = time.monotonic(), 0
-        try:
-            for batch in batches:
-                result = self._step(batch)
+        under_way: deque[Pending] = deque()
+
+        def finish(left: int) -> None:
+            """Hear of all steps but the last few."""
+            nonlocal images
+            while len(under_way) > left:
+                result = self._result(under_way.popleft())
                 images += result.images
-                position.batch = batch.index + 1
                 rate = images / (time.monotonic() - started)
-                self.display.step(position.epoch + 1, self.trainer.step_number, result.loss, rate)
-                if self.trainer.step_number % config.log_every == 0:
+                self.display.step(position.epoch + 1, result.step, result.loss, rate)
+                if result.step % config.log_every == 0:
                     self._log_step(result, rate)
-                self._stop_if_asked()
-                if config.save_checkpoint_every and self.trainer.step_number % config.save_checkpoint_every == 0:
+
+        try:
+            for fed in batches:
+                under_way.append(self._launch(fed))
+                position.batch = fed.batch.index + 1
+                asked, number = self.signal is not None, self.trainer.step_number
+                saves = bool(config.save_checkpoint_every) and number % config.save_checkpoint_every == 0
+                finish(0 if asked or saves or self._at_limit() else self.trainer.ahead)
+                if asked:
+                    self._stop_if_asked()
+                if saves:
                     self._save("last")
                 if self._at_limit():
                     return
+            finish(0)
         finally:
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()
         position.batch = len(self.loaders.train)  # the last batches may have held no readable image
+        stall = self.feed.stall()
+        if stall.share > TOLERATED:
+            self.say(self.feed.sentence(stall))
 
-    def _step(self, batch: Batch) -> StepResult:
+    def _launch(self, fed: Fed) -> Pending:
         try:
-            return self.trainer.step(batch)
+            return self.trainer.launch(fed.batch, fed.images)
         except Diverged as error:
-            last = self.folder / "last"
-            good = (
-                f"the last good checkpoint is {last}"
-                if (last / "state.json").exists()
-                else "no checkpoint was saved yet"
-            )
-            raise Diverged(f"{error}; {good}; lower --learning-rate or set --grad-clip") from error
+            raise self._diverged(error) from error
+
+    def _result(self, pending: Pending) -> StepResult:
+        try:
+            return pending.result()
+        except Diverged as error:
+            raise self._diverged(error) from error
+
+    def _diverged(self, error: Diverged) -> Diverged:
+        last = self.folder / "last"
+        saved = (last / "state.json").exists()
+        good = f"the last good checkpoint is {last}" if saved else "no checkpoint was saved yet"
+        return Diverged(f"{error}; {good}; lower --learning-rate or set --grad-clip")
 
     def _end_epoch(self) -> None:
         position, captioning_epochs = self.position, self.position.epoch + 1 - self.config.pretrain_words
@@ -301,7 +326,7 @@ class _Run:
     def _log_step(self, result: StepResult, rate: float) -> None:
         self.log.write(
             kind="train",
-            step=self.trainer.step_number,
+            step=result.step,
             epoch=self.position.epoch + 1,
             objective="words" if self.trainer.words_only else "captions",
             loss=result.loss,

@@ -1,9 +1,13 @@
-"""One training step and the validation loss: model, parameter groups, schedule, micro-batches, freezing."""
+"""One training step and the validation loss: model, parameter groups, schedule, micro-batches, freezing.
+
+On the CPU a step is done when `launch` returns; on a GPU it is under way then (`pycap.training.step`), and two more may follow
+before the first one's loss is known.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +19,11 @@ from pycap.backends import set_float32_products
 from pycap.config import TrainConfig
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
-from pycap.data.vocab import END, PAD
-from pycap.device import activation_dtype, float32_products
+from pycap.device import activation_dtype, current, float32_products
+from pycap.models import targets
 from pycap.models.nic import NIC
 from pycap.nn.layers import place_dropout
+from pycap.training.step import Step
 
 
 class Diverged(FloatingPointError):
@@ -27,8 +32,10 @@ class Diverged(FloatingPointError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: nats a token, before the update. norms: gradient norm of each group, before clipping. lr: of the language model."""
+    """step: its number, from 1. loss: nats a token, before the update. norms: gradient norm of each group, before clipping.
+    lr: of the language model."""
 
+    step: int
     loss: float
     tokens: int
     images: int
@@ -36,11 +43,36 @@ class StepResult:
     lr: float
 
 
+class Pending:
+    """A step that was launched."""
+
+    def __init__(self, settle: Callable[[], StepResult]) -> None:
+        self._settle = settle
+
+    def result(self) -> StepResult:
+        """What came of it; waits until it is done. Raises Diverged, with the files of the batch, where the loss or a gradient
+        was not finite: neither this step nor any that was launched after it has changed anything then."""
+        return self._settle()
+
+
 class Trainer:
     """Trains `model` as `config` says. `step_number` counts the updates made; `steps_per_epoch` scales the schedules."""
 
-    def __init__(self, model: NIC, config: TrainConfig, spec: PreprocessSpec, steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        model: NIC,
+        config: TrainConfig,
+        spec: PreprocessSpec,
+        steps_per_epoch: int,
+        *,
+        resident: bool | None = None,
+        log: Callable[[str], None] = print,
+    ) -> None:
+        """resident: whether steps stay on the device, one under way while the next is prepared (None: on a GPU). log: told what
+        a person should know of that."""
         self.model, self.config, self.spec = model, config, spec
+        self._resident, self._log = current() == "cuda" if resident is None else resident, log
+        self._device_step: Step | None = None
         self._dtype, self._products = activation_dtype(config.precision), float32_products(config.precision)
         self.step_number = 0
         self.words_only = False
@@ -59,6 +91,11 @@ class Trainer:
             patience=config.plateau_patience,
         )
 
+    @property
+    def ahead(self) -> int:
+        """How many steps should be under way besides the one that is launched."""
+        return 1 if self._resident else 0
+
     def begin_epoch(self, epoch: int) -> bool:
         """Freeze the CNN or let it learn, as the config has it for this epoch; returns whether it learns.
 
@@ -73,16 +110,51 @@ class Trainer:
         return joint
 
     def step(self, batch: Batch) -> StepResult:
-        """Update the weights on one batch, whole or in micro-batches of the same gradient.
+        """Update the weights on one batch, whole or in micro-batches of the same gradient, and wait for it.
 
         Raises Diverged, with the files of the batch, where the loss or a gradient is not finite: nothing has changed then.
         """
+        return self.launch(batch).result()
+
+    def launch(self, batch: Batch, images: Any = None) -> Pending:
+        """`step`, without waiting for the device. images: the batch's, where they lie on the device already.
+
+        At most three steps are under way: the call waits for the oldest where there are more.
+        """
         set_float32_products(self._products)
+        self._set_learning_rates()
+        seed = int(np.random.SeedSequence([self.config.seed, 0xD20, self.step_number]).generate_state(1, np.uint64)[0])
+        rate = self.optimizer.groups[-1].lr
+        if not self._resident:
+            made = self._update(batch, seed, rate)
+            self.step_number += 1
+            return Pending(lambda: made)
+        if self._device_step is None:
+            self._device_step = self._make_device_step()
+        device_step = self._device_step
+        under_way = device_step.launch(batch, batch.images if images is None else images, seed, self.words_only)
+        self.step_number += 1
+        number, tokens = self.step_number, targets.count(batch.tokens, self.words_only)
+
+        def settle() -> StepResult:
+            outcome = under_way.outcome()
+            if outcome.failed:
+                self.step_number -= device_step.undo()
+                bad = [name for name, norm in outcome.norms.items() if not math.isfinite(norm)]
+                what = (
+                    f"the gradient of {' and of '.join(bad)} holds NaN or infinity" if bad else "a step before failed"
+                )
+                raise Diverged(_report(f"the loss is {outcome.loss}; {what}", number, batch))
+            return StepResult(number, outcome.loss, tokens, len(batch.images), outcome.norms, rate)
+
+        return Pending(settle)
+
+    def _update(self, batch: Batch, seed: int, rate: float) -> StepResult:
+        """One step, done when it returns."""
         images = len(batch.images)
         per_image = batch.tokens.shape[1] // images
-        tokens = int(np.count_nonzero(batch.tokens[1:] > END if self.words_only else batch.tokens[1:] != PAD))
+        tokens = targets.count(batch.tokens, self.words_only)
         objective = self.model.word_loss if self.words_only else self.model.loss
-        seed = int(np.random.SeedSequence([self.config.seed, 0xD20, self.step_number]).generate_state(1, np.uint64)[0])
         size = self.config.micro_batch or images
         loss = 0.0
         for first in range(0, images, size):
@@ -90,7 +162,9 @@ class Trainer:
             place_dropout(self.model, seed, first, count, images)
             part = slice(first, first + count)
             columns = slice(first * per_image, (first + count) * per_image)
-            result = objective(self._normalised(batch, part), batch.tokens[:, columns], normalizer=tokens)
+            result = objective(
+                self._pixels(batch.images[part], batch.crops[part]), batch.tokens[:, columns], normalizer=tokens
+            )
             loss += result.item()
             if math.isfinite(loss):
                 result.backward()
@@ -98,15 +172,23 @@ class Trainer:
         if not math.isfinite(loss):
             self._forget_gradients()
             raise Diverged(_report(f"the loss is {loss}", self.step_number + 1, batch))
-        self._set_learning_rates()
-        rate = self.optimizer.groups[-1].lr
         try:
             norms = self.optimizer.step()
         except optim.NonFiniteGradient as error:
             self._forget_gradients()
             raise Diverged(_report(str(error), self.step_number + 1, batch)) from error
-        self.step_number += 1
-        return StepResult(loss, tokens, images, norms, rate)
+        return StepResult(self.step_number + 1, loss, tokens, images, norms, rate)
+
+    def _make_device_step(self) -> Step:
+        return Step(
+            self.model,
+            self.optimizer,
+            self._pixels,
+            micro_batch=self.config.micro_batch,
+            longest=self.config.max_length + 2,
+            half=self.config.precision == "bf16",
+            log=self._log,
+        )
 
     def _set_learning_rates(self) -> None:
         if self.words_only:
@@ -121,9 +203,8 @@ class Trainer:
         total, count = 0.0, 0
         with no_grad(), self.model.evaluating():
             for batch in batches:
-                tokens = int(np.count_nonzero(batch.tokens[1:] != PAD))
-                everything = slice(0, len(batch.images))
-                total += self.model.loss(self._normalised(batch, everything), batch.tokens).item() * tokens
+                tokens = targets.count(batch.tokens, words_only=False)
+                total += self.model.loss(self._pixels(batch.images, batch.crops), batch.tokens).item() * tokens
                 count += tokens
         return total / max(count, 1)
 
@@ -136,9 +217,9 @@ class Trainer:
         self.schedule.load_state(state["schedule"])
         self.optimizer.load_state_arrays(optimizer_arrays)
 
-    def _normalised(self, batch: Batch, part: slice) -> Any:
-        spec = self.spec
-        return ops.preprocess(batch.images[part], batch.crops[part], spec.crop, spec.mean, spec.std, self._dtype)
+    def _pixels(self, images: Any, crops: Any) -> ops.Pixels:
+        """The CNN's input: images uint8 [n,R,R,3] with their crops int32 [n,3]."""
+        return ops.pixels(images, crops, self.spec.crop, self.spec.mean, self.spec.std, self._dtype)
 
     def _forget_gradients(self) -> None:
         for parameter in self.model.named_parameters().values():

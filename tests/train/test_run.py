@@ -40,15 +40,15 @@ def weights(checkpoint: Path) -> dict[str, np.ndarray]:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
     """Send the signal to ourselves right after that step."""
-    plain = Trainer.step
+    plain = Trainer.launch
 
-    def stepped(self: Trainer, batch: object) -> object:
-        result = plain(self, batch)  # type: ignore[arg-type]
+    def launched(self: Trainer, *batch: object) -> object:
+        pending = plain(self, *batch)  # type: ignore[arg-type]
         if self.step_number == step:
             os.kill(os.getpid(), number)
-        return result
+        return pending
 
-    monkeypatch.setattr(Trainer, "step", stepped)
+    monkeypatch.setattr(Trainer, "launch", launched)
 
 
 def test_a_run_leaves_what_the_design_promises(data: Path, tmp_path: Path) -> None:
@@ -151,14 +151,14 @@ def test_eight_captions_are_learnt_by_heart(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_and_tells(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = Trainer.step
+    plain = Trainer.launch
 
-    def poisoned(self: Trainer, batch: object) -> object:
+    def poisoned(self: Trainer, *batch: object) -> object:
         if self.step_number == 4:
             self.model.projection.bias.data[5] = np.nan
-        return plain(self, batch)  # type: ignore[arg-type]
+        return plain(self, *batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Trainer, "step", poisoned)
+    monkeypatch.setattr(Trainer, "launch", poisoned)
     with pytest.raises(
         Diverged, match=r"step 5 .*the loss is nan.*images of this batch: 0.*\.jpg.*last good checkpoint is .*last"
     ):

@@ -26,7 +26,7 @@ from pycap.backends.triton.launching import (
     scratch,
 )  # fmt: skip
 from pycap.backends.triton.pool import unpool_relu
-from pycap.backends.weights import weight_cache
+from pycap.backends.weights import rounded_weight, weight_cache
 from pycap.memory import empty
 
 Spare = tuple[tuple[int, ...], Any]  # shape and type of a scratch array
@@ -77,6 +77,9 @@ def kept_filters(w: Array, like: Array) -> Array | None:
     """w in the type of `like`, where it is there already or may be kept; else None."""
     if w.dtype == like.dtype:
         return w
+    copy = rounded_weight(w, like.dtype)
+    if copy is not None:
+        return copy
     cache = weight_cache()
     if cache is None:
         return None

@@ -27,7 +27,7 @@ from pycap.backends.triton.launching import (
     row,
     scratch,
 )
-from pycap.backends.weights import weight_cache
+from pycap.backends.weights import rounded_weight, weight_cache
 from pycap.memory import empty
 
 #: From so many rows on, bfloat16 products round the weights first: they would read and convert them once for each tile
@@ -104,6 +104,8 @@ def _prepare(
     sizes: those whose multiples of 16 matter, the inner dimension first. finish: partial sums in any case."""
     (m, n), k, cache = out.shape, sizes[0], weight_cache()
     kernel, rounded = same, False
+    copy = None if w.dtype == x.dtype else rounded_weight(w, x.dtype)
+    w = w if copy is None else copy
     if w.dtype != x.dtype:
         if cache is not None:
             narrow = w

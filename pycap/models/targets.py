@@ -1,0 +1,93 @@
+"""What a captioner is to predict: captions as the arrays that its losses take, on the host, padded to fixed sizes.
+
+A batch's captions are tokens int32 [T,N], time-major: START, words, END, then padding (0). Losses that run from a recorded
+sequence of launches need the same sizes at every step, so here captions are padded to T steps, and the positions that count
+to K of them; what is padding has weight 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PAD, END = 0, 2  # the vocabulary's first ids are PAD, START and END; words (UNK among them) follow
+
+
+@dataclass(frozen=True)
+class CaptionTargets:
+    """For each word its predecessors and the image. inputs int32 [T-1,N]; image_of int32 [N]; runs uint8 [T,N]; rows int32 [K]:
+    places in [(T-1)*N], all different; targets int32 [K]; weights float32 [K]."""
+
+    inputs: Any
+    image_of: Any
+    runs: Any
+    rows: Any
+    targets: Any
+    weights: Any
+
+
+@dataclass(frozen=True)
+class WordTargets:
+    """For each word only the image. rows int32 [K]: the image; targets int32 [K]; weights float32 [K]."""
+
+    rows: Any
+    targets: Any
+    weights: Any
+
+
+def image_of(images: int, tokens: Any) -> NDArray[np.int32]:
+    """int32 [N]: whose captions the columns of tokens [T,N] are; each image has equally many."""
+    return np.repeat(np.arange(images, dtype=np.int32), tokens.shape[1] // images)
+
+
+def runs(tokens: Any) -> NDArray[np.uint8]:
+    """uint8 [T,N]: the LSTM's steps that count, of which the first sees the image. A step whose target is padding is not
+    needed, nor is any after it."""
+    return (tokens != PAD).astype(np.uint8)
+
+
+def said_words(images: int, tokens: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(image, word) of each word of the captions; the words of one caption stand together."""
+    words = np.ascontiguousarray(tokens[1:].T)
+    whose = np.repeat(image_of(images, tokens), words.shape[1])
+    said = words.reshape(-1) > END
+    return whose[said], words.reshape(-1)[said]
+
+
+def count(tokens: Any, words_only: bool) -> int:
+    """How many positions count: words and ENDs, or only words."""
+    return int(np.count_nonzero(tokens[1:] > END if words_only else tokens[1:] != PAD))
+
+
+def caption_targets(images: int, tokens: Any, length: int, size: int, total: int) -> CaptionTargets:
+    """Targets of captions with T = length and K = size; each position that counts has the weight 1 / total.
+
+    ValueError where length or size is too small.
+    """
+    steps, n = tokens.shape
+    used = count(tokens, False)
+    if steps > length or not used <= size <= (length - 1) * n:
+        raise ValueError(f"captions {tokens.shape} with {used} targets do not fit {length} steps with {size} targets")
+    padded = np.full((length, n), PAD, np.int32)
+    padded[:steps] = tokens
+    flat = padded[1:].reshape(-1)
+    filler = np.flatnonzero(flat == PAD)[: size - used]  # places of their own, so that no place is named twice
+    rows = np.concatenate([np.flatnonzero(flat != PAD), filler]).astype(np.int32)
+    weights = np.zeros(size, np.float32)
+    weights[:used] = 1 / max(total, 1)
+    return CaptionTargets(padded[:-1], image_of(images, tokens), runs(padded), rows, flat[rows], weights)
+
+
+def word_targets(images: int, tokens: Any, size: int, total: int) -> WordTargets:
+    """The words of captions with K = size; each has the weight 1 / total. ValueError where size is too small."""
+    whose, words = said_words(images, tokens)
+    if len(words) > size:
+        raise ValueError(f"{len(words)} words do not fit {size} targets")
+    filled = np.zeros((2, size), np.int32)
+    filled[0, : len(words)], filled[1, : len(words)] = whose, words
+    weights = np.zeros(size, np.float32)
+    weights[: len(words)] = 1 / max(total, 1)
+    return WordTargets(filled[0], filled[1], weights)

@@ -1,0 +1,211 @@
+"""Steps that stay on the device: the CPU's losses, whatever serves them; on the stand-in, recorded and replayed bit for bit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pycap import backends, device, memory
+from pycap.captioner import build_model
+from pycap.config import TrainConfig
+from pycap.data.images import PreprocessSpec
+from pycap.data.loader import Batch
+from pycap.models import targets
+from pycap.training.step import Step
+from pycap.training.trainer import Diverged, Trainer
+from tests import cupy_standin
+
+VOCABULARY, SIDE = 37, 40
+
+
+def batch(seed: int, images: int = 4, longest: int = 9) -> Batch:
+    """Noise with captions of 2 to `longest` - 2 words, three an image."""
+    rng = np.random.default_rng(seed)
+    tokens = np.zeros((longest, 3 * images), np.int32)
+    for column in range(tokens.shape[1]):
+        words = rng.integers(2, longest - 1)
+        tokens[: words + 2, column] = [1, *rng.integers(3, VOCABULARY, words), targets.END]
+    tokens = tokens[: int((tokens != 0).sum(0).max())]
+    crops = np.stack([rng.integers(0, SIDE - 32 + 1, images) for _ in range(2)] + [rng.integers(0, 2, images)], 1)
+    return Batch(
+        images=rng.integers(0, 256, (images, SIDE, SIDE, 3), dtype=np.uint8),
+        crops=crops.astype(np.int32),
+        tokens=tokens,
+        image_ids=tuple(range(images)),
+        file_names=tuple(f"{seed}-{i}.jpg" for i in range(images)),
+        examples=(None,) * images,  # type: ignore[arg-type]
+        epoch=0,
+        index=seed,
+    )
+
+
+def trainer(resident: bool, log: Callable[[str], None] = print, **options: Any) -> Trainer:
+    base: dict[str, Any] = {
+        "cnn": "vgg_micro", "cnn_width": 0.5, "fc_size": 16, "image_size": 32, "resize": SIDE, "rnn_size": 16,
+        "input_encoding_size": 16, "batch_size": 4, "seq_per_img": 3, "max_length": 10, "epochs": 9, "learning_rate": 3e-3,
+        "lr_schedule": "cosine", "grad_clip": 0.5, "grad_clip_mode": "norm",
+    }  # fmt: skip
+    config = TrainConfig(**(base | options)).validate()
+    spec = PreprocessSpec(resize=SIDE, crop=32)
+    made = Trainer(build_model(config, VOCABULARY), config, spec, 5, resident=resident, log=log)
+    made.begin_epoch(0)
+    return made
+
+
+def trajectory(made: Trainer, count: int = 5, **how: Any) -> list[float]:
+    return [made.step(batch(number, **how)).loss for number in range(count)]
+
+
+def weights(made: Trainer) -> dict[str, bytes]:
+    arrays = made.model.state_arrays() | made.optimizer.state_arrays()
+    return {name: device.to_host(array).tobytes() for name, array in arrays.items()}
+
+
+def device_step(made: Trainer) -> Step:
+    step = made._device_step
+    assert step is not None
+    return step
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "adam": {},
+    "rmsprop in passes": {"optimizer": "rmsprop", "micro_batch": 3},
+    "sgd for the CNN": {"cnn_optimizer": "sgd", "grad_clip_mode": "value", "weight_decay": 1e-3},
+    "frozen": {"freeze_cnn": True},
+    "words": {"pretrain_words": 1},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_losses_are_those_of_the_step_on_the_host(options: dict[str, Any]) -> None:
+    with backends.use("reference"):
+        plain, resident = trainer(False, **options), trainer(True, **options)
+        norms = [t.step(batch(7)).norms for t in (plain, resident)]
+        expected, got = trajectory(plain), trajectory(resident)
+    assert got == pytest.approx(expected, rel=2e-6) and len(set(expected)) == len(expected)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    assert plain.step_number == resident.step_number == 6
+
+
+@pytest.mark.parametrize("backend", ["cpp", pytest.param("triton", marks=[pytest.mark.triton, pytest.mark.slow])])
+def test_the_backends_losses_agree_over_five_steps(backend: str) -> None:
+    """`reference` with steps as on a CPU, `backend` with steps that stay on the device, on an arena where it is a GPU's."""
+    said: list[str] = []
+    with backends.use("reference"):
+        expected = trajectory(trainer(False))
+    with backends.use(backend), memory.poisoned():
+        resident = trainer(True, said.append)
+        assert trajectory(resident) == pytest.approx(expected, rel=1e-5)
+    assert (device_step(resident).arena_bytes > 0) == (backend == "triton") and said == []
+
+
+# On the stand-in for a GPU --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(sys.modules, "cupy", cupy_standin.make())
+    monkeypatch.setattr(device, "missing_driver", lambda: "")
+    with backends.use("reference", "cuda"):
+        yield
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_recorded_steps_are_the_launched_ones_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], precision: str
+) -> None:
+    said: list[str] = []
+    worked: list[Any] = []
+    with backends.use("reference"):
+        plain = trainer(True, precision=precision, **options)
+        expected = [loss for _ in range(3) for loss in trajectory(plain, 4)]
+    with standin(monkeypatch):
+        recorded = trainer(True, said.append, precision=precision, **options)
+        work = Step._served
+        monkeypatch.setattr(Step, "_served", lambda self, shape, *how: worked.append(shape) or work(self, shape, *how))
+        assert [loss for _ in range(3) for loss in trajectory(recorded, 4)] == expected
+        assert weights(recorded) == weights(plain)
+    graphs = len(device_step(recorded).graphs)
+    assert graphs == len(set(worked)) and said == []
+    assert len(worked) == 2 * graphs < 12  # launched once, recorded once, replayed from then on
+
+
+def test_batches_of_other_sizes_are_other_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [(4, 9), (3, 9), (4, 5), (4, 9), (3, 9), (4, 5), (4, 9), (3, 9), (4, 5)]
+
+    def losses(made: Trainer) -> list[float]:
+        return [made.step(batch(3, images, longest)).loss for images, longest in sizes]
+
+    with backends.use("reference"):
+        expected = losses(trainer(True))
+    with standin(monkeypatch):
+        recorded = trainer(True)
+        assert losses(recorded) == expected and len(device_step(recorded).graphs) == 3
+
+
+def test_what_is_learned_is_another_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    def losses(made: Trainer) -> list[float]:
+        told = []
+        for epoch in (0, 1, 2, 0):
+            made.begin_epoch(epoch)
+            told += [made.step(batch(3)).loss for _ in range(3)]
+        return told
+
+    how: dict[str, Any] = {"pretrain_words": 1, "finetune_cnn_after": 1}
+    with backends.use("reference"):
+        expected = losses(trainer(True, **how))
+    with standin(monkeypatch):
+        recorded = trainer(True, **how)
+        assert losses(recorded) == expected and len(device_step(recorded).graphs) == 3
+
+
+def test_weights_that_somebody_else_writes_are_rounded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copies in bfloat16 follow `load_arrays`; the kernels that take them are the GPU's, so here they are looked at."""
+    with standin(monkeypatch):
+        made = trainer(True, precision="bf16")
+        made.step(batch(0))
+        other = {name: array * np.float32(3) for name, array in made.model.state_arrays().items()}
+        made.model.load_arrays(other)
+        made.step(batch(1))
+        copies = device_step(made).copies
+        assert len(copies) == 7 and "cnn.fc7.weight" in copies
+        for name, copy in copies.items():
+            expected = made.model.state_arrays()[name].get().astype(device.bfloat16())
+            assert copy.get().tobytes() == expected.tobytes(), name
+
+
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_a_step_that_fails_changes_nothing_nor_do_those_after_it(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    with backends.use("reference"):
+        expected = trajectory(trainer(True), 4)
+    with standin(monkeypatch) if where == "cuda" else backends.use("reference"):
+        made = trainer(True)
+        losses = [made.step(batch(number)).loss for number in (0, 1)]
+        before, bias = weights(made), made.model.projection.bias.data
+        was = device.to_host(bias).copy()
+        device.assign(bias, np.full_like(was, np.nan))
+        first, second = made.launch(batch(2)), made.launch(batch(3))
+        with pytest.raises(Diverged, match=r"^step 3 .*the loss is nan; the gradient of cnn and of lm .*2-0\.jpg"):
+            first.result()
+        with pytest.raises(Diverged, match=r"^step 4 .*3-0\.jpg"):
+            second.result()
+        device.assign(bias, was)
+        assert weights(made) == before and made.step_number == 2
+        losses += [made.step(batch(number)).loss for number in (2, 3)]
+    assert losses == expected
+
+
+def test_a_word_outside_the_vocabulary_is_named() -> None:
+    wrong = batch(0)
+    wrong.tokens[1, 0] = VOCABULARY
+    with backends.use("reference"):
+        made = trainer(True)
+        with pytest.raises(IndexError, match=r"ids 0 to 37: the vocabulary has 37"):
+            made.step(wrong)
+        assert made.step_number == 0
