@@ -43,14 +43,15 @@ class Fed:
 @dataclass(frozen=True, slots=True)
 class Stall:
     """How long images were waited for. seconds: in which the device (on the CPU: the loop) had nothing else to do;
-    of_seconds, steps, images: all time, and the steps and images in it. The first step of an epoch is not counted: the
-    decoding threads start with it.
+    of_seconds, steps, images: all time, and the steps and images in it. starting: seconds of waiting for the first batch of
+    an epoch, with which the decoding threads start; those steps are in none of the others.
     """
 
     seconds: float = 0.0
     of_seconds: float = 0.0
     steps: int = 0
     images: int = 0
+    starting: float = 0.0
 
     @property
     def share(self) -> float:
@@ -70,12 +71,15 @@ class _Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """asked, fed: marks from before and after the wait for images. began, seconds: of the host, from asking to asking."""
+    """asked, fed: marks from before and after the wait for images. began, seconds: of the host, from asking to asking.
+    first: of an epoch.
+    """
 
     asked: Any
     fed: Any
     began: float
     images: int
+    first: bool
     seconds: float = 0.0
 
 
@@ -104,7 +108,7 @@ class _Meter:
     def fed(self, images: int) -> None:
         """The next batch is there, or the device has been told to wait for it."""
         mark, began = self._asked
-        self._open = None if self._first else _Step(mark, self._clock.mark(), began, images)
+        self._open = _Step(mark, self._clock.mark(), began, images, self._first)
         self._first = False
 
     def read(self) -> Stall:
@@ -121,11 +125,15 @@ class _Meter:
                 return
             self._ended.popleft()
             total = self._sum
+            if step.first:
+                self._sum = replace(total, starting=total.starting + waited)
+                continue
             self._sum = Stall(
                 total.seconds + waited,
                 total.of_seconds + step.seconds,
                 total.steps + 1,
                 total.images + step.images,
+                total.starting,
             )
 
 

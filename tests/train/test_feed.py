@@ -321,14 +321,15 @@ def run_steps(meter: feeding._Meter, clock: Scripted, steps: list[tuple[float, f
     meter.asked()
 
 
-def test_waiting_is_added_up_but_for_an_epochs_first_step(clock: Scripted) -> None:
+def test_waiting_is_added_up_and_an_epochs_first_step_apart(clock: Scripted) -> None:
     meter = feeding._Meter(clock)
     run_steps(meter, clock, [(100, 1), (1, 3), (0, 4), (2, 2)])
-    assert meter.read() == Stall(3.0, 12.0, 3, 12)
+    assert meter.read() == Stall(3.0, 12.0, 3, 12, starting=100.0)
     assert meter.read() == Stall() and Stall().share == 0
     clock.now += 1000  # a validation
-    run_steps(meter, clock, [(100, 1), (1, 1)])
-    assert meter.read() == Stall(1.0, 2.0, 1, 4)
+    run_steps(meter, clock, [(50, 1), (1, 1)])
+    run_steps(meter, clock, [(20, 1), (1, 2)])
+    assert meter.read() == Stall(2.0, 5.0, 2, 8, starting=70.0)
 
 
 def test_what_the_device_has_not_come_to_is_counted_later_and_whole(clock: Scripted) -> None:
