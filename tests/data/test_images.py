@@ -252,6 +252,9 @@ def test_jpegs_are_the_same_where_files_in_memory_are_not_to_be_had(monkeypatch)
     there = encode_jpeg(pixels)
     monkeypatch.delattr(os, "memfd_create", raising=False)
     assert encode_jpeg(pixels) == there
+    expected = io.BytesIO()
+    Image.fromarray(pixels).save(expected, "JPEG", quality=95, subsampling=0)
+    assert there == expected.getvalue()
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the system does not list open files there")
