@@ -279,6 +279,7 @@ def make(name: str = "Stand-in 9000", capability: tuple[int, int] = (9, 0), coun
             getDeviceProperties=properties,
             driverGetVersion=lambda: driver,
             runtimeGetVersion=lambda: 13020,
+            memGetInfo=lambda: (7 << 30, 8 << 30),
         ),
     )
     return module

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +22,7 @@ from pycap.data.loader import Batch
 from pycap.data.vocab import Vocabulary
 from pycap.device import cpu_count, current, to_host
 from pycap.training import folder as run_folder
+from pycap.training import plan as memory_plan
 from pycap.training import sources
 from pycap.training.feed import TOLERATED, Fed, Feed
 from pycap.training.folder import Log, Sample
@@ -82,6 +83,8 @@ class _Run:
         self.spec: PreprocessSpec = (
             PreprocessSpec.from_dict(resumed.preprocess) if resumed else sources.preprocess_spec(config)
         )
+        on_gpu = current() == "cuda"
+        self.memory = memory_plan.fit(config, len(self.vocab), memory_plan.available_bytes()) if on_gpu else None
         self.model = build_model(config, len(self.vocab))
         if loaded:
             load_weights(self.model, loaded)
@@ -95,7 +98,9 @@ class _Run:
         self.position = Position()
         self.loaders = sources.loaders(source, self.vocab, self.spec, config, self.folder)
         self.feed = Feed(self.loaders.train)
-        self.trainer = Trainer(self.model, config, self.spec, len(self.loaders.train), log=lambda text: self.say(text))
+        # Passes change gradients by their rounding only, so the run's own config does not say how many fitted here.
+        fitting = replace(config, micro_batch=self.memory.micro_batch) if self.memory else config
+        self.trainer = Trainer(self.model, fitting, self.spec, len(self.loaders.train), log=lambda text: self.say(text))
         if resumed:
             if resumed.optimizer is None:
                 raise ConfigError(
@@ -349,7 +354,8 @@ class _Run:
     def _announce(self) -> None:
         source, loader = self.source, self.loaders.train
         unknown = self.vocab.coverage(c for e in source.train for c in e.captions)["unk_percent"]
-        lines = [
+        lines = [self.memory.summary()] if self.memory else []
+        lines += [
             f"{len(source.train)} images to train on, {len(source.val)} to validate, from {source.folder}; "
             f"{len(loader)} steps an epoch",
             f"{len(self.vocab)} words; {unknown:.1f} % of the training captions' words are not among them",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -20,6 +21,7 @@ from pycap import backends, checkpoint, config, device
 from pycap.captioner import Captioner
 from pycap.cli import main
 from pycap.models import nic
+from pycap.training import plan
 from pycap.training.run import _Run
 from pycap.training.trainer import Trainer
 from tests import cupy_standin
@@ -173,6 +175,7 @@ def test_too_little_memory_is_told_with_what_takes_less(
     def full(*arguments: Any) -> None:
         raise OutOfMemoryError("Out of memory allocating 512 bytes")
 
+    full.__module__ = "pycap.backends.reference"  # the plan made beforehand runs such primitives dry
     config.save(tiny(data, tmp_path / "run", device="cuda", backend="reference"), tmp_path / "config.yaml")
     monkeypatch.setattr(importlib.import_module("pycap.backends.reference"), "preprocess", full)
     for command, remedy in (
@@ -183,6 +186,27 @@ def test_too_little_memory_is_told_with_what_takes_less(
             main(command)
         assert "out of memory (Out of memory allocating 512 bytes)" in str(exit.value.code)
         assert remedy in str(exit.value.code)
+
+
+def test_a_batch_that_does_not_fit_is_worked_off_in_passes_that_do(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The losses are those of the whole batch, and the config that is saved says nothing of it."""
+    how = {"device": "cuda", "backend": "reference", "epochs": 1}
+    pycap.train(tiny(data, tmp_path / "whole", **how))
+    whole = capsys.readouterr().out
+    assert re.match(r"needs 0\.0 GiB on the GPU\n", whole) and "passes" not in whole
+    needed = plan.plan(tiny(data, tmp_path / "run", **how, micro_batch=3), 68).total
+    free = lambda: (plan.MARGIN + needed, 8 << 30)  # noqa: E731
+    monkeypatch.setattr(sys.modules["cupy"].cuda.runtime, "memGetInfo", free)
+    pycap.train(tiny(data, tmp_path / "run", **how))
+    assert "needs 0.0 GiB on the GPU; micro-batch 3, 3 passes a step\n" in capsys.readouterr().out
+    pairs = zip(losses(tmp_path / "run"), losses(tmp_path / "whole"), strict=True)
+    assert all(a == (kind, pytest.approx(b, rel=1e-5)) for a, (kind, b) in pairs)
+    assert config.load(tmp_path / "run" / "config.yaml").micro_batch == 0
+    needed = 1000
+    with pytest.raises(config.ConfigError, match=r"does not fit into 0\.0 GiB: even with one image a pass it needs"):
+        pycap.train(tiny(data, tmp_path / "none", **how))
 
 
 def test_the_run_says_where_it_computes_and_why(
