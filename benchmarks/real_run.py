@@ -5,7 +5,8 @@
 
 Every option of train.py works; the phases are --pretrain-words, --finetune-cnn-after and what is left of --epochs. The file
 is written anew after each epoch: losses, scores, seconds, images a second, and how long the input was waited for; at the end
-minutes by phase, and captions by the weights of the least validation loss. Nothing here needs YAML or jsonargparse.
+minutes by phase, and scores of captions by the weights of the least validation loss. Nothing here needs YAML or jsonargparse;
+without nltk, captions are kept instead of scores, for benchmarks.score_run.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ from pycap import config as configuration
 from pycap.captioner import Captioner, build_model
 from pycap.config import ConfigError, TrainConfig
 from pycap.data import DataError
-from pycap.data.loader import Batch
 from pycap.device import DeviceError, cpu_count, current, to_host
 from pycap.training import folder, sources
+from pycap.training.feed import Feed
 from pycap.training.trainer import Diverged, Trainer
 
 #: Over joint_work.COCO: recipes/flickr8k.yaml at 160x160, for minutes on a large GPU. VGG16 without normalisation layers
@@ -53,24 +54,7 @@ FLICKR8K: dict[str, Any] = {
     "store": "none",
     "beam_size": 3,
 }
-_SHOWN = 24
 PHASES = ("words", "frozen", "joint")
-
-
-class Clock:
-    """Counts how long batches are waited for."""
-
-    def __init__(self) -> None:
-        self.waited = 0.0
-
-    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        while True:
-            begin = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - begin
-            if batch is None:
-                return
-            yield batch
 
 
 class RealRun:
@@ -82,6 +66,7 @@ class RealRun:
         self.config, self.out, self.limit_s = config, out, 60 * minutes
         vocab, self.spec = sources.vocabulary(source, config), sources.preprocess_spec(config)
         self.loaders = sources.loaders(source, vocab, self.spec, config, run)
+        self.feed = Feed(self.loaders.train)
         self.model = build_model(config, len(vocab))
         self.trainer = Trainer(self.model, config, self.spec, len(self.loaders.train))
         self.captioner = Captioner(self.model, vocab, self.spec, config)
@@ -122,14 +107,14 @@ class RealRun:
         return ended
 
     def _epoch(self, epoch: int, last: bool) -> None:
-        begin, clock = time.perf_counter(), Clock()
+        begin = time.perf_counter()
         joint = self.trainer.begin_epoch(epoch)
         phase = "words" if self.trainer.words_only else "joint" if joint else "frozen"
-        losses = joint_work.run_steps(self.trainer, clock.watch(self.loaders.train.epoch(epoch)))
+        losses = joint_work.run_steps(self.trainer, self.feed.epoch(epoch))
         seconds = time.perf_counter() - begin
         row: dict[str, Any] = {
             "epoch": epoch + 1, "phase": phase, "train_loss": float(np.mean(losses)), "seconds": seconds,
-            "images_per_s": self.record["images"]["train"] / seconds, "input_wait_pct": 100 * clock.waited / seconds,
+            "images_per_s": self.record["images"]["train"] / seconds, "input_wait_pct": 100 * self.feed.stall().share,
         }  # fmt: skip
         if phase != "words":
             captioning = epoch + 1 - self.config.pretrain_words
@@ -138,46 +123,49 @@ class RealRun:
             if self.best is None or row["val_loss"] < self.best[0]:
                 self.best = row["val_loss"], {n: to_host(a).copy() for n, a in self.model.state_arrays().items()}
             if captioning % self.config.val_every == 0 or last:
-                row["scores"], _ = self._score(1)
+                row |= self._judge(1)
         self.record["minutes"][phase] += (time.perf_counter() - begin) / 60
         self.record["epochs"].append(row)
-        print(" ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+        shown = {key: value for key, value in row.items() if key != "captions"}
+        print(" ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()), flush=True)
 
-    def _score(self, beam: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """(Every metric that pycap has, of the held-out images; some captions)."""
-        results: dict[Any, str] = {}
-        references: dict[Any, list[str]] = {}
-        shown = []
+    def _judge(self, beam: int) -> dict[str, Any]:
+        """Scores of captions of the held-out images; the captions themselves where nltk, which scores them, is missing."""
+        said: dict[str, str] = {}
+        references: dict[str, list[str]] = {}
         for batch in self.loaders.val.epoch(0):
-            for example, beams in zip(batch.examples, self._said(batch, beam), strict=True):
-                results[example.image_id] = beams[0][0]
-                references[example.image_id] = list(example.captions)
-                if len(shown) < _SHOWN:
-                    shown.append({"file": example.file_name, "caption": beams[0][0], "human": example.captions[0]})
+            captions = self.captioner.caption_batch(
+                batch.images, batch.crops, beam_size=beam, length_penalty=self.config.length_penalty
+            )
+            for example, beams in zip(batch.examples, captions, strict=True):
+                said[str(example.image_id)] = beams[0][0]
+                references[str(example.image_id)] = list(example.captions)
         self.captioner.weights.clear()
-        scores = metrics.score(results, references)
-        return {**scores, "distinct": metrics.distinct_ratio(results.values())}, shown
-
-    def _said(self, batch: Batch, beam: int) -> list[list[tuple[str, float]]]:
-        return self.captioner.caption_batch(
-            batch.images, batch.crops, beam_size=beam, length_penalty=self.config.length_penalty
-        )
+        try:
+            return {"scores": scored(said, references)}
+        except ImportError as error:
+            return {"captions": said, "unscored": f"{error}: python -m benchmarks.score_run scores them"}
 
     def _caption(self) -> None:
         assert self.best is not None
         loss, arrays = self.best
         self.model.load_arrays(arrays)
         begin = time.perf_counter()
-        scores, shown = self._score(self.config.beam_size)
+        judged = self._judge(self.config.beam_size)
         seconds = time.perf_counter() - begin
         self.record["best"] = {
-            "val_loss": loss, "beam": self.config.beam_size, "scores": scores,
-            "captions_per_s": self.record["images"]["val"] / seconds, "captions": shown,
+            "val_loss": loss, "beam": self.config.beam_size, "captions_per_s": self.record["images"]["val"] / seconds, **judged,
         }  # fmt: skip
-        print(f"best: validation loss {loss:.4f}, beam {self.config.beam_size}: {scores}", flush=True)
+        said = judged.get("scores", judged.get("unscored"))
+        print(f"best: validation loss {loss:.4f}, beam {self.config.beam_size}: {said}", flush=True)
 
     def _write(self) -> None:
         folder.write_text(self.out, json.dumps(self.record, indent=1) + "\n")
+
+
+def scored(said: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Every metric that pycap has. ImportError where a package that one needs is missing."""
+    return {**metrics.score(said, references), "distinct": metrics.distinct_ratio(said.values())}
 
 
 def unpacked(data: Path, place: Path) -> Path:

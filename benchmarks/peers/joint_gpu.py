@@ -48,6 +48,9 @@ RESULTS = Path(__file__).parents[1] / "results" / "local" / "joint_gpu.jsonl"
 DISTRIBUTIONS = ("pycap-captioning", "numpy", "cupy-cuda13x", "triton", "ml_dtypes", "torch", "nvidia-cudnn-cu13")
 
 
+_DRAWN_STEPS = 50
+
+
 @dataclass(frozen=True)
 class Options:
     """turns, turn_s: of each side. beams: widths of searches. seconds: no further turn begins after so long."""
@@ -133,7 +136,7 @@ class Comparison:
                 self._turn(name, first, counts[name])
             first += max(counts.values())
         if "torch eager" in self.sides:
-            few = min(len(side.losses) for side in self.sides.values())
+            few = min(_DRAWN_STEPS, *(len(side.losses) for side in self.sides.values()))
             means = {name: np.array([np.mean(side.losses[:few])]) for name, side in self.sides.items()}
             for name, mean in means.items():
                 check(f"mean losses of {few} steps ({name})", mean, means["torch eager"], DRAWN_BOUND)

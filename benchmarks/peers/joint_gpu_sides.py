@@ -207,6 +207,9 @@ class _Worker:
             said = self.side.caption(beam)
         return {"seconds": (time.perf_counter() - begin) / count, "said": said}
 
+    def score(self, captions: list[str]) -> list[float]:
+        return self.side.score(captions)
+
     def ceilings(self, n: int, copied: int) -> dict[str, float]:
         return self.side.ceilings(n, copied)
 

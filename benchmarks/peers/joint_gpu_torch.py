@@ -6,7 +6,7 @@ import gc
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -19,6 +19,7 @@ from benchmarks.peers import torch_decode, torch_joint_cuda
 from benchmarks.peers.joint_gpu_sides import SEARCH, STEPS_PER_EPOCH, Captions, Task, initial
 from benchmarks.sides import Unavailable
 from pycap.data.images import centre_crops
+from pycap.data.vocab import END, START
 from pycap.training import sources
 
 _TRY_S = 0.3
@@ -33,7 +34,7 @@ class TorchSide:
         self.device = torch.device("cuda" if task.config.device == "cuda" else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(task.config.threads or 1)
-        torch_joint_cuda.allow_tf32(task.config.precision)
+        torch_joint_cuda.set_up(task.config.precision)
         torch._dynamo.config.recompile_limit = 64  # each mode is a compilation of the same code
         self.spec = sources.preprocess_spec(task.config)
         self.arrays = initial(task.config, task.words)
@@ -67,7 +68,7 @@ class TorchSide:
         return losses
 
     def prepare(self) -> None:
-        """Try the ways, keep the fastest, and begin again."""
+        """Try the ways, keep the fastest, begin again, and make as many steps as PycapSide does."""
         best, failed = float("inf"), []
         for way in torch_joint_cuda.ways(self.compiled, self.config.precision, self.task.modes):
             try:
@@ -92,7 +93,6 @@ class TorchSide:
             torch.cuda.reset_peak_memory_stats()
         machine.forget_peak()
         self.train(0, 2 * len(self.feeds))
-        self._restart()
 
     def _time(self) -> float:
         """Seconds a step after a first round."""
@@ -160,15 +160,25 @@ class TorchSide:
             images = self.feeds[0].images.to(self.device, non_blocking=True)
             pixels = torch_joint_cuda.crop_normalise(images, self._crops, self.spec.crop, self._mean, self._scale)
             vectors = torch_decode.encode(self.model, pixels, self.config.precision == "bf16")
+            self._vectors = vectors
             how = {"beam_size": beam, "max_length": self.config.max_length, **SEARCH}
             words, scores = torch_decode.beam_search(self.model, vectors, **how)
             said, logprobs = words[:, 0].tolist(), scores[:, 0].tolist()
         return [(self.vocab.decode(ids), logprob) for ids, logprob in zip(said, logprobs, strict=True)]
 
+    def score(self, captions: Sequence[str]) -> list[float]:
+        """Log-probabilities that this side's model gives to captions of the images that it captioned last."""
+        limit = self.config.max_length
+        sentences = [[self.vocab.ids[word] for word in text.split()] for text in captions]
+        ended = [ids if len(ids) == limit else [*ids, END] for ids in sentences]
+        with torch.inference_mode():
+            return torch_decode.score(self.model, self._vectors, ended, START, SEARCH["suppress"]).tolist()
+
     def ceilings(self, n: int, copied: int) -> dict[str, float]:
         """FLOP/s and bytes/s, as `benchmarks.gpu_turns.measure_ceilings`."""
         found = measure_ceilings(self.synchronize, n, copied)
-        torch_joint_cuda.allow_tf32(self.config.precision)  # they switch it
+        torch_joint_cuda.set_up(self.config.precision)  # they switch it
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         return found

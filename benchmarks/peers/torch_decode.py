@@ -72,3 +72,19 @@ def beam_search(
             break
     done, kept = torch.cat([done, scores], 1).sort(dim=1, descending=True, stable=True)
     return torch.cat([done_said, said], 1)[first, kept[:, :k]], done[:, :k]
+
+
+def score(
+    model: NIC, vectors: Tensor, sentences: Sequence[Sequence[int]], start: int, suppress: Sequence[int]
+) -> Tensor:
+    """Log-probabilities [N] of given words after the images' vectors [N,E]; ids of `suppress` count as impossible."""
+    device, longest = vectors.device, max(map(len, sentences))
+    words = torch.full((longest, len(sentences)), -1)
+    for column, ids in enumerate(sentences):
+        words[: len(ids), column] = torch.tensor(ids)
+    words = words.to(device)
+    inputs = torch.cat([torch.full_like(words[:1], start), words[:-1].clamp(min=0)])
+    h, _ = model.lstm(torch.cat([vectors[None], model.word_embedding(inputs)]))
+    logits = model.projection(h[1:]).index_fill_(2, torch.tensor(list(suppress), device=device), -torch.inf)
+    chosen = functional.log_softmax(logits, -1).gather(2, words.clamp(min=0)[..., None])[..., 0]
+    return torch.where(words >= 0, chosen, 0).sum(0)

@@ -179,7 +179,7 @@ def load(model: NIC, arrays: dict[str, np.ndarray]) -> None:
         model.lstm.bias_hh_l0.zero_()
 
 
-def allow_tf32(precision: str) -> None:
-    """Products of float32 as `--precision` says; in bf16 what stays float32 is multiplied in full."""
+def set_up(precision: str) -> None:
+    """cuDNN tries its algorithms; float32 is multiplied as `--precision` says, and in full beside bf16."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = True

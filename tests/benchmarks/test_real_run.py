@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import joint_work, pack_flickr, real_run
+from benchmarks import joint_work, pack_flickr, real_run, score_run
 from pycap.config import TrainConfig, recipe
 from pycap.data import demo, load_split
 from pycap.training.trainer import Diverged
@@ -79,10 +80,33 @@ def test_the_record_tells_of_each_phase(packed: Path, tmp_path: Path, capsys) ->
     words, frozen, joint = record["epochs"]
     assert "val_loss" not in words and {"BLEU-1", "BLEU-4", "distinct"} <= frozen["scores"].keys()
     assert record["best"]["val_loss"] == min(frozen["val_loss"], joint["val_loss"])
-    assert len(record["best"]["captions"]) == 6 and record["best"]["beam"] == 3
+    assert "BLEU-4" in record["best"]["scores"] and record["best"]["beam"] == 3
     assert record["images"] == {"train": 16, "val": 6, "unusable": 0} and record["ended"] == "all epochs"
     assert record["config"]["data"] == "demo.zip" and record["config"]["rnn_size"] == 16
     assert "joint     1 epochs" in capsys.readouterr().out
+
+
+def test_where_scoring_is_not_possible_captions_are_kept_and_scored_elsewhere(
+    packed, tmp_path, monkeypatch, capsys
+) -> None:
+    out, plain = tmp_path / "run.json", tmp_path / "plain.json"
+    assert real_run.main(_command(packed, plain)) == 0
+    with monkeypatch.context() as without:
+        for name in ("nltk", "nltk.translate.bleu_score", "yaml", "jsonargparse"):
+            without.setitem(sys.modules, name, None)
+        assert real_run.main(_command(packed, out)) == 0
+        assert score_run.main([str(out), "--data", str(packed)]) == 1
+    kept = json.loads(out.read_text())
+    assert len(kept["best"]["captions"]) == 6 and "scores" not in kept["best"] and "nltk" in kept["best"]["unscored"]
+    assert score_run.main([str(out), "--data", str(packed)]) == 0
+    record, expected = json.loads(out.read_text()), json.loads(plain.read_text())
+    assert record["best"]["scores"] == expected["best"]["scores"] and "unscored" not in record["best"]
+    assert [row.get("scores") for row in record["epochs"]] == [row.get("scores") for row in expected["epochs"]]
+    assert "3 scored" in capsys.readouterr().out
+    kept["best"]["captions"]["999"] = "a dog"
+    out.write_text(json.dumps(kept))
+    assert score_run.main([str(out), "--data", str(packed)]) == 1
+    assert "first: 999" in capsys.readouterr().err
 
 
 def test_no_epoch_begins_when_the_time_is_over(packed: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from pycap.captioner import build_model
 from pycap.config import TrainConfig
 from pycap.data.vocab import PAD
 from pycap.decode import beam_search
+from pycap.training.feed import Fed
 from pycap.training.sources import preprocess_spec
 from pycap.training.trainer import Trainer
 from tests.peers.test_models import END, START, UNK, nchw, small_nic
@@ -141,6 +142,10 @@ def test_the_peers_search_finds_pycaps_sentences(k: int) -> None:
     how: dict[str, Any] = {"beam_size": k, "max_length": 8, "start": START, "end": END, "suppress": (PAD, START, UNK)}
     with torch.inference_mode():
         words, scores = torch_decode.beam_search(peer, torch_decode.encode(peer, nchw(images), False), **how)
+        best = [[*ids[: ids.index(END)], END] if END in ids else ids for ids in words[:, 0].tolist()]
+        scored = torch_decode.score(peer, torch_decode.encode(peer, nchw(images), False), best, START, how["suppress"])
+    assert scored.tolist() == pytest.approx(scores[:, 0].tolist(), abs=1e-4)
+    assert any(END in ids for ids in best)
     lengths = set()
     for said, logprobs, found in zip(
         words.tolist(), scores.tolist(), beam_search(ours, Tensor(images), **how), strict=True
@@ -150,6 +155,25 @@ def test_the_peers_search_finds_pycaps_sentences(k: int) -> None:
         assert logprobs == pytest.approx([h.logprob for h in found], abs=1e-4)
         lengths |= {len(h.ids) for h in found}
     assert len(lengths) > 1, "the sentences are all alike: the test shows too little"
+
+
+def test_a_result_is_read_when_the_next_step_is_under_way() -> None:
+    events: list[str] = []
+
+    class Working:
+        def launch(self, batch: Any, images: Any) -> Any:
+            events.append(f"launch {batch}{'' if images is None else ' fed'}")
+
+            def result() -> Any:
+                events.append(f"result {batch}")
+                return SimpleNamespace(loss=float(batch))
+
+            return SimpleNamespace(result=result)
+
+    fed = Fed(2, "images")  # type: ignore[arg-type]
+    assert joint_work.run_steps(Working(), [1, fed, 3]) == [1.0, 2.0, 3.0]  # type: ignore[list-item]
+    assert events == ["launch 1", "launch 2 fed", "result 1", "launch 3", "result 2", "result 3"]
+    assert joint_work.run_steps(Working(), []) == []
 
 
 # The rules of the comparison ------------------------------------------------------------------------------------------
