@@ -148,6 +148,28 @@ def test_an_overlap_is_found():
         bad.check()
 
 
+def test_a_layout_serves_smaller_steps_of_the_same_course():
+    def seen(*lengths: int, longer: bool = False) -> Trace:
+        with arena.trace() as made:
+            kept = memory.empty((lengths[0],))
+            first = memory.empty((lengths[1],))
+            if not longer:
+                del first
+            memory.empty((lengths[2],))
+            del kept
+        return made
+
+    whole = arena.plan(seen(1000, 2000, 3000))
+    smaller = whole.for_smaller(seen(1000, 1, 2990))
+    assert smaller is not None and (smaller.offsets, smaller.nbytes) == (whole.offsets, whole.nbytes)
+    smaller.check()
+    assert collisions(smaller) == [] and [r.nbytes for r in smaller.requests] == [4000, 4, 11960]
+    assert smaller.bound == seen(1000, 1, 2990).peak
+    assert whole.for_smaller(seen(1000, 2000, 3100)) is None  # more than there is room for
+    assert whole.for_smaller(seen(1000, 2000, 3000, longer=True)) is None  # other lives
+    assert whole.for_smaller(traced(np.random.default_rng(0), 2)) is None
+
+
 def test_nothing_needs_nothing():
     with arena.trace() as seen:
         pass

@@ -13,8 +13,10 @@ import numpy as np
 from pycap import arena, backends, device, ops, optim
 from pycap.autograd import Tensor, no_grad
 from pycap.backends.dry import ARCH, MULTIPROCESSORS, dry_run
+from pycap.backends.weights import rounded_weights
 from pycap.captioner import build_model
 from pycap.config import ConfigError, TrainConfig
+from pycap.models import targets
 from pycap.nn.layers import place_dropout
 from pycap.training.sources import preprocess_spec
 
@@ -132,16 +134,16 @@ class _Planner:
         with self._dry():
             self._model = build_model(config, vocabulary, draw=False)
             self._model.cnn.freeze(config.freeze_cnn)
-            arena.prepare_gradients(self._model.named_parameters().values())
+            parameters = self._model.named_parameters()
+            arena.prepare_gradients(parameters.values())
+            self._copies = _half(parameters) if config.precision == "bf16" else []
 
     def plan(self, micro_batch: int) -> MemoryPlan:
         config, model = self.config, self._model
-        step = self._traced(micro_batch, model.loss, training=True)
-        traces = [step]
+        steps = [self._trained(micro_batch, words_only=False)]
         if config.pretrain_words:
-            traces.append(self._traced(micro_batch, model.word_loss, training=True))
-        layouts = [arena.plan(seen) for seen in traces]
-        validated = self._traced(config.batch_size, model.loss, training=False)
+            steps.append(self._trained(micro_batch, words_only=True))
+        validated = self._validated(config.batch_size)
         parameters = model.named_parameters()
         learning = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
         return MemoryPlan(
@@ -150,9 +152,9 @@ class _Planner:
             weights=_bytes(tensor.data for tensor in parameters.values()),
             gradients=_bytes(tensor.data for tensor in learning.values()),
             optimizer=_bytes(t.data for name, t in learning.items() for _ in self._slots(name)),
-            copies=_half(parameters) if config.precision == "bf16" else 0,
-            activations=max(layout.nbytes for layout in layouts),
-            workspace=max(seen.workspace_nbytes for seen in (*traces, validated)),
+            copies=_bytes(copy for _, copy in self._copies),
+            activations=max(arena.plan(seen).nbytes for seen in steps),
+            workspace=max(seen.workspace_nbytes for seen in (*steps, validated)),
             validation=validated.peak,
             inputs=_BUFFERS * self._input_bytes(),
         )
@@ -168,26 +170,38 @@ class _Planner:
         words = config.batch_size * config.seq_per_img * (config.max_length + 2)
         return config.batch_size * config.resize_to**2 * 3 + words * (4 + 4 + 4 + 4 + 1)
 
-    def _traced(self, images: int, loss: Any, training: bool) -> arena.Trace:
-        config, spec = self.config, preprocess_spec(self.config)
-        tokens = np.full((config.max_length + 2, images * config.seq_per_img), _WORD, np.int32)
-        crops = np.zeros((images, 3), np.int32)
+    def _trained(self, images: int, words_only: bool) -> arena.Trace:
+        """One pass of a step, as `pycap.training.step` has it."""
+        config, tokens = self.config, self._tokens(images)
+        size = (len(tokens) - 1) * tokens.shape[1]
         with self._dry():
-            raw = np.empty((images, config.resize_to, config.resize_to, 3), np.uint8)
-            self._model.train(training)
-            if config.freeze_cnn:
-                self._model.cnn.train(False)
+            self._model.train(True)
+            self._model.cnn.train(not config.freeze_cnn)
             place_dropout(self._model, 0, 0, images, images)
-            with arena.trace() as seen:
-                pixels = ops.pixels(raw, crops, spec.crop, spec.mean, spec.std, self._dtype)
-                if training:
-                    loss(pixels, tokens).backward()
-                    for tensor in self._model.named_parameters().values():
-                        tensor.fresh = False
+            with rounded_weights(self._copies), arena.trace() as seen:
+                if words_only:
+                    wanted: Any = targets.word_targets(images, tokens, size, size)
                 else:
-                    with no_grad(), backends.constant_weights(backends.WeightCache()):
-                        loss(pixels, tokens)
+                    wanted = targets.caption_targets(images, tokens, len(tokens), size, size)
+                self._model.weighted_loss(self._pixels(images), wanted).backward(np.float32(1))
+            for tensor in self._model.named_parameters().values():
+                tensor.fresh, tensor.rows = False, None
         return seen
+
+    def _validated(self, images: int) -> arena.Trace:
+        forms = backends.constant_weights(backends.WeightCache())
+        with self._dry(), arena.trace() as seen, no_grad(), self._model.evaluating(), forms:
+            self._model.loss(self._pixels(images), self._tokens(images))
+        return seen
+
+    def _tokens(self, images: int) -> np.ndarray:
+        """Captions of which each is of `max_length` words."""
+        return np.full((self.config.max_length + 2, images * self.config.seq_per_img), _WORD, np.int32)
+
+    def _pixels(self, images: int) -> ops.Pixels:
+        spec = preprocess_spec(self.config)
+        raw = np.empty((images, spec.resize, spec.resize, 3), np.uint8)
+        return ops.pixels(raw, np.zeros((images, 3), np.int32), spec.crop, spec.mean, spec.std, self._dtype)
 
     @contextmanager
     def _dry(self) -> Iterator[None]:
@@ -204,7 +218,7 @@ def _bytes(arrays: Iterable[Any]) -> int:
     return sum(array.nbytes for array in arrays)
 
 
-def _half(parameters: dict[str, Tensor]) -> int:
-    """Bytes of the weights that products of bfloat16 take, in bfloat16."""
+def _half(parameters: dict[str, Tensor]) -> list[tuple[Any, Any]]:
+    """The weights that products of bfloat16 take, and room for them in bfloat16."""
     wide = [t.data for name, t in parameters.items() if name.startswith(("cnn.", "image_embedding."))]
-    return sum(2 * array.size for array in wide if array.ndim > 1)
+    return [(array, np.empty(array.shape, device.bfloat16())) for array in wide if array.ndim > 1]
