@@ -16,6 +16,7 @@ from pycap.config import TrainConfig
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
 from pycap.models import targets
+from pycap.training import plan
 from pycap.training.step import Step
 from pycap.training.trainer import Diverged, Trainer
 from tests import cupy_standin
@@ -102,6 +103,17 @@ def test_the_backends_losses_agree_over_five_steps(backend: str) -> None:
         resident = trainer(True, said.append)
         assert trajectory(resident) == pytest.approx(expected, rel=1e-5)
     assert (device_step(resident).arena_bytes > 0) == (backend == "triton") and said == []
+
+
+@pytest.mark.parametrize("options", [{}, {"freeze_cnn": True}, {"pretrain_words": 1}, {"micro_batch": 2}])
+def test_the_arena_is_as_large_as_the_plan_said(options: dict[str, Any]) -> None:
+    with backends.use("reference"):
+        made = trainer(True, **options)
+        planned = plan.plan(made.config, VOCABULARY)
+        for epoch in range(2):
+            made.begin_epoch(epoch)
+            made.step(batch(0))
+    assert device_step(made).arena_bytes == planned.activations
 
 
 # On the stand-in for a GPU --------------------------------------------------------------------------------------------
