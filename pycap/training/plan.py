@@ -23,7 +23,7 @@ from pycap.training.sources import preprocess_spec
 #: What is left free beside a plan: CUDA modules, graphs, and rounding of CuPy's pool.
 MARGIN = 768 << 20
 
-_BUFFERS = 2  # of inputs: one is filled while the other is read
+_BUFFERS = 3  # of inputs: two that a feed fills in turn, and one that steps read
 _WORD = 3  # any id but the padding's
 _RULES: dict[str, type[optim.Optimizer]] = {"adam": optim.Adam, "rmsprop": optim.RMSprop, "sgd": optim.SGD}
 
