@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from pycap.data.vocab import END, PAD, START, UNK, Vocabulary
 from pycap.models.vgg import BLOCKS
 from pycap.training import sources
 from pycap.training.feed import Fed
+from pycap.training.trainer import Pending, Trainer
 
 #: Words of COCO's training captions that are seen five times or more, with the four specials.
 COCO_WORDS = 9_956
@@ -116,19 +118,16 @@ def _image(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.clip(smooth + rng.integers(-12, 13, (side, side, 3)), 0, 255).astype(np.uint8)
 
 
-def run_steps(trainer: Any, batches: Iterable[Batch | Fed]) -> list[float]:
-    """Losses of a Trainer's steps, made as train.py makes them: a result is read when the next step is under way."""
-    losses, pending = [], None
+def run_steps(trainer: Trainer, batches: Iterable[Batch | Fed]) -> list[float]:
+    """Losses of a Trainer's steps, made as train.py makes them: on a GPU a result is read when the next step is under way."""
+    losses: list[float] = []
+    under_way: deque[Pending] = deque()
     for item in batches:
         batch, images = (item.batch, item.images) if isinstance(item, Fed) else (item, None)
-        if not hasattr(trainer, "launch"):
-            losses.append(trainer.step(batch).loss)
-            continue
-        newer = trainer.launch(batch, images)
-        if pending is not None:
-            losses.append(pending.result().loss)
-        pending = newer
-    return [*losses, pending.result().loss] if pending is not None else losses
+        under_way.append(trainer.launch(batch, images))
+        while len(under_way) > trainer.ahead:
+            losses.append(under_way.popleft().result().loss)
+    return losses + [pending.result().loss for pending in under_way]
 
 
 def jpeg_loader(config: TrainConfig, words: int, allocate: Callable[[tuple[int, ...]], np.ndarray]) -> Loader:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import machine
+from benchmarks import joint_work, machine
 from benchmarks.results import Row, Writer
 from pycap import backends
 from pycap.captioner import build_model
@@ -57,14 +57,16 @@ def batches(config: TrainConfig, steps: int, folder: Path) -> tuple[list[Batch],
     return list(islice((batch for epoch in epochs for batch in loader.epoch(epoch)), steps)), len(vocab), len(loader)
 
 
-def train(config: TrainConfig, made: Sequence[Batch], words: int, per_epoch: int) -> list[float]:
-    """The losses of one step a batch, on the current device."""
-    trainer = Trainer(build_model(config, words), config, sources.preprocess_spec(config), per_epoch)
-    losses = []
-    for index, batch in enumerate(made):
-        if index % per_epoch == 0:
-            trainer.begin_epoch(index // per_epoch)
-        losses.append(trainer.step(batch).loss)
+def train(
+    config: TrainConfig, made: Sequence[Batch], words: int, per_epoch: int, resident: bool | None = None
+) -> list[float]:
+    """The losses of one step a batch, on the current device. resident: as for Trainer."""
+    model, spec = build_model(config, words), sources.preprocess_spec(config)
+    trainer = Trainer(model, config, spec, per_epoch, resident=resident)
+    losses: list[float] = []
+    for epoch in range(-(-len(made) // per_epoch)):
+        trainer.begin_epoch(epoch)
+        losses += joint_work.run_steps(trainer, made[epoch * per_epoch : (epoch + 1) * per_epoch])
     return losses
 
 
@@ -95,7 +97,9 @@ def _expected(path: Path | None, config: TrainConfig, made: Sequence[Batch], wor
 def main(argv: Sequence[str] | None = None) -> int:
     """Train on both and compare; 1 where a loss is off by more than 1 %."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trajectory", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument(
+        "--device", default="cuda", choices=("cuda", "cpu"), help="cpu: a rehearsal of the device's steps"
+    )
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--precision", default="bf16", choices=tuple(DTYPES))
     parser.add_argument("--steps", type=int, default=50)
@@ -114,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"CPU, float32: {len(made)} steps, {time.perf_counter() - begin:.1f} s", flush=True)
         backends.select(own.device, own.backend)
         begin = time.perf_counter()
-        losses = train(replace(config, precision=own.precision), made, words, per_epoch)
+        losses = train(replace(config, precision=own.precision), made, words, per_epoch, resident=True)
         print(f"{current()}, {own.precision}: {time.perf_counter() - begin:.1f} s", flush=True)
     far = distance(losses, expected)
     for step in sorted({0, 1, 4, 9, *range(9, len(made), 10), len(made) - 1} & set(range(len(made)))):

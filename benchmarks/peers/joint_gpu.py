@@ -106,6 +106,8 @@ class Comparison:
             taken = None if before is None or after is None else after - before
             self.sides[name] = Side(remote, info, taken)
             print(f"{name:14} {info['backend']}; {info['variant']}; {self._gone():.0f} s", flush=True)
+            for line in info.get("said", ()):
+                print(f"{'':14} {line}", flush=True)
 
     def _used(self) -> float | None:
         return self.meter.used_mib() if self.meter else None
@@ -280,7 +282,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--micro-batch and --pretrain-words: the peer has neither on a GPU")
     modes = tuple(mode for mode in own.compile_modes.split(",") if mode)
     words = min(own.words, joint_work.TINY_WORDS) if own.rehearse else own.words
-    task = Task(config, words, own.batches, own.agree, modes)
+    task = Task(config, words, own.batches, own.agree, modes, own.rehearse)
     beams = tuple(int(width) for width in own.beams.split(",") if width)
     turns = min(own.turns, 2) if own.rehearse else own.turns
     options = Options(turns, own.turn_seconds, beams, sides, own.seconds, own.input, own.rehearse)

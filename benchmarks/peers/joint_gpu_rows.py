@@ -51,13 +51,13 @@ def step_rows(made: Comparison, base: Row, flops: float, err: float) -> list[Row
     mode = "frozen" if config.freeze_cnn else "step"
     base = {**base, "op": "joint", "mode": mode, "flops": flops, "ceilings": made.ceilings, "err": err}
     base |= _quantiles("", ours.seconds) | {"calls": ours.steps, "peak_mib": ours.peak_mib}
-    base |= _rates("", ours, flops, made)
+    base |= _rates("", ours, flops, made) | {"note": "; ".join(ours.info.get("said", ())) or None}
     base["gflops"] = flops / base["median_s"] / 1e9
     rows = []
     for name in made.options.sides[1:]:
         row = {**base, "peer": name}
         if name in made.failed:
-            row["note"] = made.failed[name]
+            row["note"] = "; ".join(filter(None, [base["note"], made.failed[name]]))
         else:
             peer = made.sides[name]
             row |= _quantiles("peer_", peer.seconds) | _rates("peer_", peer, flops, made)

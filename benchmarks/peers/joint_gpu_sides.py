@@ -42,6 +42,7 @@ class Task:
     batches: int
     agree: int
     modes: tuple[str, ...]
+    rehearse: bool = False
 
 
 def initial(config: TrainConfig, words: int, vivid: bool = False) -> dict[str, np.ndarray]:
@@ -64,25 +65,29 @@ class PycapSide:
         backends.select(task.config.device, task.config.backend)
         backends.set_threads(task.config.threads or 1)
         self.task, self.config = task, task.config
+        self.said: list[str] = []  # by the trainer: why steps are not recorded, or not on the arena
         self.spec = sources.preprocess_spec(task.config)
         self.batches = joint_work.batches(task.config, task.batches, task.words, device.pinned_empty)
 
     def describe(self) -> dict[str, Any]:
-        """backend: whose kernels the largest parts run on. variant: how."""
+        """backend: whose kernels the largest parts run on. variant: how. said: what a person should know of that."""
         from pycap import backends
 
         used = [backends.kernels.conv2d_forward, backends.kernels.lstm_forward]
         names = [".".join(f.__module__.split(".")[2:]) for f in used]
         return {
             "backend": "+".join(dict.fromkeys(name.split(".")[0] for name in names)),
-            "variant": "launches ahead" if hasattr(self.trainer, "launch") else "waits for each step",
+            "variant": f"{self.trainer.ahead} step{'s' * (self.trainer.ahead != 1)} ahead",
+            "said": list(dict.fromkeys(self.said)),
         }
 
     def _make(self, config: TrainConfig) -> Any:
         from pycap.captioner import build_model
         from pycap.training.trainer import Trainer
 
-        trainer = Trainer(build_model(config, self.task.words), config, self.spec, STEPS_PER_EPOCH)
+        model = build_model(config, self.task.words)
+        how = {"resident": True if self.task.rehearse else None, "log": self.said.append}
+        trainer = Trainer(model, config, self.spec, STEPS_PER_EPOCH, **how)
         trainer.begin_epoch(0)
         return trainer
 

@@ -161,6 +161,8 @@ def test_a_result_is_read_when_the_next_step_is_under_way() -> None:
     events: list[str] = []
 
     class Working:
+        ahead = 1
+
         def launch(self, batch: Any, images: Any) -> Any:
             events.append(f"launch {batch}{'' if images is None else ' fed'}")
 
@@ -171,9 +173,14 @@ def test_a_result_is_read_when_the_next_step_is_under_way() -> None:
             return SimpleNamespace(result=result)
 
     fed = Fed(2, "images")  # type: ignore[arg-type]
-    assert joint_work.run_steps(Working(), [1, fed, 3]) == [1.0, 2.0, 3.0]  # type: ignore[list-item]
+    working: Any = Working()
+    assert joint_work.run_steps(working, [1, fed, 3]) == [1.0, 2.0, 3.0]  # type: ignore[list-item]
     assert events == ["launch 1", "launch 2 fed", "result 1", "launch 3", "result 2", "result 3"]
-    assert joint_work.run_steps(Working(), []) == []
+    assert joint_work.run_steps(working, []) == []
+    working.ahead = 0
+    events.clear()
+    joint_work.run_steps(working, [1, 2])  # type: ignore[list-item]
+    assert events == ["launch 1", "result 1", "launch 2", "result 2"]
 
 
 # The rules of the comparison ------------------------------------------------------------------------------------------
