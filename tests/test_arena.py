@@ -167,7 +167,7 @@ def test_a_layout_serves_smaller_steps_of_the_same_course():
     assert smaller.bound == seen(1000, 1, 2990).peak
     assert whole.for_smaller(seen(1000, 2000, 3100)) is None  # more than there is room for
     assert whole.for_smaller(seen(1000, 2000, 3000, longer=True)) is None  # other lives
-    assert whole.for_smaller(traced(np.random.default_rng(0), 2)) is None
+    assert whole.for_smaller(Trace(whole.requests[:2])) is None and whole.for_smaller(Trace()) is None  # another number
 
 
 def test_nothing_needs_nothing():
