@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from typing import Any, Protocol
 
@@ -10,8 +11,7 @@ import numpy as np
 
 from pycap import memory, ops
 from pycap.autograd import Tensor, no_grad
-from pycap.backends import float32_products, kernels, named, weight_cache
-from pycap.backends.weights import weights_version
+from pycap.backends import float32_products, kernels, named, weight_cache, weights_version
 from pycap.decode.rules import NOTHING, Hypothesis, Rules, best
 from pycap.device import address, assign, to_device, to_host
 from pycap.graphs import Graphs
@@ -19,8 +19,6 @@ from pycap.graphs import Graphs
 log = logging.getLogger(__name__)
 
 MOST_BEAMS = 16  # what the kernel takes
-#: What `beam_select` reads and writes, in its order.
-_WRITTEN = ("words", "parents", "scores", "steps", "done", "finished", "origins", "history")
 LOOK_EVERY = 4  # steps between two looks at which images are done: each look waits for the device
 
 
@@ -35,23 +33,25 @@ class State(Protocol):
 
 
 class Board:
-    """What a search of N images knows, in one block of the device: one copy begins it, one brings it back."""
+    """What a search of N images knows, in one block of the device: one copy begins it, one brings it back.
+
+    arrays: what `beam_select` reads and writes, by name, in its order.
+    """
 
     def __init__(self, images: int, rules: Rules) -> None:
         n, k, most = images, rules.beam_size, rules.max_length
         self._fields: dict[str, tuple[tuple[int, ...], str]] = {
-            "scores": ((n, k), "float64"),  # of the beams, best first; -inf: there is none
-            "finished": ((2, n, k), "float64"),  # (score, log-probability) of what has ended, best first
-            "origins": ((2, n, k), "int32"),  # (words, beam) where that ended
-            "history": ((2, most, n, k), "int32"),  # (the beam gone on from, the word) of each step's beams
-            "steps": ((n,), "int32"),
             "words": ((n * k,), "int32"),
             "parents": ((n * k,), "int32"),
+            "scores": ((n, k), "float64"),
+            "steps": ((n,), "int32"),
             "done": ((n,), "uint8"),
+            "finished": ((2, n, k), "float64"),
+            "origins": ((2, n, k), "int32"),
+            "history": ((2, most, n, k), "int32"),
         }
-        sizes = [np.dtype(dtype).itemsize * int(np.prod(shape)) for shape, dtype in self._fields.values()]
-        self._stops = np.cumsum(sizes).tolist()
-        self._begin = np.zeros(self._stops[-1], np.uint8)
+        sizes = [_nbytes(*field) for field in self._fields.values()]
+        self._begin = np.zeros(sum(map(_aligned, sizes)), np.uint8)
         begin = self._views(self._begin)
         begin["scores"][:, 1:] = begin["finished"][...] = -np.inf
         begin["words"][...] = rules.start
@@ -60,9 +60,10 @@ class Board:
 
     def _views(self, block: Any) -> dict[str, Any]:
         made, first = {}, 0
-        for (name, (shape, dtype)), stop in zip(self._fields.items(), self._stops, strict=True):
-            made[name] = block[first:stop].view(dtype).reshape(shape)
-            first = stop
+        for name, (shape, dtype) in self._fields.items():
+            size = _nbytes(shape, dtype)
+            made[name] = block[first : first + size].view(dtype).reshape(shape)
+            first += _aligned(size)
         return made
 
     def begin(self) -> None:
@@ -72,6 +73,15 @@ class Board:
     def on_host(self) -> dict[str, np.ndarray]:
         """All arrays, when the device has come this far."""
         return self._views(to_host(self._block))
+
+
+def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
+    return np.dtype(dtype).itemsize * math.prod(shape)
+
+
+def _aligned(size: int) -> int:
+    """So many bytes or a few more: the next array begins at a multiple of 16, where kernels load 16 bytes at once."""
+    return -(-size // 16) * 16
 
 
 class Search:
@@ -113,7 +123,7 @@ class Search:
         on, rules = self._board.arrays, self._rules
         logits, state = self._model.advance(self._state, on["words"])
         values, ids = ops.log_softmax_topk(logits, rules.candidates(logits.shape[1]), rules.suppress)
-        kernels.beam_select(*(on[name] for name in _WRITTEN), values, ids, self._penalties, rules.end)
+        kernels.beam_select(*on.values(), values, ids, self._penalties, rules.end)
         state.rows_into(self._state, on["parents"])
 
     def _sentences(self, found: dict[str, np.ndarray]) -> list[list[Hypothesis]]:

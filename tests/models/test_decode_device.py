@@ -12,6 +12,8 @@ import pytest
 from pycap import backends, memory
 from pycap.autograd import Tensor
 from pycap.decode import Hypothesis, Rules, Searches, device_beam_search, host_beam_search
+from pycap.decode.device import Board
+from pycap.device import address
 from tests.models.test_nic import batch, small_nic
 
 START, END, V = 1, 2, 7
@@ -82,6 +84,14 @@ def test_searches_in_memory_that_others_left_find_the_same() -> None:
         rules = Rules(k, 9, START, END, (0, START), 0.7)
         images = Tensor(np.arange(count, dtype=np.float32) + 5 * k)
         assert device_beam_search(model, images, rules, searches) == host_beam_search(model, images, rules)
+
+
+@pytest.mark.parametrize(("images", "k"), [(1, 1), (3, 1), (5, 3)])
+def test_each_array_begins_where_kernels_load_16_bytes_at_once(images: int, k: int) -> None:
+    arrays = Board(images, Rules(k, 7, START, END, ())).arrays.values()
+    starts = [address(array) for array in arrays]
+    assert {(start - starts[0]) % 16 for start in starts} == {0}
+    assert all(a + array.nbytes <= b for a, b, array in zip(starts, starts[1:], arrays, strict=False))
 
 
 def test_it_stops_soon_after_all_images_are_done() -> None:
