@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pycap import decode
+from pycap import backends, decode
+from pycap.autograd import Tensor
 from pycap.backends import reference
+from pycap.decode import Rules, Searches, device_beam_search, host_beam_search
+from pycap.device import to_device
 from pycap.testing.arguments import Double, InOut
 from pycap.testing.cases_beam import END, beam_select
+from tests.models.test_nic import batch, small_nic
 
 OP = "beam"
 
@@ -44,6 +48,26 @@ def test_a_search_is_the_references_bit_for_bit(kernels, k):
         for ours, theirs in zip(mine[:8], plain[:8], strict=True):
             assert ours.tobytes() == theirs.tobytes()
     assert 0 < mine[4].sum() < 9 and mine[3].max() == most
+
+
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.triton), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+def test_a_models_searches_one_after_another_are_the_hosts(device, caplog):
+    """On a GPU the first is launched and captured, and those after it are replayed."""
+    rules, searches = Rules(3, 7, 1, END, (0, 1), 0.7), Searches()
+    with backends.use("triton", device):
+        model = small_nic()
+        model.train(False)
+        for first in range(3):
+            images = Tensor(to_device(batch(images=first + 2)[0].data[first:].copy()))
+            found, expected = device_beam_search(model, images, rules, searches), host_beam_search(model, images, rules)
+            for ours, theirs in zip(found, expected, strict=True):
+                assert [h.ids for h in ours] == [h.ids for h in theirs]
+                assert [h.logprob for h in ours] == pytest.approx([h.logprob for h in theirs], abs=1e-4)
+    assert not [
+        r for r in caplog.records if r.name.startswith("pycap.decode")
+    ]  # a step that cannot be captured is told
 
 
 def test_what_it_takes_is_what_the_search_asks_of_it(inside):
