@@ -124,13 +124,15 @@ class RealRun:
                 self.best = row["val_loss"], {n: to_host(a).copy() for n, a in self.model.state_arrays().items()}
             if captioning % self.config.val_every == 0 or last:
                 row |= self._judge(1)
+                if "scores" in row:
+                    del row["captions"]
         self.record["minutes"][phase] += (time.perf_counter() - begin) / 60
         self.record["epochs"].append(row)
         shown = {key: value for key, value in row.items() if key != "captions"}
         print(" ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()), flush=True)
 
     def _judge(self, beam: int) -> dict[str, Any]:
-        """Scores of captions of the held-out images; the captions themselves where nltk, which scores them, is missing."""
+        """Captions of the held-out images, and their scores or why there are none: nltk, which scores them, may be missing."""
         said: dict[str, str] = {}
         references: dict[str, list[str]] = {}
         for batch in self.loaders.val.epoch(0):
@@ -142,7 +144,7 @@ class RealRun:
                 references[str(example.image_id)] = list(example.captions)
         self.captioner.weights.clear()
         try:
-            return {"scores": scored(said, references)}
+            return {"captions": said, "scores": scored(said, references)}
         except ImportError as error:
             return {"captions": said, "unscored": f"{error}: python -m benchmarks.score_run scores them"}
 

@@ -19,11 +19,12 @@ from pycap.training.folder import write_text
 
 
 def score(record: dict[str, Any], data: Path) -> int:
-    """Fill in the scores of everything that holds captions, in their place; returns how many were scored."""
+    """Score everything that holds captions; only the best keeps them. Returns how many were scored."""
     examples, _ = load_split(record["config"]["stage"], data, "val")
     references = {str(example.image_id): list(example.captions) for example in examples}
     done = 0
-    for row in [*record["epochs"], record.get("best", {})]:
+    best = record.get("best", {})
+    for row in [*record["epochs"], best]:
         if "captions" not in row:
             continue
         unknown = row["captions"].keys() - references.keys()
@@ -32,8 +33,9 @@ def score(record: dict[str, Any], data: Path) -> int:
                 f"{data}: {len(unknown)} captioned images are not in it (first: {min(unknown)}); give the run's data"
             )
         row["scores"] = scored(row["captions"], references)
-        del row["captions"]
         row.pop("unscored", None)
+        if row is not best:
+            del row["captions"]
         done += 1
     return done
 

@@ -80,7 +80,8 @@ def test_the_record_tells_of_each_phase(packed: Path, tmp_path: Path, capsys) ->
     words, frozen, joint = record["epochs"]
     assert "val_loss" not in words and {"BLEU-1", "BLEU-4", "distinct"} <= frozen["scores"].keys()
     assert record["best"]["val_loss"] == min(frozen["val_loss"], joint["val_loss"])
-    assert "BLEU-4" in record["best"]["scores"] and record["best"]["beam"] == 3
+    assert "BLEU-4" in record["best"]["scores"] and len(record["best"]["captions"]) == 6 and record["best"]["beam"] == 3
+    assert all("captions" not in row for row in record["epochs"]), "only the best captions are worth their room"
     assert record["images"] == {"train": 16, "val": 6, "unusable": 0} and record["ended"] == "all epochs"
     assert record["config"]["data"] == "demo.zip" and record["config"]["rnn_size"] == 16
     assert "joint     1 epochs" in capsys.readouterr().out
@@ -102,6 +103,8 @@ def test_where_scoring_is_not_possible_captions_are_kept_and_scored_elsewhere(
     record, expected = json.loads(out.read_text()), json.loads(plain.read_text())
     assert record["best"]["scores"] == expected["best"]["scores"] and "unscored" not in record["best"]
     assert [row.get("scores") for row in record["epochs"]] == [row.get("scores") for row in expected["epochs"]]
+    assert len(record["best"]["captions"]) == 6 and all("captions" not in row for row in record["epochs"])
+    assert record == {**expected, **{k: v for k, v in record.items() if k in ("epochs", "minutes", "best")}}
     assert "3 scored" in capsys.readouterr().out
     kept["best"]["captions"]["999"] = "a dog"
     out.write_text(json.dumps(kept))
@@ -123,10 +126,16 @@ def test_a_run_that_diverges_keeps_what_it_has_and_fails(packed: Path, tmp_path:
     def failing(trainer, batches):
         calls.append(1)
         if len(calls) == 2:
-            raise Diverged("the loss is nan")
+            raise error
         return run_steps(trainer, batches)
 
     monkeypatch.setattr(joint_work, "run_steps", failing)
+    error: Exception = RuntimeError("the power fails")
+    with pytest.raises(RuntimeError):
+        real_run.main(_command(packed, out))
+    assert [row["phase"] for row in json.loads(out.read_text())["epochs"]] == ["words"], "written after each epoch"
+    calls.clear()
+    error = Diverged("the loss is nan")
     assert real_run.main(_command(packed, out)) == 1
     record = json.loads(out.read_text())
     assert [row["phase"] for row in record["epochs"]] == ["words"] and record["ended"] == "diverged: the loss is nan"
