@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import joint_work, machine
 from benchmarks.results import Row, Writer
-from pycap import backends
+from pycap import backends, device
 from pycap.captioner import build_model
 from pycap.config import TrainConfig
 from pycap.data import demo
@@ -110,6 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = parser.parse_args(argv)
     if own.steps < 1 or own.batch_size < 1:
         parser.error("--steps and --batch-size are 1 or more")
+    reason = device.obstacle() if own.device == "cuda" else ""
+    if reason:
+        print(f"no GPU that pycap can use: {reason}; --device cpu rehearses", file=sys.stderr)
+        return 1
     config = configuration(own.batch_size, own.seed)
     with tempfile.TemporaryDirectory(prefix="pycap-trajectory-") as folder:
         made, words, per_epoch = batches(config, own.steps, Path(folder))

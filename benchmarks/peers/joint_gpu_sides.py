@@ -65,6 +65,7 @@ class PycapSide:
         backends.select(task.config.device, task.config.backend)
         backends.set_threads(task.config.threads or 1)
         self.task, self.config = task, task.config
+        self._free, self._taken = _free_bytes(), 0
         self.said: list[str] = []  # by the trainer: why steps are not recorded, or not on the arena
         self.spec = sources.preprocess_spec(task.config)
         self.batches = joint_work.batches(task.config, task.batches, task.words, device.pinned_empty)
@@ -103,6 +104,7 @@ class PycapSide:
         """The trainer that is timed, with each batch seen once or more."""
         self.trainer = self._make(self.config)
         self.train(0, 2 * len(self.batches))
+        self._taken = self._free - _free_bytes()  # no other side has begun yet
         self._forget()
 
     def _forget(self) -> None:
@@ -133,10 +135,8 @@ class PycapSide:
             device.module().cuda.runtime.deviceSynchronize()
 
     def peak_mib(self) -> float:
-        """On a GPU, what the pool took from the device; else the process's peak."""
-        if device.current() == "cuda":
-            return device.module().get_default_memory_pool().total_bytes() / 2**20
-        return machine.peak_mib()
+        """On a GPU, what the warm-up took from it: pools, arena, graphs, kernels; else the process's peak."""
+        return self._taken / 2**20 if device.current() == "cuda" else machine.peak_mib()
 
     def prepare_captions(self) -> None:
         from pycap.captioner import Captioner
@@ -153,6 +153,11 @@ class PycapSide:
 
     def ceilings(self, n: int, copied: int) -> dict[str, float]:
         raise Unavailable("the ceilings are measured by PyTorch")
+
+
+def _free_bytes() -> int:
+    """Of the GPU's memory; 0 on the CPU."""
+    return device.module().cuda.runtime.memGetInfo()[0] if device.current() == "cuda" else 0
 
 
 def initial_on_host(config: TrainConfig, words: int) -> dict[str, np.ndarray]:

@@ -31,6 +31,12 @@ def test_bf16_follows_float32_and_a_wrong_loss_is_found(tmp_path: Path, capsys) 
         trajectory.main([*command, "--steps", "4"])
 
 
+def test_without_a_gpu_it_says_so(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(trajectory.device, "obstacle", lambda: "no NVIDIA driver")
+    assert trajectory.main(["--steps", "3"]) == 1
+    assert "no NVIDIA driver; --device cpu rehearses" in capsys.readouterr().err
+
+
 def test_a_loss_that_is_no_number_is_no_agreement() -> None:
     assert not trajectory.distance([1.0, float("nan")], [1.0, 1.0]) <= trajectory.BOUND
     assert trajectory.distance([1.0, 2.02], [1.0, 2.0]) == pytest.approx(0.01)
