@@ -115,7 +115,7 @@ class TrainConfig:
     backend: str = _opt("auto", "whose kernels", choices=BACKENDS)
     precision: str = _opt(
         "fp32",
-        "tf32: matrix products on a GPU; bf16: activations of the CNN; all else, weights and losses too, is fp32",
+        "tf32: matrix products on a GPU; bf16: activations of the CNN, and tf32; all else, weights and losses too, is fp32",
         choices=PRECISIONS,
     )
     threads: int = _opt(0, "CPU threads (0: all)", low=0)

@@ -17,8 +17,8 @@ import numpy as np
 #: The devices: the CPU, and CUDA's current GPU (CUDA_VISIBLE_DEVICES says which).
 DEVICES = ("cpu", "cuda")
 
-#: What `--precision` may say. bf16: activations of the image network are bfloat16. tf32: arrays are float32, and a GPU
-#: multiplies them in TensorFloat-32; a CPU, which has no such unit, multiplies as in fp32.
+#: What `--precision` may say. bf16: activations of the image network are bfloat16, and what stays float32 is multiplied as in
+#: tf32. tf32: arrays are float32, and a GPU multiplies them in TensorFloat-32; a CPU, which has no such unit, as in fp32.
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 #: The oldest GPUs that the kernels run on: compute capability 8.0 (Ampere).
@@ -241,7 +241,7 @@ def activation_dtype(precision: str) -> np.dtype:
 
 def float32_products(precision: str) -> str:
     """How float32 matrices are multiplied for a value of `--precision`: what `backends.set_float32_products` takes."""
-    return "tf32" if precision == "tf32" else "fp32"
+    return "fp32" if precision == "fp32" else "tf32"
 
 
 def cpu_count() -> int:

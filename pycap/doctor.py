@@ -175,7 +175,7 @@ def _precisions(backend: str, unit: str) -> dict[str, str]:
         if _version("ml_dtypes") is None
         else "widened to float32: saves memory, is no faster"
         if unit == "float32"
-        else unit.replace("amx", "AMX tiles"),
+        else f"{unit.replace('amx', 'AMX tiles')}{'; float32 arrays as in tf32' if triton else ''}",
     }
 
 

@@ -100,7 +100,7 @@ def test_where_triton_serves_precisions_are_the_tensor_cores(gpu, monkeypatch):
     found = doctor.report()
     assert found["auto"] == {"device": "cpu", "no_gpu": ""}  # the tests' PYCAP_DEVICE
     assert {c["backend"] for c in found["devices"]["cuda"]["choices"]} == {"triton"}
-    assert found["devices"]["cuda"]["precisions"]["bf16"] == "tensor cores"
+    assert found["devices"]["cuda"]["precisions"]["bf16"] == "tensor cores; float32 arrays as in tf32"
     assert "three TensorFloat-32" in found["devices"]["cuda"]["precisions"]["fp32"]
 
 

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -57,6 +57,10 @@ class Stall:
     def share(self) -> float:
         """The part of the time that was waited, from 0 to 1."""
         return self.seconds / self.of_seconds if self.of_seconds else 0.0
+
+    def __add__(self, other: Stall) -> Stall:
+        """Of both times together."""
+        return Stall(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 class _Clock(Protocol):

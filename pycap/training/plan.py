@@ -143,7 +143,7 @@ class _Planner:
         steps = [self._trained(micro_batch, words_only=False)]
         if config.pretrain_words:
             steps.append(self._trained(micro_batch, words_only=True))
-        validated = self._validated(config.batch_size)
+        validated = self._validated(micro_batch)
         parameters = model.named_parameters()
         learning = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
         return MemoryPlan(

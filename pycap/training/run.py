@@ -24,7 +24,7 @@ from pycap.device import cpu_count, current, to_host
 from pycap.training import folder as run_folder
 from pycap.training import plan as memory_plan
 from pycap.training import sources
-from pycap.training.feed import TOLERATED, Fed, Feed
+from pycap.training.feed import TOLERATED, Fed, Feed, Stall
 from pycap.training.folder import Log, Sample
 from pycap.training.progress import Display
 from pycap.training.trainer import Diverged, Pending, StepResult, Trainer
@@ -96,11 +96,12 @@ class _Run:
                 "--out-dir out (in Python: pycap.config.resumed), or start anew from its weights with --init-from"
             )
         self.position = Position()
-        self.loaders = sources.loaders(source, self.vocab, self.spec, config, self.folder)
+        fitting = self.memory.micro_batch if self.memory else config.micro_batch
+        self.loaders = sources.loaders(source, self.vocab, self.spec, config, self.folder, fitting)
         self.feed = Feed(self.loaders.train)
         # Passes change gradients by their rounding only, so the run's own config does not say how many fitted here.
-        fitting = replace(config, micro_batch=self.memory.micro_batch) if self.memory else config
-        self.trainer = Trainer(self.model, fitting, self.spec, len(self.loaders.train), log=lambda text: self.say(text))
+        passes = replace(config, micro_batch=fitting) if fitting else config
+        self.trainer = Trainer(self.model, passes, self.spec, len(self.loaders.train), log=lambda text: self.say(text))
         if resumed:
             if resumed.optimizer is None:
                 raise ConfigError(
@@ -168,17 +169,20 @@ class _Run:
         batches = self.feed.epoch(position.epoch, position.batch)
         started, images = time.monotonic(), 0
         under_way: deque[Pending] = deque()
+        stall = last = Stall()
 
         def finish(left: int) -> None:
             """Hear of all steps but the last few."""
-            nonlocal images
+            nonlocal images, stall, last
             while len(under_way) > left:
                 result = self._result(under_way.popleft())
                 images += result.images
                 rate = images / (time.monotonic() - started)
-                self.display.step(position.epoch + 1, result.step, result.loss, rate)
                 if result.step % config.log_every == 0:
-                    self._log_step(result, rate)
+                    last = self.feed.stall()
+                    stall += last
+                    self._log_step(result, rate, last)
+                self.display.step(position.epoch + 1, result.step, result.loss, rate, last.share)
 
         try:
             for fed in batches:
@@ -197,9 +201,9 @@ class _Run:
         finally:
             batches.close()
         position.batch = len(self.loaders.train)  # the last batches may have held no readable image
-        stall = self.feed.stall()
+        stall += self.feed.stall()
         if stall.share > TOLERATED:
-            self.say(self.feed.sentence(stall))
+            self.say(f"epoch {position.epoch + 1}: {self.feed.sentence(stall)}")
 
     def _launch(self, fed: Fed) -> Pending:
         try:
@@ -328,7 +332,7 @@ class _Run:
             preprocess=self.spec.to_dict(),
         )
 
-    def _log_step(self, result: StepResult, rate: float) -> None:
+    def _log_step(self, result: StepResult, rate: float, stall: Stall) -> None:
         self.log.write(
             kind="train",
             step=result.step,
@@ -339,6 +343,7 @@ class _Run:
             lr=result.lr,
             norms=result.norms,
             images_per_s=rate,
+            waited=stall.share,
         )
 
     def _sample(self, batch: Batch, i: int, text: str, logprob: float, verdict: str = "") -> Sample:

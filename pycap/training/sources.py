@@ -106,8 +106,13 @@ def workers(config: TrainConfig) -> int:
     return _WORKERS if current() == "cpu" else min(cpu_count(), _MOST_WORKERS)
 
 
-def loaders(source: Source, vocab: Vocabulary, spec: PreprocessSpec, config: TrainConfig, run: Path) -> Loaders:
-    """Loaders over both splits. A store is used where config.store says so; `auto`: where the images do not fit in memory."""
+def loaders(
+    source: Source, vocab: Vocabulary, spec: PreprocessSpec, config: TrainConfig, run: Path, val_batch: int = 0
+) -> Loaders:
+    """Loaders over both splits. A store is used where config.store says so; `auto`: where the images do not fit in memory.
+
+    val_batch: images a batch of the validation split (0: as in training); what is said of them does not depend on it.
+    """
     size = spec.resize * spec.resize * 3
     store: ImageStore | None = None
     if config.store == "auto":
@@ -118,7 +123,6 @@ def loaders(source: Source, vocab: Vocabulary, spec: PreprocessSpec, config: Tra
     val = source.val if config.val_images_use < 0 else source.val[: config.val_images_use]
     threads = workers(config)
     common: dict[str, Any] = {
-        "batch_size": config.batch_size,
         "seq_per_img": config.seq_per_img,
         "max_length": config.max_length,
         "seed": config.seed,
@@ -131,7 +135,7 @@ def loaders(source: Source, vocab: Vocabulary, spec: PreprocessSpec, config: Tra
         "allocate": pinned_empty,
     }
     return Loaders(
-        Loader(source.train, vocab, spec, train=True, flip=config.flip, **common),
-        Loader(val, vocab, spec, train=False, flip=False, **common),
+        Loader(source.train, vocab, spec, train=True, flip=config.flip, batch_size=config.batch_size, **common),
+        Loader(val, vocab, spec, train=False, flip=False, batch_size=val_batch or config.batch_size, **common),
         store,
     )
