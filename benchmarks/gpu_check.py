@@ -57,7 +57,7 @@ def steps(arch: str, out: Path) -> list[Step]:
     pytest = (python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", "gpu")
     timing = (python, "-m", "benchmarks.gpu", "--json")
     beside = (python, "-m", "benchmarks.peers.torch_joint")
-    joint = (*beside, "--device", "cuda", "--compile-modes", "default", "--seconds", "80")
+    joint = (*beside, "--device", "cuda", "--compile-modes", "default", "--seconds", "110")
     no_torch = "" if importlib.util.find_spec("torch") else "PyTorch, the peer, is not installed"
     not_hopper = "" if arch == "sm_90" else f"this GPU is {arch}"
     return [
@@ -69,10 +69,10 @@ def steps(arch: str, out: Path) -> list[Step]:
         ),
         Step("tests", (*pytest, "--durations=10", *files), 200, 40),
         Step("trajectory", (python, "-m", "benchmarks.trajectory", "--json", str(out / "trajectory.jsonl")), 90, 12),
-        Step("joint", (*joint, "--json", str(out / "joint.jsonl")), 150, 40, skip=no_torch),
+        Step("joint", (*joint, "--json", str(out / "joint.jsonl")), 180, 40, skip=no_torch),
+        Step("benchmarks", (*timing, str(out / "gpu.jsonl"), "--seconds", "120"), 160, 130),
         Step("joint-input", (*joint, "--sides", "pycap,torch eager", "--input", "--beams", "", "--turns", "3",
              "--json", str(out / "joint_input.jsonl")), 100, 12, skip=no_torch),
-        Step("benchmarks", (*timing, str(out / "gpu.jsonl"), "--seconds", "120"), 160, 130),
         # From here on programs and partitions wait for each other: after a fault, for ever.
         Step("cuda", (*pytest, "--durations=10", *_test_files("cuda")), 90, 20),
         Step("lstm-benchmarks", (*timing, str(out / "gpu_lstm.jsonl"), "--op", "lstm", "--seconds", "60"), 80, 60),

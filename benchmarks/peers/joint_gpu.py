@@ -211,8 +211,7 @@ def compare(task: Task, options: Options, meter: Meter | None, about: Row, write
         made.steps()
         base: Row = {**about, "case": case, "dtype": DTYPES[config.precision]}
         base["backend"] = made.sides["pycap"].info["backend"]
-        flops = joint_work.step_flops(config, joint_work.batches(config, task.batches, task.words), task.words)
-        for row in step_rows(made, base, flops, err):
+        for row in step_rows(made, base, made.sides["pycap"].info["flops"], err):
             _tell(writer, row)
         for row in input_rows(made, base) if options.input else ():
             _tell(writer, row)

@@ -71,7 +71,7 @@ class PycapSide:
         self.batches = joint_work.batches(task.config, task.batches, task.words, device.pinned_empty)
 
     def describe(self) -> dict[str, Any]:
-        """backend: whose kernels the largest parts run on. variant: how. said: what a person should know of that."""
+        """backend: whose kernels the largest parts run on. said: what a person should know of that. flops: of a step."""
         from pycap import backends
 
         used = [backends.kernels.conv2d_forward, backends.kernels.lstm_forward]
@@ -80,6 +80,7 @@ class PycapSide:
             "backend": "+".join(dict.fromkeys(name.split(".")[0] for name in names)),
             "variant": f"{self.trainer.ahead} step{'s' * (self.trainer.ahead != 1)} ahead",
             "said": list(dict.fromkeys(self.said)),
+            "flops": joint_work.step_flops(self.config, self.batches, self.task.words),
         }
 
     def _make(self, config: TrainConfig) -> Any:
