@@ -156,7 +156,7 @@ class RealRun:
         judged = self._judge(self.config.beam_size)
         seconds = time.perf_counter() - begin
         self.record["best"] = {
-            "val_loss": loss, "beam": self.config.beam_size, "captions_per_s": self.record["images"]["val"] / seconds, **judged,
+            "val_loss": loss, "beam": self.config.beam_size, "captions_per_s": len(judged["captions"]) / seconds, **judged,
         }  # fmt: skip
         said = judged.get("scores", judged.get("unscored"))
         print(f"best: validation loss {loss:.4f}, beam {self.config.beam_size}: {said}", flush=True)

@@ -254,7 +254,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--turns", type=int, default=5, help="turns of each side (default: %(default)s)")
     parser.add_argument("--turn-seconds", type=float, default=1.0, help="length of a turn (default: %(default)s)")
-    parser.add_argument("--agree", type=int, default=4, help="steps whose losses must agree (default: %(default)s)")
+    parser.add_argument("--agree", type=int, default=8, help="steps whose losses must agree (default: %(default)s)")
     parser.add_argument("--batches", type=int, default=4, help="different batches (default: %(default)s)")
     parser.add_argument("--words", type=int, default=joint_work.COCO_WORDS, help="vocabulary (default: COCO's)")
     parser.add_argument("--beams", default="3,1", help="widths of the searches (default: %(default)s; empty: none)")
