@@ -53,7 +53,8 @@ def steps(arch: str, out: Path) -> list[Step]:
     no_sanitizer = "" if Path(sanitizer).exists() else "compute-sanitizer was not found"
     no_pybind = "" if importlib.util.find_spec("pybind11") else "pybind11 is not installed"
     built = "sm_80" if arch.startswith("sm_8") else arch
-    files = ["tests/kernels/test_gpu.py", *_test_files("triton")]
+    whole = ("tests/ops/test_conv2d_fusions.py", "tests/models/test_conv2d_fusions.py", "tests/train/test_gpu_step.py")
+    files = ["tests/kernels/test_gpu.py", *_test_files("triton"), *whole]
     pytest = (python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", "gpu")
     timing = (python, "-m", "benchmarks.gpu", "--json")
     beside = (python, "-m", "benchmarks.peers.torch_joint")

@@ -213,6 +213,16 @@ def test_a_step_that_fails_changes_nothing_nor_do_those_after_it(monkeypatch: py
     assert losses == expected
 
 
+def test_the_host_runs_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are asked for when all steps have been launched: they are those of steps that were waited for one by one."""
+    with standin(monkeypatch):
+        made = trainer(True)
+        expected = [loss for _ in range(3) for loss in trajectory(made, 4)]
+        made = trainer(True)
+        pending = [made.launch(batch(number)) for _ in range(3) for number in range(4)]
+        assert [each.result().loss for each in pending] == expected
+
+
 def test_a_word_outside_the_vocabulary_is_named() -> None:
     wrong = batch(0)
     wrong.tokens[1, 0] = VOCABULARY
