@@ -19,7 +19,8 @@ from benchmarks.peers import torch_decode, torch_joint_cuda
 from benchmarks.peers.joint_gpu_sides import SEARCH, STEPS_PER_EPOCH, Captions, Task, initial
 from benchmarks.sides import Unavailable
 from pycap.data.images import centre_crops
-from pycap.data.vocab import END, START
+from pycap.data.loader import Batch
+from pycap.data.vocab import END, PAD, START
 from pycap.training import sources
 
 _TRY_S = 0.3
@@ -41,9 +42,20 @@ class TorchSide:
         self.batches = joint_work.batches(task.config, task.batches, task.words)
         # Sizes that change would be compiled again and again.
         self.length = task.config.max_length + 2 if compiled else 0
-        self.feeds = [torch_joint_cuda.Feed.of(batch, self.device, self.length) for batch in self.batches]
+        self.rows = max(map(self._class, self.batches)) if compiled else 0
+        self.feeds = [self._feed(batch) for batch in self.batches]
         self.model = torch_joint_cuda.build(task.config, task.words, self.arrays, self.device)
         self.notes: list[str] = []
+
+    def _class(self, batch: Batch) -> int:
+        """The number of targets, rounded up to one of 16 sizes."""
+        most = (self.length - 1) * batch.tokens.shape[1]
+        step = max(most // 16, 1)
+        return min(-(-int(np.count_nonzero(batch.tokens[1:] != PAD)) // step) * step, most)
+
+    def _feed(self, batch: Batch) -> torch_joint_cuda.Feed:
+        rows = max(self.rows, self._class(batch)) if self.compiled else 0
+        return torch_joint_cuda.Feed.of(batch, self.device, self.length, rows)
 
     def describe(self) -> dict[str, Any]:
         variant = "; ".join([str(self.trainer.way), *self.notes])
@@ -132,7 +144,7 @@ class TorchSide:
             with closing(loader.epoch(epoch)) as batches:
                 for batch in batches:
                     if len(batch) == self.config.batch_size:
-                        under_way.append(torch_joint_cuda.Feed.of(batch, self.device, self.length))
+                        under_way.append(self._feed(batch))
                         yield under_way[-1]
 
     def synchronize(self) -> None:

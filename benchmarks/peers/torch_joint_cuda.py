@@ -41,8 +41,8 @@ class Way:
 def ways(compiled: bool, precision: str, modes: tuple[str, ...] = ()) -> list[Way]:
     """What is tried. modes: of torch.compile. In float32 all LSTMs compute alike, so that one of them is left out."""
     lstms = ("autocast", "float32") if precision == "bf16" else ("autocast",)
-    if compiled:  # a compiled graph stops at packed sequences, and is compiled again for each number of words
-        return [Way(lstms[0], False, mode) for mode in modes]
+    if compiled:  # a compiled graph stops at packed sequences
+        return [Way(lstms[0], True, mode) for mode in modes]
     return [Way(lstm, compact) for lstm, compact in itertools.product(lstms, (True, False))] + [Way("packed")]
 
 
@@ -61,15 +61,17 @@ class Feed:
     share: Tensor
 
     @classmethod
-    def of(cls, batch: Batch, device: torch.device, length: int = 0) -> Feed:
-        """length: tokens are padded to so many steps."""
+    def of(cls, batch: Batch, device: torch.device, length: int = 0, rows: int = 0) -> Feed:
+        """length, rows: steps to which tokens are padded, and rows to which `kept` is, with one whose target is padding."""
         tokens = np.pad(batch.tokens, ((0, max(length - len(batch.tokens), 0)), (0, 0)), constant_values=PAD)
         targets = tokens[1:] != PAD
+        kept = np.flatnonzero(targets)
+        kept = np.pad(kept, (0, max(rows - len(kept), 0)), constant_values=int(np.argmin(targets)))
         arrays = (
             batch.images,
             batch.crops.astype(np.int64),
             tokens.astype(np.int64),
-            np.flatnonzero(targets),
+            kept,
             targets.sum(0) + 1,
         )
         share = torch.tensor(1 / max(int(targets.sum()), 1), dtype=torch.float32)

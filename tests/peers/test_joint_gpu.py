@@ -117,10 +117,15 @@ def test_padded_tokens_change_nothing() -> None:
     settings = config(precision="fp32")
     made = joint_work.batches(settings, 1, WORDS)[0]
     model = torch_joint_cuda.build(settings, WORDS, initial(settings, WORDS), CPU)
-    loss = torch_joint_cuda.Loss(model, preprocess_spec(settings), "fp32", torch_joint_cuda.Way(compact=False))
-    feeds = [torch_joint_cuda.Feed.of(made, CPU, length) for length in (0, 20)]
+    losses = [
+        torch_joint_cuda.Loss(model, preprocess_spec(settings), "fp32", torch_joint_cuda.Way(compact=compact))
+        for compact in (False, True)
+    ]
+    feeds = [torch_joint_cuda.Feed.of(made, CPU, *padded) for padded in ((0, 0), (20, 150))]
     assert feeds[1].tokens.shape[0] == 20 > feeds[0].tokens.shape[0]
-    assert loss(feeds[1]).item() == pytest.approx(loss(feeds[0]).item(), rel=1e-6)
+    assert feeds[1].kept.shape == (150,) and feeds[0].kept.shape[0] < 150
+    for loss in losses:
+        assert loss(feeds[1]).item() == pytest.approx(losses[0](feeds[0]).item(), rel=1e-6)
 
 
 def test_crops_on_the_device_are_pycaps() -> None:
