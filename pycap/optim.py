@@ -67,6 +67,11 @@ class Part:
     optimizer: Optimizer
     names: tuple[str, ...]
 
+    def arrays(self) -> list[Any]:
+        """All that the update reads and writes: parameters, gradients, state."""
+        data, grads, slots = self.optimizer.arrays(self.names)
+        return [*data, *grads, *(array for slot in slots for array in slot)]
+
 
 class Optimizer(ABC):
     """What the update rules share: which parameters are stepped, clipping, and state by parameter.
@@ -138,7 +143,7 @@ class Optimizer(ABC):
                 for name in names:
                     self._begin_state(name)
                     self._steps[name] = step
-                self._update(group, _Update(*self._arrays(names), step, scale, clip))
+                self._update(group, _Update(*self.arrays(names), step, scale, clip))
         for tensor in self.tensors.values():
             tensor.fresh = False
         weights_changed()
@@ -148,7 +153,7 @@ class Optimizer(ABC):
             tensor = self.tensors[name]
             self._state[name] = {slot: memory.zeros(tensor.shape, tensor.dtype) for slot in self.slots}
 
-    def _arrays(self, names: Iterable[str]) -> tuple[list[Any], list[Any], list[list[Any]]]:
+    def arrays(self, names: Iterable[str]) -> tuple[list[Any], list[Any], list[list[Any]]]:
         """Parameters, gradients, and for each slot the state."""
         tensors = [self.tensors[name] for name in names]
         slots = [[self._state[name][slot] for name in names] for slot in self.slots]
@@ -193,7 +198,7 @@ class Optimizer(ABC):
         """
         group = part.group
         clip = group.clip if group.clip_mode == "value" else 0.0
-        data, grads, slots = self._arrays(part.names)
+        data, grads, slots = self.arrays(part.names)
         rounded = [copies.get(name) for name in part.names] if copies else None
         how: dict[str, Any] = {"rates": rates, "copies": rounded}
         self._update(group, _Update(data, grads, slots, 1, factor, clip), **how)

@@ -19,7 +19,7 @@ import numpy as np
 from pycap import arena, memory, ops, optim
 from pycap.backends import dry, kernels, rounded_weights, weights_changed, weights_version
 from pycap.data.loader import Batch
-from pycap.device import Mark, bfloat16, download, module, pinned_empty, to_device, upload
+from pycap.device import Mark, address, bfloat16, download, module, pinned_empty, to_device, upload
 from pycap.graphs import Graphs
 from pycap.models import targets
 from pycap.models.nic import NIC
@@ -152,6 +152,8 @@ class Step:
         self._images: dict[tuple[int, int], Any] = {}
         self._limits: dict[tuple[str, ...], Any] = {}
         self._under_way: deque[UnderWay] = deque()
+        self._failed: list[UnderWay] = []
+        self._places: dict[Shape, tuple[int, ...]] = {}
         self._arena = arena.Arena(0)
         self._layouts: dict[Shape, arena.Layout | None] = {}
         self.copies = self._half_weights() if half else {}
@@ -178,11 +180,14 @@ class Step:
         learning rates. Raises IndexError for a token outside the vocabulary.
         """
         while len(self._under_way) >= _AHEAD:
-            self._under_way.popleft().outcome()
+            oldest = self._under_way.popleft()
+            if oldest.outcome().failed:
+                self._failed.append(oldest)
         with self.graphs.on_stream():
             shape, parts = self._prepare(batch, words_only)
             self._fill(shape, parts, batch, images, seed)
             self._round_weights()
+            self._forget_moved(shape, parts)
             self.graphs.run(shape, lambda: self._served(shape, parts))
             weights_changed()
             self._version = weights_version()
@@ -194,10 +199,11 @@ class Step:
     def undo(self) -> int:
         """After a step that failed: take back the counts of the steps that changed nothing, and be ready for another one.
         Returns how many there were."""
-        undone = [step for step in self._under_way if step.outcome().failed]
+        undone = self._failed + [step for step in self._under_way if step.outcome().failed]
         for step in undone:
             for part in step.parts:
                 part.optimizer.advance(part, -1)
+        self._failed.clear()
         self._under_way.clear()
         with self.graphs.on_stream():
             self._report.arrays["failed"].fill(0)
@@ -263,6 +269,14 @@ class Step:
             for name, copy in self.copies.items():
                 kernels.cast(copy, parameters[name].data, 0.0)
             self._version = weights_version()
+
+    def _forget_moved(self, shape: Shape, parts: list[optim.Part]) -> None:
+        """Record anew where weights or the optimiser's state lie elsewhere than before: somebody has put other arrays there."""
+        own = [t.data for t in self.model.named_parameters().values()]
+        places = tuple(address(array) for array in (*own, *(a for part in parts for a in part.arrays())))
+        if self._places.setdefault(shape, places) != places:
+            self.graphs.clear()
+            self._places = {shape: places}
 
     # the device's part ----------------------------------------------------------------------------------------------
 

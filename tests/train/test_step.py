@@ -213,6 +213,41 @@ def test_a_step_that_fails_changes_nothing_nor_do_those_after_it(monkeypatch: py
     assert losses == expected
 
 
+def test_arrays_that_are_exchanged_are_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else graphs would go on with arrays that nobody looks at: other weights, or the optimiser's state of a checkpoint."""
+
+    def losses(made: Trainer) -> list[float]:
+        told = [made.step(batch(3)).loss for _ in range(3)]
+        kept = {name: array.copy() for name, array in made.optimizer.state_arrays().items()}
+        state = made.state()
+        told += [made.step(batch(3)).loss for _ in range(2)]
+        made.load_state(state, kept)
+        told += [made.step(batch(3)).loss for _ in range(3)]
+        made.model.load_arrays({n: a * np.float32(1.5) for n, a in made.model.state_arrays().items()}, copy=False)
+        return told + [made.step(batch(3)).loss for _ in range(3)]
+
+    with backends.use("reference"):
+        expected = losses(trainer(True))
+    with standin(monkeypatch):
+        assert losses(trainer(True)) == expected
+
+
+@pytest.mark.parametrize("ahead", [2, 5])
+def test_all_steps_after_one_that_failed_are_taken_back(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    with standin(monkeypatch):
+        made = trainer(True)
+        made.step(batch(0))
+        before, bias = weights(made), made.model.projection.bias.data
+        was = device.to_host(bias).copy()
+        device.assign(bias, np.full_like(was, np.nan))
+        pending = [made.launch(batch(number)) for number in range(ahead)]
+        for each in pending:
+            with pytest.raises(Diverged):
+                each.result()
+        device.assign(bias, was)
+        assert weights(made) == before and made.step_number == 1
+
+
 def test_the_host_runs_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Results are asked for when all steps have been launched: they are those of steps that were waited for one by one."""
     with standin(monkeypatch):
