@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     config = configuration.parse_args(argv)
     from pycap.optim import OptimizerStateError
+    from pycap.schedules import ScheduleStateError
     from pycap.training.run import Stopped
     from pycap.training.trainer import Diverged
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(128 + stop.signal_number)
     except (
         configuration.ConfigError, DataError, CheckpointError, DeviceError, BackendError, Diverged, OptimizerStateError,
-        OSError,
+        ScheduleStateError, OSError,
     ) as error:  # fmt: skip
         sys.exit(f"train.py: error: {error}")
     except MemoryError as error:  # of the host, or CuPy's of the GPU

@@ -51,7 +51,7 @@ def row(rooms: str = "", lazy_rooms: str = "", packages: str = "numpy", lazy_pac
 
 
 CORE = "device memory graphs backends autograd ops"
-MODEL = f"{CORE} nn models optim decode"
+MODEL = f"{CORE} nn models schedules optim decode"
 FILES = "data metrics weights config tensorfile checkpoint distributed"
 FULL = f"arena {MODEL} {FILES} captioner training"
 
@@ -77,7 +77,8 @@ TABLE: dict[str, Row] = {
     "ops": row("device memory autograd backends"),
     "nn": row("device memory autograd backends ops"),
     "models": row(f"{CORE} nn"),
-    "optim": row("device memory autograd backends"),
+    "schedules": row(packages=""),
+    "optim": row("device memory autograd backends schedules"),
     "decode": row(f"{CORE} nn models"),
     "data": row(packages="numpy PIL h5py"),
     "metrics": row(lazy_packages="nltk pycocoevalcap"),

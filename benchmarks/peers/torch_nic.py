@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from benchmarks.peers.torch_model import NIC, VGG
-from pycap import optim
 from pycap.config import TrainConfig
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
 from pycap.data.vocab import PAD
 from pycap.models.vgg import BLOCKS
+from pycap.schedules import make_schedule
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class PeerTrainer:
             for rule, parameters, rate, decay, clip in zip(rules, (cnn, learnt), rates, decays, clips, strict=True)
         ]
         total = config.epochs * steps_per_epoch
-        self.schedule = optim.make_schedule(
+        self.schedule = make_schedule(
             config.lr_schedule,
             total_steps=min(total, config.max_steps) if config.max_steps else total,
             warmup_steps=config.warmup_steps,

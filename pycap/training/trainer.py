@@ -23,6 +23,7 @@ from pycap.device import activation_dtype, current, float32_products
 from pycap.models import targets
 from pycap.models.nic import NIC
 from pycap.nn.layers import place_dropout
+from pycap.schedules import make_schedule
 from pycap.training.step import Step
 
 
@@ -80,7 +81,7 @@ class Trainer:
         self.optimizer = _optimizer(model, config)
         total = config.epochs * steps_per_epoch
         limit = config.max_steps - self._word_steps if config.max_steps else total
-        self.schedule = optim.make_schedule(
+        self.schedule = make_schedule(
             config.lr_schedule,
             total_steps=max(min(total, limit), 1),
             warmup_steps=config.warmup_steps,

@@ -20,8 +20,8 @@ from pycap.optim import (
     OptimizerStateError,
     ParamGroup,
     RMSprop,
-    make_schedule,
 )
+from pycap.schedules import ScheduleStateError, make_schedule
 
 Arrays = dict[str, np.ndarray]
 SHAPES = {"a": (7, 3), "b": (5,), "c": (2, 3, 1, 4)}
@@ -307,9 +307,9 @@ def test_schedules_refuse_what_is_not_theirs() -> None:
     with pytest.raises(ValueError, match="lr_schedule 'cosin' is unknown; use constant, step, cosine, plateau"):
         make_schedule("cosin", total_steps=1)
     state = make_schedule("plateau", total_steps=1).state()
-    with pytest.raises(OptimizerStateError, match="another lr_schedule"):
+    with pytest.raises(ScheduleStateError, match="another lr_schedule"):
         make_schedule("cosine", total_steps=1).load_state(state)
-    with pytest.raises(OptimizerStateError, match="not of lr_schedule plateau"):
+    with pytest.raises(ScheduleStateError, match="not of lr_schedule plateau"):
         make_schedule("plateau", total_steps=1).load_state({})
     make_schedule("step", total_steps=1).load_state({})
 
