@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name, skip in skips.items():
             if item.get_closest_marker(name):
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _plain_products() -> Iterator[None]:
+    """Trainers and captioners of one precision leave the process multiplying in it: no test is to find that."""
+    yield
+    backends = sys.modules.get("pycap.backends")
+    if backends is not None:
+        backends.set_float32_products("fp32")
 
 
 @pytest.fixture(scope="session")

@@ -391,14 +391,11 @@ def test_first_use_selects(_restore):
 
 def test_float32_products_are_set_by_name():
     assert backends.float32_products() == "fp32"
-    try:
-        backends.set_float32_products("tf32")
-        assert backends.float32_products() == "tf32"
-        with pytest.raises(ValueError, match="'bf16': choose from fp32, tf32"):
-            backends.set_float32_products("bf16")
-        assert backends.float32_products() == "tf32"
-    finally:
-        backends.set_float32_products("fp32")
+    backends.set_float32_products("tf32")
+    assert backends.float32_products() == "tf32"
+    with pytest.raises(ValueError, match="'bf16': choose from fp32, tf32"):
+        backends.set_float32_products("bf16")
+    assert backends.float32_products() == "tf32"
 
 
 # The C++ backend's threads and instruction sets -----------------------------------------------------------------------

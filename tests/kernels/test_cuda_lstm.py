@@ -113,8 +113,7 @@ def products(request):
     """How factors are multiplied, while they are multiplied so: "tf32" and "fp32" are both of float32 arrays."""
     if request.param == "tf32":
         backends.set_float32_products("tf32")
-    yield request.param
-    backends.set_float32_products("fp32")
+    return request.param
 
 
 def factor(array, products):

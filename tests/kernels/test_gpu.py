@@ -25,7 +25,6 @@ TF32_SLACK = 4 * 2.0**-11
 def _on_the_gpu():
     with backends.use("triton", "cuda"):
         yield
-    backends.set_float32_products("fp32")
 
 
 def _failures(primitive, offset, dtype, slack=0.0):

@@ -20,7 +20,6 @@ REPEATS = 50  # a program that does not wait for another reads what the step bef
 def _on_the_gpu():
     with backends.use("triton", "cuda"):
         yield
-    backends.set_float32_products("fp32")
 
 
 def gradients_and_states(lstm, n, hidden):

@@ -251,7 +251,6 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     with monkeypatch.context() as patch:
         patch.setattr(backends.kernels, "linear_forward", linear_forward)
         yield told
-    backends.set_float32_products("fp32")
 
 
 def test_a_captioner_multiplies_in_its_own_precision(trained: Path, data: Path, products: list[str]) -> None:
@@ -280,4 +279,3 @@ def test_on_the_cpu_tf32_is_fp32(data: Path, tmp_path: Path) -> None:
         pycap.train(tiny(data, tmp_path / precision, backend="reference", precision=precision, epochs=1))
     assert losses(tmp_path / "tf32") == losses(tmp_path / "fp32")
     assert backends.float32_products() == "tf32"
-    backends.set_float32_products("fp32")

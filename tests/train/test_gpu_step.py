@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,12 +12,6 @@ from pycap.graphs import Graphs
 from tests.train.test_step import OPTIONS, batch, device_step, trainer, trajectory, weights
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def _products() -> Iterator[None]:
-    yield
-    backends.set_float32_products("fp32")
 
 
 def cycled(made: Any) -> list[float]:
