@@ -88,12 +88,14 @@ class Args {
     return const_cast<void*>(a.data());
   }
 
-  // Every id must lie in [0, limit).
-  void check_ids(const int32_t* ids, int64_t n, int64_t limit, const char* name) const {
+  // Every id must lie in [lowest, limit).
+  void check_ids(const int32_t* ids, int64_t n, int64_t limit, const char* name,
+                 int32_t lowest = 0) const {
     for (int64_t i = 0; i < n; ++i) {
-      if (ids[i] >= 0 && ids[i] < limit) continue;
+      if (ids[i] >= lowest && ids[i] < limit) continue;
       throw py::index_error(op_ + ": " + name + "[" + std::to_string(i) + "] is " +
-                            std::to_string(ids[i]) + ", outside 0.." + std::to_string(limit - 1));
+                            std::to_string(ids[i]) + ", outside " + std::to_string(lowest) + ".." +
+                            std::to_string(limit - 1));
     }
   }
 

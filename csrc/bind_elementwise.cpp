@@ -71,7 +71,7 @@ void embedding_forward(Obj y, Obj table, Obj ids) {
     using T = decltype(storage);
     const T* pt = a.data<T>(table, "table", s);
     T* py = a.data<T>(y, "y", {M, s[1]}, kOut);
-    a.check_ids(pi, M, s[0], "ids");
+    a.check_ids(pi, M, s[0], "ids", -1);
     Nogil nogil;
     kernels<T>().embedding->forward(py, pt, pi, M, s[1], thread_count);
   });
@@ -93,7 +93,7 @@ void embedding_backward(Obj dtable, Obj dy, Obj ids, Obj stale, float beta, Obj 
     using T = decltype(storage);
     T* pt = a.data<T>(dtable, "dtable", s, kOut);
     const T* pd = a.data<T>(dy, "dy", {M, s[1]});
-    a.check_ids(pi, M, s[0], "ids");
+    a.check_ids(pi, M, s[0], "ids", -1);
     a.check_ids(ps, n_stale, s[0], "stale");
     const auto& embedding = *kernels<T>().embedding;
     void* scratch = a.workspace(ws, embedding.backward_workspace(M, s[0]));

@@ -17,7 +17,7 @@ def forward(
     BLOCK_M: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """y = table[ids]; zeros for ids outside the table."""
+    """y = table[ids]; zeros for ids outside the table: -1 stands for no row."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
     row_ids = tl.load(ids + rows, mask=rows < m, other=0)
@@ -66,7 +66,8 @@ def backward(
     """dtable = beta * dtable + the sum of the rows of dy that an id names, in order, rounded once.
 
     A program: a block of one row's columns. every_row: program i owns the table's row i, so that all rows are written.
-    Else it owns the row that ids[i] names, if no earlier id names it, and rows that are never named are not touched.
+    Else it owns the row that ids[i] names, if no earlier id names it, and rows that are never named are not touched; where
+    ids[i] names no row (-1) it ends at once.
     """
     number = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
@@ -76,7 +77,7 @@ def backward(
     if every_row == 0:
         row = tl.load(ids + number)
         first = number
-        for start in range(0, number, SCAN):
+        for start in range(0, tl.where((row >= 0) & (row < v), number, 0), SCAN):
             earlier = _equal(ids, start + tl.arange(0, SCAN), number, row)
             owned = tl.where(tl.max(earlier.to(tl.int32), 0) > 0, 0, owned)
     if (owned != 0) & (row >= 0) & (row < v):

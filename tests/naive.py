@@ -107,13 +107,15 @@ def dropout(x, p, seed, total, offset):
 
 
 def embedding(table, ids):
-    return np.array([[float(v) for v in table[i]] for i in ids]).reshape(len(ids), table.shape[1])
+    nothing = [0.0] * table.shape[1]
+    rows = [[float(v) for v in table[i]] if i >= 0 else nothing for i in ids]
+    return np.array(rows).reshape(len(ids), table.shape[1])
 
 
 def embedding_backward(dtable, dy, ids, beta):
     out = [[float(v) * beta if beta else 0.0 for v in row] for row in dtable]
     for m, i in enumerate(ids):
-        for e in range(dy.shape[1]):
+        for e in range(dy.shape[1] if i >= 0 else 0):
             out[i][e] += float(dy[m, e])
     return np.array(out)
 

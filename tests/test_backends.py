@@ -418,7 +418,8 @@ THREADED = [
     *((f"conv2d_{p}", f"{name}{suffix}")
       for name in ("c48_k16_tile_plus_1", "c16_k32_many_tiles", "c3_k64_many_pixels", "batch0")
       for p, suffix in (("forward", "-bias-relu"), ("backward_data", "-relu"), ("backward_weight", "-pool"))),
-    ("embedding_backward", "long_rows"), ("cast", "long-narrow"), ("preprocess", "many_rows"),
+    ("embedding_backward", "long_rows"), ("embedding_backward", "long_rows-gaps"), ("cast", "long-narrow"),
+    ("preprocess", "many_rows"),
     ("linear_xent_backward", "tall"), ("sgd_step", "all"), ("rmsprop_step", "all"),
     ("adam_step", "all-step2"), ("sum_squares", "long"),
 ]  # fmt: skip

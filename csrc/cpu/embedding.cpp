@@ -9,7 +9,12 @@ namespace {
 template <class Num>
 void forward(Num* y, const Num* table, const int32_t* ids, int64_t M, int64_t E, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (M * E > 16384)
-  for (int64_t m = 0; m < M; ++m) memcpy(y + m * E, table + (int64_t)ids[m] * E, sizeof(Num) * E);
+  for (int64_t m = 0; m < M; ++m) {
+    if (ids[m] < 0)
+      memset(y + m * E, 0, sizeof(Num) * E);
+    else
+      memcpy(y + m * E, table + (int64_t)ids[m] * E, sizeof(Num) * E);
+  }
 }
 
 size_t backward_workspace(int64_t, int64_t) { return 0; }
@@ -29,6 +34,7 @@ void backward(float* dtable, const float* dy, const int32_t* ids, const int32_t*
         for (int64_t i = 0; i < n_stale; ++i) scale_beta(out + (int64_t)stale[i] * E, width, 0.0f);
       }
       for (int64_t m = 0; m < M; ++m) {
+        if (ids[m] < 0) continue;
         float* row = out + (int64_t)ids[m] * E;
         const float* grad = dy + m * E + cols.begin;
         PYCAP_SIMD for (int64_t j = 0; j < width; ++j) row[j] += grad[j];
@@ -49,6 +55,7 @@ void backward_bf16(bf16* dtable, const bf16* dy, const int32_t* ids, const int32
   int32_t* next = first + V;
   for (int64_t v = 0; v < V; ++v) first[v] = -1;
   for (int64_t m = M - 1; m >= 0; --m) {
+    if (ids[m] < 0) continue;
     next[m] = first[ids[m]];
     first[ids[m]] = (int32_t)m;
   }

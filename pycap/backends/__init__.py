@@ -52,7 +52,8 @@ Dropout (ops/dropout.py): counter-based, the mask is never stored, its own backw
   being ``x ^= x >> 16; x *= 0x7feb352d; x ^= x >> 15; x *= 0x846ca68b; x ^= x >> 16`` on uint32. seed: an int, or an
   array of its halves, uint32 [2]: lo, hi.
 
-Embedding (ops/embedding.py), also the gather and scatter of rows.
+Embedding (ops/embedding.py), also the gather and scatter of rows. An id of -1 stands for no row: y gets zeros for it, and dy
+is not read.
 
 * ``embedding_forward(y, table, ids)``: y [M,E] = table[ids], table [V,E], ids int32 [M].
 * ``embedding_backward(dtable, dy, ids, stale, beta)``: dtable [V,E] = beta*dtable + scatter-add of dy [M,E]. With beta 0

@@ -239,7 +239,10 @@ def dropout(y: Array, x: Array, p: float, seed: int | Array, total: int, offset:
 
 
 def embedding_forward(y: Array, table: Array, ids: Array) -> None:
-    y[...] = table[ids]
+    if not len(table):  # no id but -1
+        y[...] = 0
+        return
+    y[...] = array_module(y).where(ids[:, None] < 0, 0, table[ids])
 
 
 @_serves_bfloat16()
@@ -250,7 +253,9 @@ def embedding_backward(dtable: Array, dy: Array, ids: Array, stale: Array, beta:
         dtable[...] = 0
     else:
         dtable[stale] = 0
-    array_module(dy).add.at(dtable, ids, dy)
+    if len(dtable):
+        xp = array_module(dy)
+        xp.add.at(dtable, ids, xp.where(ids[:, None] < 0, -0.0, dy))  # adding -0.0 changes no bit
 
 
 # LSTM -----------------------------------------------------------------------------------------------------------------

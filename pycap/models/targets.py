@@ -2,7 +2,8 @@
 
 A batch's captions are tokens int32 [T,N], time-major: START, words, END, then padding (0). Losses that run from a recorded
 sequence of launches need the same sizes at every step, so here captions are padded to T steps, and the positions that count
-to K of them; what is padding has weight 0.
+to K of them; what is padding has weight 0. An id of -1 stands for no row, so that no row of a table collects the zeros of
+steps that do not count: on a GPU a row's gradients are added up one after another (docs/math/embedding.md).
 """
 
 from __future__ import annotations
@@ -14,17 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAD, END = 0, 2  # the vocabulary's first ids are PAD, START and END; words (UNK among them) follow
+NO_ROW = -1  # what primitives take for no row of a table
 
 
 @dataclass(frozen=True)
 class CaptionTargets:
-    """For each word its predecessors and the image. inputs int32 [T-1,N]; image_of int32 [N]; runs uint8 [T,N]; rows int32 [K]:
-    places in [(T-1)*N], all different; targets int32 [K]; weights float32 [K]."""
+    """For each word its predecessors and the image.
+
+    inputs int32 [T-1,N], -1 where what follows is padding; image_of int32 [N]; runs uint8 [T,N]; rows int32 [K]: of the
+    (T-1)*N positions, all different; places int32 [(T-1)*N]: where each stands in rows, -1 where it has no weight; targets
+    int32 [K]; weights float32 [K].
+    """
 
     inputs: Any
     image_of: Any
     runs: Any
     rows: Any
+    places: Any
     targets: Any
     weights: Any
 
@@ -63,7 +70,7 @@ def count(tokens: Any, words_only: bool) -> int:
 
 
 def caption_targets(images: int, tokens: Any, length: int, size: int, total: int) -> CaptionTargets:
-    """Targets of captions with T = length and K = size; each position that counts has the weight 1 / total.
+    """Targets of captions with T = length and K = size; each position that counts has the weight 1 / total, and the first rows.
 
     ValueError where length or size is too small.
     """
@@ -73,12 +80,15 @@ def caption_targets(images: int, tokens: Any, length: int, size: int, total: int
         raise ValueError(f"captions {tokens.shape} with {used} targets do not fit {length} steps with {size} targets")
     padded = np.full((length, n), PAD, np.int32)
     padded[:steps] = tokens
+    inputs = np.where(padded[1:] != PAD, padded[:-1], NO_ROW).astype(np.int32)
     flat = padded[1:].reshape(-1)
-    filler = np.flatnonzero(flat == PAD)[: size - used]  # places of their own, so that no place is named twice
+    filler = np.flatnonzero(flat == PAD)[: size - used]  # rows of their own, so that none is named twice
     rows = np.concatenate([np.flatnonzero(flat != PAD), filler]).astype(np.int32)
+    places = np.full(flat.shape, NO_ROW, np.int32)
+    places[rows[:used]] = np.arange(used, dtype=np.int32)
     weights = np.zeros(size, np.float32)
     weights[:used] = 1 / max(total, 1)
-    return CaptionTargets(padded[:-1], image_of(images, tokens), runs(padded), rows, flat[rows], weights)
+    return CaptionTargets(inputs, image_of(images, tokens), runs(padded), rows, places, flat[rows], weights)
 
 
 def word_targets(images: int, tokens: Any, size: int, total: int) -> WordTargets:

@@ -53,13 +53,13 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """A table of `count` rows of `size` numbers, N(0, 1); int32 ids [...] -> [..., size]."""
+    """A table of `count` rows of `size` numbers, N(0, 1); int32 ids [...] -> [..., size]. trusted: see `ops.embedding`."""
 
     def __init__(self, count: int, size: int, rng: np.random.Generator | None) -> None:
         self.weight = normal(rng, (count, size), 1.0)
 
-    def __call__(self, ids: Any) -> Tensor:
-        return ops.embedding(self.weight, ids)
+    def __call__(self, ids: Any, *, trusted: bool = False) -> Tensor:
+        return ops.embedding(self.weight, ids, trusted=trusted)
 
 
 class LSTM(Module):

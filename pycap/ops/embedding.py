@@ -13,11 +13,11 @@ from pycap.device import array_module, to_device
 
 
 class Embedding(Function):
-    def forward(self, table: Any, ids: Any) -> Any:
+    def forward(self, table: Any, ids: Any, *, trusted: bool) -> Any:
         if ids.dtype != np.int32:
             raise TypeError(f"embedding: ids have dtype {ids.dtype}, not int32")
         self.host_ids: Any = None
-        if array_module(ids) is np:
+        if not trusted and array_module(ids) is np:
             self.host_ids = ids.reshape(-1)
             if ids.size and not (0 <= int(ids.min()) and int(ids.max()) < table.shape[0]):
                 bad = int(ids.max()) if int(ids.min()) >= 0 else int(ids.min())
@@ -32,7 +32,7 @@ class Embedding(Function):
         ids = self.host_ids
         stale = table.rows if ids is not None and table.grad is not None else None
         added = table.fresh
-        buffer, beta = self.grad_into(0)  # resets table.rows: any other writer, and ids of the device, may fill any row
+        buffer, beta = self.grad_into(0)  # resets table.rows: any other writer, and trusted ids, may fill any row
         cleared = None if stale is None else to_device(stale)
         kernels.embedding_backward(buffer, dy.reshape(-1, dy.shape[-1]), self.ids, cleared, beta)
         if table.node is None and ids is not None:
@@ -43,11 +43,11 @@ class Embedding(Function):
                 table.rows = np.union1d(stale, used)
 
 
-def embedding(table: Tensor, ids: Any) -> Tensor:
+def embedding(table: Tensor, ids: Any, *, trusted: bool = False) -> Tensor:
     """Rows of a table: table [V,E], ids int32 of any shape -> [*ids.shape, E].
 
-    Also the way to gather, or to repeat, rows of an activation. Raises TypeError for other id dtypes and, where ids are an
-    array of the host, IndexError for ids outside the table; ids that lie on a GPU are not read back: one outside the table
-    gives a row of zeros, and no gradient.
+    Also the way to gather, or to repeat, rows of an activation. trusted: whoever made the ids has checked them, as is taken
+    for granted of ids that lie on a GPU, which are not read back; -1 is allowed among them, and stands for no row: zeros, and
+    no gradient. Raises TypeError for other id dtypes and IndexError for ids of the host outside the table that are not trusted.
     """
-    return Embedding.apply(table, ids)
+    return Embedding.apply(table, ids, trusted=trusted)

@@ -13,10 +13,13 @@ from pycap.device import to_device, to_host
 
 
 class LinearCrossEntropy(Function):
-    """rows: the positions that count, or None for all; targets, weights (or None): theirs. All arrays of the device."""
+    """rows: the positions that count, or None for all; places: of each position among them (-1: nowhere), or None where that is
+    not known; targets, weights (or None): theirs. All arrays of the device."""
 
-    def forward(self, h: Any, w: Any, b: Any, *, rows: Any, targets: Any, weights: Any, scale: float) -> Any:
-        self.rows, self.scale = rows, scale
+    def forward(
+        self, h: Any, w: Any, b: Any, *, rows: Any, places: Any, targets: Any, weights: Any, scale: float
+    ) -> Any:
+        self.rows, self.places, self.scale = rows, places, scale
         if rows is not None:  # padding never reaches the vocabulary-sized work
             kept = memory.empty((len(rows), h.shape[1]), h.dtype)
             kernels.embedding_forward(kept, h, rows)
@@ -44,7 +47,10 @@ class LinearCrossEntropy(Function):
             return
         kept = memory.empty_like(self.h)
         kernels.linear_xent_backward(kept, dw, db, self.dlogits, self.h, self.w, scale, (0.0, beta_w, beta_b))
-        kernels.embedding_backward(dh, kept, self.rows, None, beta)
+        if self.places is not None and beta == 0:
+            kernels.embedding_forward(dh, kept, self.places)
+        else:
+            kernels.embedding_backward(dh, kept, self.rows, None, beta)
 
 
 def linear_cross_entropy(
@@ -74,20 +80,24 @@ def linear_cross_entropy(
         w,
         b,
         rows=to_device(rows) if compacted else None,
+        places=None,
         targets=to_device(targets),
         weights=None,
         scale=1.0 / (len(targets) if normalizer is None else normalizer) if len(targets) else 0.0,
     )
 
 
-def weighted_cross_entropy(h: Tensor, w: Tensor, b: Tensor, targets: Any, weights: Any, rows: Any = None) -> Tensor:
+def weighted_cross_entropy(
+    h: Tensor, w: Tensor, b: Tensor, targets: Any, weights: Any, rows: Any = None, places: Any = None
+) -> Tensor:
     """The sum over k of -weights[k] * log softmax(h[rows[k]] w^T + b)[targets[k]], in nats.
 
     h [M,H], w [V,H], b [V]; targets int32 [K], weights float32 [K], rows int32 [K] (None: K = M, all rows in order), all
     arrays of the current device, which are not read back: whoever put them there has checked them. Where a weight is 0,
-    neither loss nor gradient remains, so that such entries may fill a batch up to a fixed size. Returns a scalar. `backward`
-    on it waits for the device unless its seed is a number of the host: `loss.backward(np.float32(1))`. ValueError for other
-    shapes.
+    neither loss nor gradient remains, so that such entries may fill a batch up to a fixed size. places int32 [M]: the inverse
+    of rows that are all different, places[rows[k]] = k where weights[k] is not 0, and -1 elsewhere; with it the gradient of h
+    is gathered, not scattered, which is faster and gives the same. Returns a scalar. `backward` on it waits for the device
+    unless its seed is a number of the host: `loss.backward(np.float32(1))`. ValueError for other shapes.
     """
     _check("weighted_cross_entropy", h, w, b)
     count = h.shape[:1] if rows is None else rows.shape
@@ -95,7 +105,11 @@ def weighted_cross_entropy(h: Tensor, w: Tensor, b: Tensor, targets: Any, weight
         raise ValueError(
             f"weighted_cross_entropy: targets {targets.shape} and weights {weights.shape} are not [K] = {count}"
         )
-    return LinearCrossEntropy.apply(h, w, b, rows=rows, targets=targets, weights=weights, scale=1.0)
+    if places is not None and rows is None:
+        raise ValueError("weighted_cross_entropy: places are the inverse of rows: pass both, or neither")
+    if places is not None and places.shape != h.shape[:1]:
+        raise ValueError(f"weighted_cross_entropy: places {places.shape} are not [M] = {h.shape[:1]}")
+    return LinearCrossEntropy.apply(h, w, b, rows=rows, places=places, targets=targets, weights=weights, scale=1.0)
 
 
 def _check(op: str, h: Tensor, w: Tensor, b: Tensor) -> None:

@@ -283,14 +283,22 @@ def _dropout_by_array(how: tuple[Any, ...], rng: Rng) -> list[Any]:
     return arguments
 
 
-def _embedding_forward(dims: tuple[int, int, int], rng: Rng) -> list[Any]:
-    m, v, e = dims
-    return [Out("y", (m, e)), normal(rng, v, e), rng.integers(0, v, m).astype(np.int32)]
-
-
-def _embedding_backward(dims: tuple[int, int, int], stale: bool, rng: Rng) -> list[Any]:
-    m, v, e = dims
+def _ids(m: int, v: int, gaps: bool, rng: Rng) -> np.ndarray:
+    """Rows of a table of v; with `gaps` each third stands for none, and so does the last."""
     ids = rng.integers(0, v, m).astype(np.int32)
+    if gaps:
+        ids[::3] = ids[-1:] = -1
+    return ids
+
+
+def _embedding_forward(dims: tuple[int, int, int], gaps: bool, rng: Rng) -> list[Any]:
+    m, v, e = dims
+    return [Out("y", (m, e)), normal(rng, v, e), _ids(m, v, gaps, rng)]
+
+
+def _embedding_backward(dims: tuple[int, int, int], stale: bool, gaps: bool, rng: Rng) -> list[Any]:
+    m, v, e = dims
+    ids = _ids(m, v, gaps, rng)
     old = np.unique(rng.integers(0, v, max(m // 2, 1))).astype(np.int32) if stale else None
     return [Grad("dtable", (v, e), optional=False, stale=old), normal(rng, m, e), ids, old, Beta("dtable")]
 
@@ -306,9 +314,11 @@ def _row_cases() -> Iterator[Case]:
         yield Case("dropout", name, partial(_dropout, how))
         yield Case("dropout", f"{name}-array", partial(_dropout_by_array, how))
     for name, dims in EMBEDDINGS.items():
-        yield Case("embedding_forward", name, partial(_embedding_forward, dims))
-        yield Case("embedding_backward", name, partial(_embedding_backward, dims, False))
-        yield Case("embedding_backward", f"{name}-stale", partial(_embedding_backward, dims, True))
+        for gaps in (False, True):
+            label = f"{name}-gaps" if gaps else name
+            yield Case("embedding_forward", label, partial(_embedding_forward, dims, gaps))
+            yield Case("embedding_backward", label, partial(_embedding_backward, dims, False, gaps))
+            yield Case("embedding_backward", f"{label}-stale", partial(_embedding_backward, dims, True, gaps))
 
 
 # Images and precision -------------------------------------------------------------------------------------------------

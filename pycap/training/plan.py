@@ -165,10 +165,10 @@ class _Planner:
         return _RULES[own or self.config.optimizer].slots
 
     def _input_bytes(self) -> int:
-        """Pixels, and of each word its id, its place, its weight and whether it counts."""
+        """Pixels, and of each word its id as an input and as a target, its row, its place, its weight and whether it counts."""
         config = self.config
         words = config.batch_size * config.seq_per_img * (config.max_length + 2)
-        return config.batch_size * config.resize_to**2 * 3 + words * (4 + 4 + 4 + 4 + 1)
+        return config.batch_size * config.resize_to**2 * 3 + words * (5 * 4 + 1)
 
     def _trained(self, images: int, words_only: bool) -> arena.Trace:
         """One pass of a step, as `pycap.training.step` has it."""
@@ -185,7 +185,7 @@ class _Planner:
                     wanted = targets.caption_targets(images, tokens, len(tokens), size, size)
                 self._model.weighted_loss(self._pixels(images), wanted).backward(np.float32(1))
             for tensor in self._model.named_parameters().values():
-                tensor.fresh, tensor.rows = False, None
+                tensor.fresh = False
         return seen
 
     def _validated(self, images: int) -> arena.Trace:

@@ -61,7 +61,7 @@ class Shape:
             own["weights"] = (size,), np.float32
             if not self.words_only:
                 own |= {"inputs": ((self.length - 1, n), np.int32), "image_of": ((n,), np.int32)}
-                own["runs"] = (self.length, n), np.uint8
+                own |= {"runs": ((self.length, n), np.uint8), "places": (((self.length - 1) * n,), np.int32)}
             found |= {f"{name}.{number}": field for name, field in own.items()}
         return found
 
@@ -356,8 +356,6 @@ class Step:
         images = np.zeros((shape.images, shape.side, shape.side, 3), np.uint8)
         with dry.dry_run(), arena.trace() as seen:
             self._work(shape, parts, inputs, images)
-        for tensor in self.model.named_parameters().values():
-            tensor.rows = None  # the run was dry: no row of any gradient is known to be zero
         return seen
 
     @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pycap.backends.triton import launching
 from pycap.device import bfloat16
 
 pytestmark = pytest.mark.triton
@@ -43,6 +44,25 @@ def test_ids_outside_the_table_write_nothing(embedding, rng, beta):
     np.testing.assert_allclose(dtable, expected, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(whole[:2], around[0])
     np.testing.assert_array_equal(whole[8:], around[1])
+
+
+def test_a_program_without_a_row_compares_no_ids(embedding, rng, monkeypatch):
+    """Padding costs a program that ends, wherever it stands; an id costs the scan of those before it and after it."""
+    inside = launching.kernel_module("embedding")
+    equal, compared = inside._equal, []
+
+    class Counted:
+        def __call__(self, *arguments):
+            compared.append(arguments[-1])
+            return equal(*arguments)
+
+    monkeypatch.setattr(inside, "_equal", Counted())
+    dtable, ids = np.zeros((6, 19), np.float32), np.full(150, -1, np.int32)
+    embedding.embedding_backward(dtable, np.ones((150, 19), np.float32), ids, None, 1.0)
+    assert not compared and not dtable.any()
+    ids[140] = 5
+    embedding.embedding_backward(dtable, np.ones((150, 19), np.float32), ids, None, 1.0)
+    assert compared and (dtable[5] == 1).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -1,4 +1,4 @@
-"""linear_cross_entropy: definition, gradients, padding, pieces of a batch, overflow, refusals."""
+"""Cross-entropy over the vocabulary: definition, gradients, padding, pieces of a batch, places, overflow, refusals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from pycap import backends, ops
 from pycap.autograd import Tensor
-from pycap.backends import reference
+from pycap.backends import kernels, reference
 from pycap.testing import compare_op, gradcheck
 from tests import naive
 
@@ -136,3 +136,74 @@ def test_refuses_other_integers():
     tensors = [Tensor(np.zeros(s, np.float32)) for s in ((3, 4), (5, 4), (5,))]
     with pytest.raises(ValueError, match="int64"):
         ops.linear_cross_entropy(*tensors, np.array([1, 2, 3]))
+
+
+# Weighted, of a fixed size --------------------------------------------------------------------------------------------
+
+
+def weighted(m, k, used, v, seed=0):
+    """k different rows of m, of which the first `used` have weights, with their targets; and the inverse of the rows."""
+    rng = np.random.default_rng(seed)
+    rows, weights = rng.permutation(m)[:k].astype(np.int32), np.zeros(k, np.float32)
+    weights[:used] = rng.uniform(0.5, 2, used)
+    places = np.full(m, -1, np.int32)
+    for place in range(used):
+        places[rows[place]] = place
+    return rng.integers(0, v, k).astype(np.int32), weights, rows, places
+
+
+SIZES = [(6, 4, 3), (5, 5, 5), (4, 2, 0), (3, 0, 0), (1, 1, 1)]  # M, K, how many have weights
+
+
+@pytest.mark.gradcheck
+@pytest.mark.parametrize(("m", "k", "used"), SIZES)
+@pytest.mark.parametrize("known", [True, False])
+def test_gradient_of_a_weighted_loss(m, k, used, known):
+    arrays, _ = draw(m, 3, 5)
+    targets, weights, rows, places = weighted(m, k, used, 5)
+    how = targets, weights, rows, places if known else None
+    gradcheck(lambda h, w, b: ops.weighted_cross_entropy(h, w, b, *how), *arrays)
+
+
+@pytest.mark.gradcheck
+def test_gradient_of_two_weighted_losses_of_one_activation():
+    """The second adds to what the first has gathered."""
+    arrays, _ = draw(6, 3, 5)
+    first, second = weighted(6, 4, 3, 5), weighted(6, 5, 4, 5, seed=1)
+
+    def network(h, w, b):
+        a = h * 2.0
+        return ops.weighted_cross_entropy(a, w, b, *first) + ops.weighted_cross_entropy(a, w, b, *second)
+
+    gradcheck(network, *arrays)
+
+
+@pytest.mark.parametrize(("m", "k", "used"), SIZES)
+def test_gathered_gradients_are_the_scattered_ones(backend, monkeypatch, m, k, used):
+    """Bit for bit, but for the sign of zeros; and gathered they are, where they need not be added to others."""
+    arrays, _ = draw(m, 3, 5)
+    targets, weights, rows, places = weighted(m, k, used, 5)
+    results, scattered = [], []
+    with backends.use(backend):
+        scatter = kernels.embedding_backward
+        monkeypatch.setattr(kernels, "embedding_backward", lambda *how: scattered.append(how[-1]) or scatter(*how))
+        for known in (None, places):
+            tensors = [Tensor(a.astype(np.float32), requires_grad=True) for a in arrays]
+            ops.weighted_cross_entropy(*tensors, targets, weights, rows, known).backward(np.float32(1))
+            results.append([t.grad.copy() for t in tensors])
+        assert scattered == [0.0]
+        ops.weighted_cross_entropy(*tensors, targets, weights, rows, places).backward(np.float32(1))
+        assert scattered == [0.0, 1.0]
+    for plain, gathered in zip(*results, strict=True):
+        np.testing.assert_array_equal(gathered, plain)
+    assert used == 0 or results[0][0].any()
+
+
+def test_refuses_places_that_are_no_inverse():
+    arrays, _ = draw(6, 3, 5)
+    targets, weights, rows, places = weighted(6, 4, 3, 5)
+    tensors = [Tensor(a.astype(np.float32)) for a in arrays]
+    with pytest.raises(ValueError, match=r"places \(5,\) are not \[M\] = \(6,\)"):
+        ops.weighted_cross_entropy(*tensors, targets, weights, rows, places[:-1])
+    with pytest.raises(ValueError, match="places are the inverse of rows: pass both, or neither"):
+        ops.weighted_cross_entropy(*tensors, np.zeros(6, np.int32), np.ones(6, np.float32), None, places)

@@ -73,7 +73,7 @@ def test_a_plan_adds_up_what_is_kept():
     )  # fmt: skip
     matrices = sum(t.data.size for n, t in parameters.items() if n.endswith("weight") and n[:3] in ("cnn", "ima"))
     assert planned.copies == 2 * matrices
-    assert planned.inputs == 3 * (64 * 256 * 256 * 3 + 64 * 5 * 18 * 17)
+    assert planned.inputs == 3 * (64 * 256 * 256 * 3 + 64 * 5 * 18 * 21)
     assert planned.total == sum(planned.parts.values()) and 4 << 30 < planned.total < 6 << 30
     assert planned.validation > 64 * 224 * 224 * 64 * 2  # the first map and what follows, but no stored ones
     assert planned.validation < planned.activations / 2

@@ -105,6 +105,26 @@ def test_the_backends_losses_agree_over_five_steps(backend: str) -> None:
     assert (device_step(resident).arena_bytes > 0) == (backend == "triton") and said == []
 
 
+def test_nothing_is_added_up_for_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only tables are scattered to, not the loss's positions; and no row of the words' table collects what is masked."""
+    scattered = []
+    with backends.use("reference"):
+        made, given = trainer(True), batch(0)
+        scatter = backends.kernels.embedding_backward
+        monkeypatch.setattr(
+            backends.kernels,
+            "embedding_backward",
+            lambda dtable, dy, ids, *how: (
+                scattered.append((dtable.shape, ids.copy())) or scatter(dtable, dy, ids, *how)
+            ),
+        )
+        made.step(given)
+    (words, ids), (images, whose) = scattered
+    assert words == (VOCABULARY, 16) and images == (4, 16) and whose.tolist() == [i for i in range(4) for _ in range(3)]
+    said = given.tokens[:-1][given.tokens[1:] != targets.PAD]
+    assert sorted(ids[ids >= 0].tolist()) == sorted(said.tolist()) and (ids == -1).sum() == ids.size - said.size > 0
+
+
 @pytest.mark.parametrize("options", [{}, {"freeze_cnn": True}, {"pretrain_words": 1}, {"micro_batch": 2}])
 def test_the_arena_is_as_large_as_the_plan_said(options: dict[str, Any]) -> None:
     with backends.use("reference"):

@@ -5,11 +5,11 @@
 
 namespace pycap {
 
-// ids have been checked: 0 <= id < V.
+// ids have been checked: 0 <= id < V, or -1 for no row; stale rows: 0 <= row < V.
 // Num: what rows are stored in, float or bf16; sums are float32, each result is rounded once.
 template <class Num>
 struct EmbeddingKernels {
-  // y [M,E] out = table [V,E] rows ids [M].
+  // y [M,E] out = table [V,E] rows ids [M]; zeros for no row.
   void (*forward)(Num* y, const Num* table, const int32_t* ids, int64_t M, int64_t E, int threads);
   // dtable [V,E] = beta*dtable + scatter-add of dy [M,E] over ids [M]. With beta 0 the rows `stale`
   // [n_stale] are cleared (null: all rows); the others hold zeros already. Rows with equal ids are
