@@ -124,7 +124,7 @@ class Captioner:
         set_float32_products(self._products)
         vocab = self.vocab
         with no_grad(), self.model.evaluating(), constant_weights(self.weights):
-            x = ops.preprocess(images, crops, self.spec.crop, self.spec.mean, self.spec.std, self._dtype)
+            x = ops.pixels(images, crops, self.spec.crop, self.spec.mean, self.spec.std, self._dtype)
             hypotheses = beam_search(
                 self.model,
                 x,

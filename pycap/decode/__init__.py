@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pycap import ops
 from pycap.autograd import Tensor
 from pycap.decode.device import MOST_BEAMS, Searches, device_beam_search
 from pycap.decode.host import Decoder, Hypothesis, host_beam_search
@@ -22,7 +23,7 @@ __all__ = [
 
 def beam_search(
     model: Decoder,
-    images: Tensor,
+    images: Tensor | ops.Pixels,
     *,
     beam_size: int,
     max_length: int,
@@ -34,8 +35,8 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """The `beam_size` best sentences of each image, best first; a beam of 1 is greedy search.
 
-    images [N,S,S,3], normalised. max_length: most words of a sentence, END not counted; what has not ended by then is taken
-    as it is. suppress: ids that are never produced (padding, START, UNK). length_penalty: sentences are ranked by
+    images [N,S,S,3], normalised, or pixels. max_length: most words of a sentence, END not counted; what has not ended by
+    then is taken as it is. suppress: ids that are never produced (padding, START, UNK). length_penalty: sentences are ranked by
     logprob / (words + 1) ** length_penalty. An image whose best unfinished beam cannot overtake its finished ones any more
     is done. Ties go to the earlier beam, then to the smaller id, so results do not depend on the batch. Where the model's
     probabilities are not numbers, one empty sentence of log-probability NaN is found.

@@ -170,7 +170,7 @@ class Searches:
         self._standing: tuple[Any, ...] = ()
         self._lock = threading.Lock()
 
-    def run(self, model: Any, images: Tensor, rules: Rules) -> list[list[Hypothesis]]:
+    def run(self, model: Any, images: Tensor | ops.Pixels, rules: Rules) -> list[list[Hypothesis]]:
         """`device_beam_search` in memory that an earlier search has left, if there is any."""
         with self._lock, no_grad():
             standing = _standing(model)
@@ -192,7 +192,7 @@ def _standing(model: Any) -> tuple[Any, ...]:
 
 
 def device_beam_search(
-    model: Any, images: Tensor, rules: Rules, searches: Searches | None = None
+    model: Any, images: Tensor | ops.Pixels, rules: Rules, searches: Searches | None = None
 ) -> list[list[Hypothesis]]:
     """`beam_search` on the current device, whichever it is: what `host_beam_search` finds, to the last bit where the model's
     logits of a row do not depend on the other rows.

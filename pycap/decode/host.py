@@ -15,14 +15,14 @@ from pycap.device import to_host
 class Decoder(Protocol):
     """What a captioning model offers to the search."""
 
-    def begin(self, images: Tensor) -> Any:
+    def begin(self, images: Tensor | ops.Pixels) -> Any:
         """The state [N, ...] after the images; it has `rows(index)`."""
 
     def advance(self, state: Any, words: Any) -> tuple[Any, Any]:
         """Feed int32 words [N]: (logits [N,V] for the next word, the new state)."""
 
 
-def host_beam_search(model: Decoder, images: Tensor, rules: Rules) -> list[list[Hypothesis]]:
+def host_beam_search(model: Decoder, images: Tensor | ops.Pixels, rules: Rules) -> list[list[Hypothesis]]:
     """`beam_search` where the best words of each row come to the host at every step."""
     k = rules.beam_size
     with no_grad():

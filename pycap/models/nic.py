@@ -129,7 +129,7 @@ class NIC(Module):
         """The LSTM's first input, in the language model's precision."""
         return ops.cast(self.image_embedding(self.cnn(images)), self.lstm.weight_x.dtype)
 
-    def begin(self, images: Tensor) -> State:
+    def begin(self, images: Images) -> State:
         """The state after the LSTM has seen the images [N,S,S,3]."""
         x = self._embedded(images)
         zero = Tensor(memory.zeros((x.shape[0], self.lstm.hidden)))
