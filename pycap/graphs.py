@@ -26,6 +26,7 @@ class _Captured:
     graph: Any
     pool: Any
     workspaces: tuple[Any, Any]
+    held: list[Any]
 
 
 class Graphs:
@@ -133,7 +134,7 @@ class Graphs:
         # The workspace before and after: work that grows it has launched on both. What lay between is of the pool.
         before = memory.workspace(0)
         try:
-            with cuda.using_allocator(pool.malloc):
+            with cuda.using_allocator(pool.malloc), memory.holding() as held:
                 stream.begin_capture()
                 try:
                     work()
@@ -146,7 +147,7 @@ class Graphs:
             self._eager.add(key)
             self._refuse(key, f"{type(error).__name__}: {error}")
             return False
-        self._graphs[key] = _Captured(graph, pool, (before, memory.workspace(0)))
+        self._graphs[key] = _Captured(graph, pool, (before, memory.workspace(0)), held)
         return True
 
     def _refuse(self, key: Hashable, reason: str) -> None:

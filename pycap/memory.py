@@ -7,15 +7,18 @@ from the source instead: `pycap.arena` records a step's requests so, and then se
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache, wraps
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from pycap import device
+
+Made = TypeVar("Made")
 
 _ALIGN = 64
 _free: dict[int, list[np.ndarray]] = {}
@@ -38,6 +41,8 @@ class Source(Protocol):
 
 _source: Source | None = None
 _source_thread = 0  # the others go on taking from the pool
+_held: list[Any] | None = None
+_held_thread = 0
 
 
 class _Block:
@@ -185,6 +190,36 @@ def persistent() -> AbstractContextManager[None]:
     """Within this, arrays come from the pool, whatever source the caller takes from: for what outlives the step (a gradient's
     buffer, prepared weights). What a source gives is used again as soon as the step's plan says so."""
     return taking_from(None)
+
+
+def kept(limit: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
+    """A decorator for functions that make small arrays of the device, tables and constants: the last `limit` results are kept,
+    by the arguments. Launches that are recorded with their addresses need them longer (`holding`)."""
+
+    def decorate(make: Callable[..., Made]) -> Callable[..., Made]:
+        found = lru_cache(limit)(make)
+
+        @wraps(make)
+        def get(*arguments: Any) -> Made:
+            made = found(*arguments)
+            if _held is not None and threading.get_ident() == _held_thread:
+                _held.append(made)
+            return made
+
+        return get
+
+    return decorate
+
+
+@contextmanager
+def holding() -> Iterator[list[Any]]:
+    """Within this, in the calling thread, what functions under `kept` return is noted in the list."""
+    global _held, _held_thread
+    before, _held, _held_thread = (_held, _held_thread), [], threading.get_ident()
+    try:
+        yield _held
+    finally:
+        _held, _held_thread = before
 
 
 @contextmanager

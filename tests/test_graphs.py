@@ -397,6 +397,32 @@ def test_a_graph_whose_memory_went_to_others_would_be_seen(
         graphs.run("a", work)
 
 
+def test_a_graph_keeps_what_a_cache_of_limited_size_lets_go(graphs: Graphs, xp: Any) -> None:
+    """Tables of addresses, constants of preprocessing: a later model's push an earlier one's out."""
+    made: list[int] = []
+
+    @memory.kept(2)
+    def table(number: int) -> Any:
+        made.append(number)
+        with memory.persistent():
+            filled = memory.zeros((3,))
+        filled.fill(number)
+        return filled
+
+    out = memory.zeros((3,))
+    work = lambda: out.__setitem__(..., table(5) + out)  # noqa: E731
+    assert [graphs.run("a", work) for _ in range(2)] == ["eager", "captured"]
+    for number in (6, 7, 8):
+        table(number)
+    gc.collect()
+    assert graphs.run("a", work) == "replayed"
+    assert out.get().tolist() == [15.0] * 3 and made == [5, 6, 7, 8]
+    graphs._graphs["a"] = dataclasses.replace(graphs._graphs["a"], held=[])
+    gc.collect()
+    with pytest.raises(RuntimeError, match="cudaErrorIllegalAddress"):
+        graphs.run("a", work)
+
+
 def test_an_array_that_its_owner_let_go_is_seen(graphs: Graphs, xp: Any) -> None:
     inputs, out = [memory.zeros((3,))], memory.zeros((3,))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -48,7 +47,7 @@ class Pixels:
         return Tensor(y)
 
 
-@lru_cache(maxsize=16)
+@memory.kept(16)
 def _scale_and_shift(where: tuple[ModuleType, int], mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Any, Any]:
     """1/std and -mean/std on the current device, which `where` names; kept, so that a step uploads neither."""
     scale, shift = 1 / np.array(std), -np.array(mean) / np.array(std)

@@ -8,7 +8,6 @@ a norm is clipped without waiting for it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from numbers import Real
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from pycap.backends.triton.launching import Array, Kernel, blocks, expect, place, row, scratch
 from pycap.device import address, bfloat16, to_device
+from pycap.memory import kept
 
 _TABLES = "table:*i64 plan:*i32 rates:*fp32 factor:*fp32 arrays:i32 lr:fp32 "
 _CLIPPING = "weight_decay:fp32 grad_scale:fp32 clip:fp32 has_rates:i32 has_factor:i32"
@@ -46,12 +46,12 @@ Words = tuple[tuple[int, ...], ...]  # what a table holds
 _FLOAT32 = np.dtype(np.float32)
 
 
-@lru_cache(maxsize=256)
+@kept(256)
 def _table(where: tuple[str, int], words: Words) -> Array:
     return to_device(np.array(words, np.int64))
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def _plan(where: tuple[str, int], sizes: tuple[int, ...], block: int) -> tuple[Array, int]:
     """(array, block of it) for each program, and their number."""
     counts = np.array([blocks(size, block) for size in sizes], np.int64)

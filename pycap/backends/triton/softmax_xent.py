@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from pycap.backends.triton.launching import (
     scratch,
 )
 from pycap.device import to_device
+from pycap.memory import kept
 
 _logits = Kernel(
     "softmax_xent.logits",
@@ -74,7 +74,7 @@ def linear_xent_backward(
     linear.backward_weight(dw, db, dlogits, h, None, scale, betas[1], betas[2])
 
 
-@cache  # for good: a captured graph may have its address
+@kept(64)
 def _suppressed(where: tuple[str, int], ids: tuple[int, ...]) -> Array:
     return to_device(np.array(ids, np.int32))
 
