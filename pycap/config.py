@@ -17,6 +17,7 @@ DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference", "cpp", "triton", "cuda")
 PRECISIONS = ("fp32", "tf32", "bf16")  # as in pycap.device, which this file does not need otherwise
 CNNS = ("vgg16", "vgg11", "vgg13", "vgg19", "vgg_micro", "vgg_small6")
+SCORES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")  # pycap.metrics.NAMES; more is better
 _EXTRA_KEYS = ("preprocess",)  # what a checkpoint's config.yaml holds besides options
 _GROUPS = {  # first option of each group in --help
     "stage": "data and run",
@@ -103,9 +104,7 @@ class TrainConfig:
     beam_size: int = _opt(1, "beam width of captions generated for validation (1: greedy)", low=1)
     length_penalty: float = _opt(0.0, "beam search: divide log-probabilities by length to this power", low=0)
     save_checkpoint_every: int = _opt(0, "steps between checkpoints (0: at each epoch's end only)", low=0)
-    save_best_on: str = _opt(
-        "val_loss", "what makes a checkpoint the best", choices=("val_loss", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
-    )
+    save_best_on: str = _opt("val_loss", "what makes a checkpoint the best", choices=("val_loss", *SCORES))
     log_every: int = _opt(10, "steps between rows of log.jsonl", low=1)
 
     resume: Path | None = _opt(None, "continue this run or checkpoint exactly; its options are the defaults")

@@ -10,7 +10,8 @@ from typing import Any
 
 
 def evaluate(results: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> dict[str, float]:
-    """Scores of {id: caption} against {id: [human captions]}, by name (BLEU-1 ... BLEU-4, each from 0 to 1).
+    """Scores of {id: caption} against {id: [human captions]}, by name: BLEU-1 ... BLEU-4 and ROUGE-L from 0 to 1, CIDEr
+    from 0 to 10 (docs/metrics.md).
 
     Raises ValueError for no results, or a result whose id has no reference.
     """

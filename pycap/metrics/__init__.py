@@ -1,25 +1,64 @@
-"""Scores of generated captions against human ones, on plain dicts."""
+"""Scores of generated captions against human ones, on plain dicts. docs/metrics.md says what each of them is."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
-from pycap.metrics.bleu import Tokenizer, bleu, words
+from pycap.metrics.bleu import Tokenizer, bleu, check_ids
+from pycap.metrics.cider import CiderD
+from pycap.metrics.ptb import ptb_tokens
+from pycap.metrics.rouge import rouge_l
 
-__all__ = ["bleu", "distinct_ratio", "score", "words"]
+__all__ = ["NAMES", "CiderD", "bleu", "distinct_ratio", "ptb_tokens", "rouge_l", "score", "score_images"]
+
+NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
 
 
 def score(
     results: Mapping[Hashable, str],
     references: Mapping[Hashable, Sequence[str]],
-    tokenizer: Tokenizer = words,
+    tokenizer: Tokenizer = ptb_tokens,
 ) -> dict[str, float]:
-    """Every metric of pycap by its name (BLEU-1 ... BLEU-4), for {id: caption} against {id: [captions]}.
+    """Every metric of `NAMES`, in that order, for {id: caption} against {id: [captions]}; references without a result
+    are left out. Each is in [0, 1], but CIDEr in [0, 10].
 
     Raises:
         ValueError: no results, or results whose id has no reference (named).
     """
-    return bleu(results, references, tokenizer)
+    check_ids(results, references)
+    captions, human = _tokens(results, references, tokenizer)
+    images = list(captions)
+    cider = CiderD(human.values())
+    return {
+        **bleu(captions, human),
+        "ROUGE-L": sum(rouge_l(captions[i], human[i]) for i in images) / len(images),
+        "CIDEr": sum(cider.score(captions[i], human[i]) for i in images) / len(images),
+    }
+
+
+def score_images(
+    results: Mapping[Hashable, str],
+    references: Mapping[Hashable, Sequence[str]],
+    tokenizer: Tokenizer = ptb_tokens,
+) -> dict[Hashable, dict[str, float]]:
+    """The metrics of `NAMES` of each image. Frequencies of CIDEr come from all the images that have a result.
+
+    The mean over images is `score`'s value for ROUGE-L and CIDEr. BLEU is a corpus's: its mean is not.
+
+    Raises:
+        ValueError: as for `score`.
+    """
+    check_ids(results, references)
+    captions, human = _tokens(results, references, tokenizer)
+    cider = CiderD(human.values())
+    return {
+        i: {
+            **bleu({i: words}, {i: human[i]}),
+            "ROUGE-L": rouge_l(words, human[i]),
+            "CIDEr": cider.score(words, human[i]),
+        }
+        for i, words in captions.items()
+    }
 
 
 def distinct_ratio(captions: Iterable[str]) -> float:
@@ -29,3 +68,10 @@ def distinct_ratio(captions: Iterable[str]) -> float:
     """
     captions = list(captions)
     return len(set(captions)) / len(captions) if captions else 1.0
+
+
+def _tokens(
+    results: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]], tokenizer: Tokenizer
+) -> tuple[dict[Hashable, list[str]], dict[Hashable, list[list[str]]]]:
+    captions = {i: tokenizer(caption) for i, caption in results.items()}
+    return captions, {i: [tokenizer(caption) for caption in references[i]] for i in results}

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 Tokenizer = Callable[[str], list[str]]
 ORDERS = 4
-_WORD = re.compile(r"[a-z0-9']+")
-
-
-def words(caption: str) -> list[str]:
-    """The default tokenizer: runs of `[a-z0-9']` of the lower-cased caption."""
-    return _WORD.findall(caption.lower())
 
 
 def bleu(
-    results: Mapping[Hashable, str],
-    references: Mapping[Hashable, Sequence[str]],
-    tokenizer: Tokenizer = words,
+    captions: Mapping[Hashable, Sequence[str]], references: Mapping[Hashable, Sequence[Sequence[str]]]
 ) -> dict[str, float]:
     """BLEU over the whole corpus, brevity penalty against the closest reference.
 
     Args:
-        results: caption by image id. references: human captions by image id; ids without a result are left out.
-        tokenizer: applied to both sides.
+        captions: words by image id. references: the words of human captions by image id, one or more for each of
+            `captions`; others are left out.
     Returns:
         {"BLEU-1": x, ..., "BLEU-4": x} in [0, 1]; an order without a single match scores 0, as do the higher ones.
-    Raises:
-        ValueError: no results, or results whose id has no reference.
     """
-    check_ids(results, references)
     from nltk.translate.bleu_score import corpus_bleu
 
-    hypotheses = [tokenizer(caption) for caption in results.values()]
-    human = [[tokenizer(caption) for caption in references[key]] for key in results]
+    hypotheses = [list(words) for words in captions.values()]
+    human = [[list(words) for words in references[key]] for key in captions]
     matched = [False] * ORDERS
 
     def counted(precisions: Sequence[Fraction], **_: Any) -> list[float]:
