@@ -1,4 +1,4 @@
-"""The command `pycap`: train, caption, evaluate, score, doctor."""
+"""The command `pycap`: train, caption, evaluate, score, import-vgg, doctor."""
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser("score", help="score a COCO results file")
     score.add_argument("results", help='[{"image_id": ..., "caption": ...}]')
     score.add_argument("annotations", help="COCO captions file")
+
+    vgg = commands.add_parser("import-vgg", help="convert a pre-trained VGG into a file of pycap's own")
+    vgg.add_argument(
+        "file", metavar="FILE", help="Keras' .h5, torchvision's or timm's .safetensors, .pth, Frossard's .npz"
+    )
+    vgg.add_argument("--output", required=True, metavar="PATH", help="a .safetensors file, or a folder to put it in")
 
     doctor = commands.add_parser(
         "doctor",
@@ -89,8 +95,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pycap.caption import caption_files
     from pycap.doctor import examine
     from pycap.evaluate import evaluate_checkpoint, score_files
+    from pycap.import_vgg import import_vgg
 
-    commands = {"caption": caption_files, "evaluate": evaluate_checkpoint, "score": score_files, "doctor": examine}
+    commands = {
+        "caption": caption_files, "evaluate": evaluate_checkpoint, "score": score_files, "import-vgg": import_vgg,
+        "doctor": examine,
+    }  # fmt: skip
     try:
         status = commands[args.command](args)
     except KeyboardInterrupt:

@@ -109,6 +109,9 @@ class TrainConfig:
 
     resume: Path | None = _opt(None, "continue this run or checkpoint exactly; its options are the defaults")
     init_from: Path | None = _opt(None, "run or checkpoint to take the weights from")
+    vgg_weights: Path | None = _opt(
+        None, "pre-trained VGG for the CNN: .h5, .safetensors, .pth, .npz (docs/weights.md)"
+    )
 
     device: str = _opt("auto", "where to compute (auto: on a GPU that the kernels can use)", choices=DEVICES)
     backend: str = _opt("auto", "whose kernels", choices=BACKENDS)
@@ -184,6 +187,10 @@ class TrainConfig:
             raise ConfigError(
                 f"init_from: {self.init_from} contradicts resume {self.resume}: resume continues exactly, "
                 "init_from starts anew from weights; drop one"
+            )
+        if self.vgg_weights and self.init_from:
+            raise ConfigError(
+                f"vgg_weights: {self.vgg_weights} contradicts init_from {self.init_from}, which has a CNN; drop one"
             )
         return self
 

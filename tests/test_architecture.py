@@ -82,7 +82,8 @@ TABLE: dict[str, Row] = {
     "decode": row(f"{CORE} nn models"),
     "data": row(packages="numpy PIL h5py"),
     "metrics": row(lazy_packages="nltk pycocoevalcap"),
-    "weights": row(packages="numpy h5py safetensors"),
+    "weights": row("data tensorfile", packages="numpy h5py safetensors"),
+    "import_vgg": row("weights", packages=""),
     "config": row(packages="", lazy_packages="jsonargparse yaml"),
     "tensorfile": row(),
     "checkpoint": row("config data tensorfile", packages="numpy safetensors", lazy_packages="yaml"),
@@ -95,7 +96,9 @@ TABLE: dict[str, Row] = {
     "training": row(f"arena {MODEL} {FILES} captioner", packages="numpy rich PIL", lazy_packages="yaml"),
     "testing": row("device memory autograd backends ops"),
     "web": row("caption config", packages="numpy", lazy_packages="starlette uvicorn PIL"),
-    "cli": row(lazy_rooms="train evaluate caption features paper doctor web config data checkpoint", packages=""),
+    "cli": row(
+        lazy_rooms="train evaluate caption features paper import_vgg doctor web config data checkpoint", packages=""
+    ),
     # pycap/__init__.py: what its own imports bring along is held down by tests/test_import.py.
     "": row("autograd train evaluate caption captioner config"),
 }

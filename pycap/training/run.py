@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pycap import __version__, backends, checkpoint, metrics
+from pycap import __version__, backends, checkpoint, metrics, weights
 from pycap import config as configuration
 from pycap.captioner import Captioner, build_model, load_weights
 from pycap.config import ConfigError, TrainConfig
@@ -27,6 +27,7 @@ from pycap.training import sources
 from pycap.training.feed import TOLERATED, Fed, Feed, Stall
 from pycap.training.folder import Log, Sample
 from pycap.training.progress import Display
+from pycap.training.start import preprocess_spec, take_vgg
 from pycap.training.trainer import Diverged, Pending, StepResult, Trainer
 
 _SAMPLES = 24  # on the page
@@ -80,14 +81,17 @@ class _Run:
         start = checkpoint.load(config.init_from) if config.init_from else None
         loaded = resumed or start
         self.vocab: Vocabulary = loaded.vocab if loaded else sources.vocabulary(source, config)
+        vgg = weights.load(config.vgg_weights) if config.vgg_weights and not loaded else None
         self.spec: PreprocessSpec = (
-            PreprocessSpec.from_dict(resumed.preprocess) if resumed else sources.preprocess_spec(config)
+            PreprocessSpec.from_dict(resumed.preprocess) if resumed else preprocess_spec(config, start, vgg)
         )
         on_gpu = current() == "cuda"
         self.memory = memory_plan.fit(config, len(self.vocab), memory_plan.available_bytes()) if on_gpu else None
         self.model = build_model(config, len(self.vocab))
         if loaded:
             load_weights(self.model, loaded)
+        if vgg:
+            self.say(take_vgg(self.model, vgg, config))
         if not resumed:
             self._new_folder(config)
         elif self.folder.resolve() not in resumed.folder.resolve().parents:
