@@ -55,8 +55,8 @@ def _holds_npy(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return all(name.endswith(".npy") for name in archive.namelist())
-    except zipfile.BadZipFile as error:
-        raise WeightsError(f"{path}: not a whole zip file ({error}); it was cut short, fetch it again") from error
+    except (zipfile.BadZipFile, ValueError, RuntimeError) as error:  # the last: of another zip version
+        raise WeightsError(f"{path}: not a whole zip file ({error}); it is damaged, fetch it again") from error
 
 
 def _hashed(read: Callable[[Path], VGGWeights]) -> Callable[[Path], VGGWeights]:

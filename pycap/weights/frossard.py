@@ -31,7 +31,7 @@ def read(path: Path) -> VGGWeights:
                     arrays[f"{found[1]}.{_KINDS[found[2]]}"] = _ours(path, name, found[1], file[name])
     except WeightsError:
         raise
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise WeightsError(f"{path}: not a whole .npz of arrays ({error}); fetch it again") from error
     if unknown or not arrays:
         what = f"unexpected {listed(unknown)}" if unknown else "no weights in it"

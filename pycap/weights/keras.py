@@ -59,12 +59,12 @@ def _datasets(path: Path) -> dict[str, np.ndarray]:
 
     def visit(name: str, item: object) -> None:
         if isinstance(item, h5py.Dataset) and name.split("/")[0] not in ("optimizer_weights", "optimizer"):
-            found[name] = item[()]
+            found[name] = np.asarray(item[()])
 
     try:
         with h5py.File(path, "r") as file:
             file.visititems(visit)
-    except (OSError, RuntimeError, KeyError) as error:  # h5py's own; each says what the HDF5 library said
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py's, of damaged files
         raise WeightsError(f"{path}: not a whole HDF5 file ({error}); fetch it again") from error
     return found
 

@@ -33,7 +33,7 @@ _REMEDY = "get the weights as safetensors, or save the bare state dict anew"
 # What damaged pickles make the machine in `pickle` raise.
 _PICKLE_ERRORS = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, ImportError, MemoryError,
-    OverflowError, RecursionError, struct.error, zlib.error,
+    OverflowError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
 
 
@@ -162,6 +162,9 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
 
 def _read_zip(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     entries = {info.filename: info for info in archive.infolist()}
+    packed = [name for name, info in entries.items() if info.compress_type != zipfile.ZIP_STORED]
+    if packed:  # and so could grow to any size
+        raise WeightsError(f"{path}: {packed[0]} in it is compressed, which torch.save never does; {_REMEDY}")
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise WeightsError(

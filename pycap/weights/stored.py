@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pycap.data.images import PreprocessSpec
-from pycap.tensorfile import TensorFileError, map_arrays
+from pycap.tensorfile import map_arrays
 from pycap.weights.canonical import VGGWeights, WeightsError
 
 FORMAT, VERSION = "pycap-vgg", "1"
@@ -47,7 +47,7 @@ def read(path: Path) -> VGGWeights | None:
     """What `save` wrote; None for a safetensors file that others did."""
     try:
         arrays, metadata = map_arrays(path)
-    except TensorFileError as error:
+    except ValueError as error:  # TensorFileError among them
         raise WeightsError(f"{path}: not a whole safetensors file ({error}); fetch it again") from error
     if metadata.get("format") != FORMAT:
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pycap.tensorfile import TensorFileError, map_arrays
+from pycap.tensorfile import map_arrays
 from pycap.weights import pickled
 from pycap.weights.canonical import (
     LAYERS,
@@ -35,7 +35,7 @@ def read_safetensors(path: Path) -> VGGWeights:
     """A safetensors file with torchvision's or timm's names."""
     try:
         arrays, _ = map_arrays(path)
-    except TensorFileError as error:
+    except ValueError as error:  # TensorFileError among them
         raise WeightsError(f"{path}: not a whole safetensors file ({error}); fetch it again") from error
     return _translate(path, arrays, "safetensors")
 

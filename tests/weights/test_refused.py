@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -98,6 +99,38 @@ def test_files_cut_short_are_refused(tmp_path: Path, kind: str, keep: float) -> 
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
     with pytest.raises(weights.WeightsError, match="fetch it again|damaged"):
         weights.load(path)
+
+
+def test_damaged_bytes_are_refused_whatever_reads_them(tmp_path: Path) -> None:
+    """Each of these once came out as an error of the library that met it."""
+    pth = forms.write_pth(tmp_path / "pth", _state())
+    npz = forms.write_frossard(tmp_path / "w.npz", forms.frossard_net("vgg16", 0.125, 64, 12))
+    for path in (pth, npz):
+        whole = path.read_bytes()
+        entry = whole.index(b"PK\x01\x02")  # in the directory at the end: version needed, flags, compression
+        for offset, value in ((6, 200), (8, 0x20), (8, 0x01), (10, 77)):
+            path.write_bytes(whole[: entry + offset] + bytes([value]) + whole[entry + offset + 1 :])
+            with pytest.raises(weights.WeightsError):
+                weights.load(path)
+    tensors = forms.write_safetensors(tmp_path / "st", _state())
+    tensors.write_bytes(tensors.read_bytes().replace(b'"data_offsets":[0,', b'"data_offsets":[0 ', 1))
+    with pytest.raises(weights.WeightsError, match="not a whole safetensors file"):
+        weights.load(tensors)
+    with h5py.File(forms.write_keras(tmp_path / "h5", forms.keras_net("vgg16", 0.125, 64, 12)), "a") as file:
+        file[b"bl\xffck"] = np.zeros(3)
+        file["note"] = "text"
+    with pytest.raises(weights.WeightsError):
+        weights.load(tmp_path / "h5")
+
+
+def test_compressed_entries_of_a_pth_are_refused(tmp_path: Path) -> None:
+    arrays = _state()
+    with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", forms.dict_opcodes(arrays))
+        for i, array in enumerate(arrays.values()):
+            archive.writestr(f"archive/data/{i}", array.tobytes())
+    with pytest.raises(weights.WeightsError, match="archive/data.pkl in it is compressed"):
+        weights.load(tmp_path / "w.pth")
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
