@@ -17,7 +17,7 @@ DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference", "cpp", "triton", "cuda")
 PRECISIONS = ("fp32", "tf32", "bf16")  # as in pycap.device, which this file does not need otherwise
 CNNS = ("vgg16", "vgg11", "vgg13", "vgg19", "vgg_micro", "vgg_small6")
-SCORES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")  # pycap.metrics.NAMES; more is better
+SCORES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr", "METEOR")  # of pycap.metrics; more is better
 _EXTRA_KEYS = ("preprocess",)  # what a checkpoint's config.yaml holds besides options
 _GROUPS = {  # first option of each group in --help
     "stage": "data and run",

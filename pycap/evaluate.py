@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 
-def evaluate(results: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> dict[str, float]:
+def evaluate(
+    results: Mapping[Any, str], references: Mapping[Any, Sequence[str]], also: Sequence[str] = ()
+) -> dict[str, float]:
     """Scores of {id: caption} against {id: [human captions]}, by name: BLEU-1 ... BLEU-4 and ROUGE-L from 0 to 1, CIDEr
-    from 0 to 10 (docs/metrics.md).
+    from 0 to 10 (docs/metrics.md). also: scores to add, of `METEOR`, `bleu_keras` and `meteor_nltk`.
 
-    Raises ValueError for no results, or a result whose id has no reference.
+    Raises ValueError for no results, or a result whose id has no reference; pycap.metrics.MeteorUnavailable and LookupError
+    where a score that is asked for needs what this machine lacks.
     """
     from pycap import metrics
 
-    return metrics.score(results, references)
+    return metrics.score(results, references, also=also)
 
 
 def evaluate_checkpoint(args: argparse.Namespace) -> int:
@@ -50,7 +53,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     print(
         f"{len(results)} images of {args.split} ({len(problems) + len(failed)} could not be used), beam {args.beam_size}"
     )
-    _print_scores(evaluate(results, references))
+    _print_scores(results, references)
     return 0
 
 
@@ -65,13 +68,23 @@ def score_files(args: argparse.Namespace) -> int:
         raise DataError(f'{args.annotations}: no "annotations" in it; give a COCO captions file')
     for row in annotations["annotations"]:
         references.setdefault(row["image_id"], []).append(row["caption"])
-    _print_scores(evaluate(results, references))
+    _print_scores(results, references)
     return 0
 
 
-def _print_scores(scores: Mapping[str, float]) -> None:
+def _print_scores(results: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> None:
+    """Every score; for METEOR, where Java or its program is missing, why there is none and what helps."""
+    from pycap.metrics import MeteorUnavailable
+
+    missing = ""
+    try:
+        scores = evaluate(results, references, also=["METEOR"])
+    except MeteorUnavailable as error:
+        missing, scores = str(error), evaluate(results, references)
     for name, value in scores.items():
         print(f"{name:8} {value:.4f}")
+    if missing:
+        print(f"METEOR   not scored: {missing}")
 
 
 def _read_json(path: Path) -> Any:

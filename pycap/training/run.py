@@ -66,6 +66,8 @@ class Position:
 def run(config: TrainConfig) -> RunResult:
     """Train as `config` says, in its run folder. Raises the errors of its parts, and Stopped after Ctrl-C or SIGTERM."""
     config.validate()
+    if config.save_best_on == "METEOR" and (missing := metrics.meteor_missing()):
+        raise ConfigError(f"save_best_on: METEOR cannot be computed here: {missing}")
     backends.select(config.device, config.backend)
     backends.set_threads(config.threads or cpu_count())
     return _Run(config).go()
@@ -253,7 +255,9 @@ class _Run:
                     samples.append(self._sample(batch, i, *beams[0]))
         self.captioner.weights.clear()  # training goes on in the memory it had before
         variety = metrics.distinct_ratio(results.values())
-        self.scores = {"val_loss": loss, **metrics.score(results, references), "distinct": variety}
+        # METEOR starts a Java program, which takes seconds: only where the best checkpoint is chosen by it.
+        also = ["METEOR"] if config.save_best_on == "METEOR" else []
+        self.scores = {"val_loss": loss, **metrics.score(results, references, also=also), "distinct": variety}
         self.log.write(kind="val", step=self.trainer.step_number, epoch=epoch + 1, **self.scores)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
         self.say(f"epoch {epoch + 1}: {shown}")
