@@ -6,8 +6,9 @@ from the source instead: `pycap.arena` records a step's requests so, and then se
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, wraps
 from types import ModuleType
@@ -190,6 +191,24 @@ def persistent() -> AbstractContextManager[None]:
     """Within this, arrays come from the pool, whatever source the caller takes from: for what outlives the step (a gradient's
     buffer, prepared weights). What a source gives is used again as soon as the step's plan says so."""
     return taking_from(None)
+
+
+class Fields:
+    """Arrays of these shapes and dtypes side by side in one block of bytes, which one copy moves. nbytes: the block's."""
+
+    def __init__(self, fields: Mapping[str, tuple[tuple[int, ...], DTypeLike]]) -> None:
+        """fields: (shape, dtype) by name. Each begins at a multiple of 256 bytes, as an allocator's arrays do."""
+        self._places: dict[str, tuple[int, int, np.dtype, tuple[int, ...]]] = {}
+        end = 0
+        for name, (shape, dtype) in fields.items():
+            start = -(-end // 256) * 256
+            end = start + math.prod(shape) * np.dtype(dtype).itemsize
+            self._places[name] = start, end, np.dtype(dtype), shape
+        self.nbytes = max(end, 1)
+
+    def views(self, block: Any) -> dict[str, Any]:
+        """The arrays by name, in the order of the fields, in a uint8 array [nbytes] of the host or the device."""
+        return {name: block[a:b].view(dtype).reshape(shape) for name, (a, b, dtype, shape) in self._places.items()}
 
 
 def kept(limit: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:

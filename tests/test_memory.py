@@ -146,3 +146,19 @@ def test_workspace_grows_and_is_aligned_and_shared():
     assert large.nbytes >= small.nbytes + 10_000 and large.ctypes.data % 64 == 0
     assert memory.workspace(50) is large
     assert memory.workspace(0) is large
+
+
+def test_fields_lie_side_by_side_in_one_block_and_apart():
+    fields = memory.Fields(
+        {"a": ((3,), np.uint8), "b": ((2, 5), np.float64), "none": ((0,), np.int32), "c": ((), np.int32)}
+    )
+    block = np.zeros(fields.nbytes, np.uint8)
+    views = fields.views(block)
+    assert list(views) == ["a", "b", "none", "c"] and views["none"].size == 0
+    assert [(v.shape, v.dtype) for v in views.values()][1] == ((2, 5), np.dtype(np.float64))
+    starts = [v.__array_interface__["data"][0] - block.ctypes.data for v in views.values() if v.size]
+    assert all(start % 256 == 0 for start in starts)
+    for number, view in enumerate(views.values(), 1):
+        view[...] = number
+    assert [view.max() for view in views.values() if view.size] == [1, 2, 4] and views["b"].min() == 2
+    assert memory.Fields({}).nbytes == 1

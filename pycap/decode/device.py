@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from typing import Any, Protocol
 
@@ -40,7 +39,7 @@ class Board:
 
     def __init__(self, images: int, rules: Rules) -> None:
         n, k, most = images, rules.beam_size, rules.max_length
-        self._fields: dict[str, tuple[tuple[int, ...], str]] = {
+        fields: dict[str, tuple[tuple[int, ...], str]] = {
             "words": ((n * k,), "int32"),
             "parents": ((n * k,), "int32"),
             "scores": ((n, k), "float64"),
@@ -50,21 +49,13 @@ class Board:
             "origins": ((2, n, k), "int32"),
             "history": ((2, most, n, k), "int32"),
         }
-        sizes = [_nbytes(*field) for field in self._fields.values()]
-        self._begin = np.zeros(sum(map(_aligned, sizes)), np.uint8)
-        begin = self._views(self._begin)
+        self._fields = memory.Fields(fields)
+        self._begin = np.zeros(self._fields.nbytes, np.uint8)
+        begin = self._fields.views(self._begin)
         begin["scores"][:, 1:] = begin["finished"][...] = -np.inf
         begin["words"][...] = rules.start
         self._block = memory.empty(self._begin.shape, np.uint8)
-        self.arrays = self._views(self._block)
-
-    def _views(self, block: Any) -> dict[str, Any]:
-        made, first = {}, 0
-        for name, (shape, dtype) in self._fields.items():
-            size = _nbytes(shape, dtype)
-            made[name] = block[first : first + size].view(dtype).reshape(shape)
-            first += _aligned(size)
-        return made
+        self.arrays = self._fields.views(self._block)
 
     def begin(self) -> None:
         """As before the first word: one beam an image, without words."""
@@ -72,16 +63,7 @@ class Board:
 
     def on_host(self) -> dict[str, np.ndarray]:
         """All arrays, when the device has come this far."""
-        return self._views(to_host(self._block))
-
-
-def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
-    return np.dtype(dtype).itemsize * math.prod(shape)
-
-
-def _aligned(size: int) -> int:
-    """So many bytes or a few more: the next array begins at a multiple of 16, where kernels load 16 bytes at once."""
-    return -(-size // 16) * 16
+        return self._fields.views(to_host(self._block))
 
 
 class Search:

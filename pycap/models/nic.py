@@ -104,6 +104,11 @@ class NIC(Module):
         weight, bias = self.projection.weight, self.projection.bias
         return ops.weighted_cross_entropy(outputs, weight, bias, words, weights, rows, targets.places)
 
+    def image_weights(self) -> dict[str, Any]:
+        """By name, the weights that images in bfloat16 are multiplied with: the CNN's and the image embedding's."""
+        wide = {n: t.data for n, t in self.named_parameters().items() if n.startswith(("cnn.", "image_embedding."))}
+        return {name: array for name, array in wide.items() if array.ndim > 1}
+
     def learning(self, words_only: bool) -> list[str]:
         """Names of the parameters that get a gradient from `word_loss` (words_only) or `loss`, frozen ones left out."""
         return [

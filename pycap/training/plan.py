@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pycap import arena, backends, device, ops, optim
-from pycap.autograd import Tensor, no_grad
+from pycap.autograd import no_grad
 from pycap.backends.dry import ARCH, MULTIPROCESSORS, dry_run
 from pycap.backends.weights import rounded_weights
 from pycap.captioner import build_model
@@ -134,9 +134,9 @@ class _Planner:
         with self._dry():
             self._model = build_model(config, vocabulary, draw=False)
             self._model.cnn.freeze(config.freeze_cnn)
-            parameters = self._model.named_parameters()
-            arena.prepare_gradients(parameters.values())
-            self._copies = _half(parameters) if config.precision == "bf16" else []
+            arena.prepare_gradients(self._model.named_parameters().values())
+            halved = self._model.image_weights().values() if config.precision == "bf16" else ()
+            self._copies = [(array, np.empty(array.shape, device.bfloat16())) for array in halved]
 
     def plan(self, micro_batch: int) -> MemoryPlan:
         config, model = self.config, self._model
@@ -216,9 +216,3 @@ class _Planner:
 
 def _bytes(arrays: Iterable[Any]) -> int:
     return sum(array.nbytes for array in arrays)
-
-
-def _half(parameters: dict[str, Tensor]) -> list[tuple[Any, Any]]:
-    """The weights that products of bfloat16 take, and room for them in bfloat16."""
-    wide = [t.data for name, t in parameters.items() if name.startswith(("cnn.", "image_embedding."))]
-    return [(array, np.empty(array.shape, device.bfloat16())) for array in wide if array.ndim > 1]

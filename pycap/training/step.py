@@ -19,7 +19,7 @@ import numpy as np
 from pycap import arena, memory, ops, optim
 from pycap.backends import dry, kernels, rounded_weights, weights_changed, weights_version
 from pycap.data.loader import Batch
-from pycap.device import Mark, address, bfloat16, download, module, pinned_empty, to_device, upload
+from pycap.device import Mark, address, bfloat16, download, pinned_empty, to_device, upload
 from pycap.graphs import Graphs
 from pycap.models import targets
 from pycap.models.nic import NIC
@@ -102,25 +102,17 @@ class Packed:
 
     def __init__(self, fields: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
         """fields: shape and dtype by name."""
-        self._places: dict[str, tuple[int, int, Any, tuple[int, ...]]] = {}
-        end = 0
-        for name, (shape, dtype) in fields.items():
-            start = -(-end // 256) * 256
-            end = start + math.prod(shape) * np.dtype(dtype).itemsize
-            self._places[name] = start, end, dtype, shape
-        self.whole = module().zeros(max(end, 1), np.uint8)
-        self.arrays = self._views(self.whole)
-        self._hosts = [pinned_empty((max(end, 1),)) for _ in range(_AHEAD)]
+        self._fields = memory.Fields(fields)
+        self.whole = memory.zeros((self._fields.nbytes,), np.uint8)
+        self.arrays = self._fields.views(self.whole)
+        self._hosts = [pinned_empty((self._fields.nbytes,)) for _ in range(_AHEAD)]
         self._used = 0
-
-    def _views(self, whole: Any) -> dict[str, Any]:
-        return {name: whole[a:b].view(dtype).reshape(shape) for name, (a, b, dtype, shape) in self._places.items()}
 
     def next(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Memory of the host as large as the whole, and the arrays in it; in turn one of those that a few steps share."""
         host = self._hosts[self._used % _AHEAD]
         self._used += 1
-        return host, self._views(host)
+        return host, self._fields.views(host)
 
 
 class Step:
@@ -147,7 +139,7 @@ class Step:
         self._report = Packed(
             {"loss": ((1,), np.float64), "squares": ((groups,), np.float64), "failed": ((1,), np.int32)}
         )
-        self._factors = module().zeros(groups, np.float32)
+        self._factors = memory.zeros((groups,))
         self._inputs: dict[Shape, Packed] = {}
         self._images: dict[tuple[int, int], Any] = {}
         self._limits: dict[tuple[str, ...], Any] = {}
@@ -166,10 +158,7 @@ class Step:
 
     def _half_weights(self) -> dict[str, Any]:
         """By name, room for the weights that a product of bfloat16 takes."""
-        wide = {
-            n: t.data for n, t in self.model.named_parameters().items() if n.startswith(("cnn.", "image_embedding."))
-        }
-        return {name: module().zeros(w.shape, bfloat16()) for name, w in wide.items() if w.ndim > 1}
+        return {name: memory.zeros(w.shape, bfloat16()) for name, w in self.model.image_weights().items()}
 
     # the host's part ------------------------------------------------------------------------------------------------
 
