@@ -75,14 +75,25 @@ class Remote:
 
 
 def serve(connection: Connection, name: str, threads: int) -> None:
-    """The child's loop for a side of `sides.SIDES`. Ctrl-C is the parent's to handle."""
+    """The child's loop for a side of `sides.SIDES`."""
+
+    def make() -> tuple[Worker, Any]:
+        worker = Worker(sides.load(name, threads))
+        return worker, worker.side.describe()
+
+    answer(connection, name, make)
+
+
+def answer(connection: Connection, name: str, make: Callable[[], tuple[Any, Any]]) -> None:
+    """A child's loop: what `make` gives, a worker and what to tell of it first, then answers to (method, arguments) until None
+    comes or the parent is gone. A worker that cannot be made ends it. Ctrl-C is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker = None
     while True:
         try:
             if worker is None:
-                worker = Worker(sides.load(name, threads))
-                connection.send(("ok", worker.side.describe()))
+                worker, told = make()
+                connection.send(("ok", told))
             message = connection.recv()
             if message is None:
                 return

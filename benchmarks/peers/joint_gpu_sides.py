@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
-import signal
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -17,6 +15,7 @@ import numpy as np
 
 from benchmarks import joint_work, machine
 from benchmarks.sides import Unavailable
+from benchmarks.worker import answer
 from pycap import device
 from pycap.config import TrainConfig
 from pycap.data.images import centre_crops
@@ -226,24 +225,10 @@ class _Worker:
 
 
 def serve(connection: Connection, name: str, task: Task) -> None:
-    """The child's loop: answers (method, arguments) until None comes or the parent is gone. Ctrl-C is the parent's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    worker = None
-    while True:
-        try:
-            if worker is None:
-                worker = _Worker(name, task)
-                connection.send(("ok", worker.info))
-            message = connection.recv()
-            if message is None:
-                return
-            method, arguments = message
-            connection.send(("ok", getattr(worker, method)(*arguments)))
-        except EOFError:
-            return
-        except Unavailable as reason:
-            connection.send(("unavailable", str(reason)))
-        except Exception:
-            connection.send(("error", traceback.format_exc()))
-        if worker is None:
-            return
+    """The child's loop for a side."""
+
+    def make() -> tuple[_Worker, Any]:
+        worker = _Worker(name, task)
+        return worker, worker.info
+
+    answer(connection, name, make)
