@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pycap import config as configuration
-from pycap.config import ConfigError, TrainConfig, parse_args
+from pycap.config import ConfigError, TrainConfig, files, parse_args
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -283,7 +283,7 @@ def test_derived_sizes() -> None:
 def test_recipes_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "pycap"
     (package / "recipes").mkdir(parents=True)
-    monkeypatch.setattr(configuration, "__file__", str(package / "config.py"))
+    monkeypatch.setattr(files, "__file__", str(package / "config" / "files.py"))
     with pytest.raises(ConfigError, match="reinstall"):
         configuration.recipes_dir()
     (package / "recipes" / "coco.yaml").write_text("stage: coco\nseed: 9\n")

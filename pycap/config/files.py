@@ -1,0 +1,169 @@
+"""Options in files: recipes, a run's config.yaml, and what a resumed run was given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pycap.config.options import FIELDS, TYPES, ConfigError, TrainConfig, check_value, did_you_mean
+
+_EXTRA_KEYS = ("preprocess",)  # what a checkpoint's config.yaml holds besides options
+
+
+def recipes_dir() -> Path:
+    """The installed package data `pycap.recipes`, or in a checkout its recipes/."""
+    here = Path(__file__).resolve().parents[1]
+    for folder in (here / "recipes", here.parent / "recipes"):
+        if (folder / "coco.yaml").is_file():
+            return folder
+    raise ConfigError(
+        f"recipes: coco.yaml is neither in {here.parent / 'recipes'} nor in {here / 'recipes'}; reinstall pycap"
+    )
+
+
+def stages() -> list[str]:
+    """Names of the stages: the recipes that carry `stage:` with their own name. Other recipes are variants."""
+    found = []
+    for path in sorted(recipes_dir().glob("*.yaml")):
+        if any(line.split("#")[0].strip() == f"stage: {path.stem}" for line in path.read_text("utf-8").splitlines()):
+            found.append(path.stem)
+    return found
+
+
+def check_stage(stage: str) -> None:
+    """ConfigError, listing the stages, unless `stage` is one."""
+    known = stages()
+    if stage not in known:
+        raise ConfigError(f"stage: no stage {stage!r}{did_you_mean(stage, known)}; stages: {', '.join(known)}")
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The options of a recipe, given by its name or as a YAML file."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else recipes_dir() / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in recipes_dir().glob("*.yaml"))
+        raise ConfigError(
+            f"recipe: no {name!r}{did_you_mean(name, known)}; recipes: {', '.join(known)}, or a YAML file"
+        )
+    return read_options(path)
+
+
+def with_recipe(config: TrainConfig, name: str) -> TrainConfig:
+    """`config` with a recipe laid under what the user gave: on the command line or in --config, or, for a config made
+    in Python, whatever differs from the defaults."""
+    given = config.given
+    if given is None:
+        given = frozenset(n for n, f in FIELDS.items() if getattr(config, n) != f.default)
+    new = replace(config, **{k: v for k, v in recipe(name).items() if k not in given})
+    new.given = config.given
+    return new.validate()
+
+
+def _read_yaml(path: Path) -> Mapping[Any, Any]:
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{path}: holds {type(raw).__name__}, not lines of `option: value`")
+    return raw
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Options of a YAML file, with the types of TrainConfig. Unknown keys and wrong types are errors."""
+    options: dict[str, Any] = {}
+    for key, value in _read_yaml(path).items():
+        name = str(key).replace("-", "_")
+        if name in _EXTRA_KEYS:
+            continue
+        if name not in FIELDS:
+            raise ConfigError(f"{path}: unknown option {key}{did_you_mean(name, FIELDS)}")
+        options[name] = _coerce(name, value)
+        try:
+            check_value(FIELDS[name], options[name])
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    return options
+
+
+def _coerce(name: str, value: Any) -> Any:
+    """What YAML reads otherwise than people mean it: 1e-3 (a string in YAML 1.1), 1 for a float, paths."""
+    kinds = getattr(TYPES[name], "__args__", (TYPES[name],))
+    if Path in kinds and isinstance(value, str):
+        return Path(value)
+    if float in kinds and type(value) is int:
+        return float(value)
+    if float in kinds and isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value  # check_value names the option and the value
+    return value
+
+
+def resumed_options(path: Path) -> dict[str, Any]:
+    """Options of the run to continue, given by its or its checkpoint's folder; it goes on in the run's own folder."""
+    for folder, run in ((path, path), (path / "last", path)):
+        if (folder / "config.yaml").is_file():
+            options = read_options(folder / "config.yaml")
+            is_checkpoint = folder == path and (path / "state.json").is_file()
+            return {**options, "resume": path, "out_dir": path.parent if is_checkpoint else run, "init_from": None}
+    raise ConfigError(
+        f"resume: {path} holds no config.yaml; give a run's folder (runs/NAME) or a checkpoint in it (runs/NAME/last)"
+    )
+
+
+def resumed(path: str | os.PathLike[str], **changes: Any) -> TrainConfig:
+    """The config that continues a run exactly, as --resume does; `changes` (epochs=, max_steps=) go over the run's."""
+    options = {**resumed_options(Path(path)), **changes}
+    config = TrainConfig(**options)
+    config.given = frozenset(options)
+    return config.validate()
+
+
+def load(path: str | os.PathLike[str]) -> TrainConfig:
+    """Read what `save` wrote (a checkpoint's config.yaml too); options that the file lacks have their defaults."""
+    return TrainConfig(**read_options(Path(path))).validate()
+
+
+def load_extra(path: str | os.PathLike[str], key: str) -> dict[str, Any]:
+    """The mapping that a checkpoint's config.yaml holds under `key` besides the options ("preprocess")."""
+    value = _read_yaml(Path(path)).get(key)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: has no {key}: (found {value!r}); it is not a checkpoint's config.yaml")
+    return value
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Plain values only, for YAML or JSON; paths as strings."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+
+
+def to_yaml(config: TrainConfig, extra: Mapping[str, Any] | None = None) -> str:
+    """The config as YAML text, in the order of its fields; `extra` keys follow."""
+    import yaml
+
+    return yaml.safe_dump({**to_dict(config), **(extra or {})}, sort_keys=False, allow_unicode=True)
+
+
+def save(config: TrainConfig, path: str | os.PathLike[str]) -> None:
+    """Write YAML to a temporary file, sync it, and rename it over `path`."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(to_yaml(config))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
