@@ -109,7 +109,7 @@ class RealRun:
     def _epoch(self, epoch: int, last: bool) -> None:
         begin = time.perf_counter()
         joint = self.trainer.begin_epoch(epoch)
-        phase = "words" if self.trainer.words_only else "joint" if joint else "frozen"
+        phase = "words" if self.trainer.objective == "words" else "joint" if joint else "frozen"
         losses = joint_work.run_steps(self.trainer, self.feed.epoch(epoch))
         seconds = time.perf_counter() - begin
         row: dict[str, Any] = {

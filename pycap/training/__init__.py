@@ -5,6 +5,7 @@
 | `sources.py` | a stage's images and captions, or the demo set; vocabulary and loaders |
 | `trainer.py` | one step, and the validation loss: model, optimiser, schedule |
 | `plan.py` | what a run needs of a GPU's memory, and the micro-batch that fits |
+| `captioning.py` | what is validated and shown of a captioner |
 | `folder.py` | the run's folder: log, samples page, captions, skipped files |
 | `progress.py` | what the person at the terminal sees |
 | `run.py` | the loop: epochs, validation, checkpoints, resuming, signals |

@@ -14,9 +14,8 @@ from typing import Any
 
 from pycap import __version__, backends, checkpoint, metrics, weights
 from pycap import config as configuration
-from pycap.captioner import Captioner, build_model, load_weights
+from pycap.captioner import build_model, load_weights
 from pycap.config import ConfigError, TrainConfig
-from pycap.data.demo import is_true
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
 from pycap.data.vocab import Vocabulary
@@ -24,15 +23,12 @@ from pycap.device import cpu_count, current, to_host
 from pycap.training import folder as run_folder
 from pycap.training import plan as memory_plan
 from pycap.training import sources
+from pycap.training.captioning import Captioning
 from pycap.training.feed import TOLERATED, Fed, Feed, Stall
 from pycap.training.folder import Log, Sample
 from pycap.training.progress import Display
 from pycap.training.start import preprocess_spec, take_vgg
 from pycap.training.trainer import Diverged, Pending, StepResult, Trainer
-
-_SAMPLES = 24  # on the page
-_SHOWN = 8  # on the screen
-_LOW_VARIETY = 0.1
 
 
 class Stopped(Exception):
@@ -120,7 +116,7 @@ class _Run:
             run_folder.append_lines(self.folder / "skipped.jsonl", source.problems)
             self.vocab.save(self.folder / "vocab.json")
         configuration.save(config, self.folder / "config.yaml")
-        self.captioner = Captioner(self.model, self.vocab, self.spec, config)
+        self.task = Captioning(self.trainer, self.vocab, self.spec, config, source)
         self.scores: dict[str, float] = dict(resumed.state["scores"]) if resumed else {}
         self.signal: int | None = None
         self.phase = ""
@@ -152,12 +148,14 @@ class _Run:
                 if position.batch:  # max_steps ended the run inside an epoch
                     self._validate(position.epoch)
                     self._save("last")
-                rows = self._caption_held_out()
-            truth = self._tell_held_out(rows)
+                ending = self.task.end(self.folder, self._held_out)
+                self._write_samples(ending.samples)
+            for line in ending.lines:
+                self.say(line)
         finally:
             self.log.close()
             self.loaders.close()
-        return RunResult(self.folder, self.trainer.step_number, self.scores, truth)
+        return RunResult(self.folder, self.trainer.step_number, self.scores, ending.true_ratio)
 
     def _at_limit(self) -> bool:
         return bool(self.config.max_steps) and self.trainer.step_number >= self.config.max_steps
@@ -165,7 +163,7 @@ class _Run:
     def _train_epoch(self) -> None:
         config, position = self.config, self.position
         joint = self.trainer.begin_epoch(position.epoch)
-        if self.trainer.words_only:
+        if self.trainer.objective == "words":
             phase = "the CNN learns to guess the captions' words"
         else:
             phase = "CNN and LSTM learn jointly" if joint else "the LSTM learns, the CNN is frozen"
@@ -240,86 +238,19 @@ class _Run:
 
     def _validate(self, epoch: int) -> None:
         config = self.config
-        loss = self.trainer.loss(self._held_out("validation loss"))
-        results: dict[Any, str] = {}
-        references: dict[Any, list[str]] = {}
-        samples: list[Sample] = []
-        for batch in self._held_out("captions to score"):
-            captions = self.captioner.caption_batch(
-                batch.images, batch.crops, beam_size=config.beam_size, length_penalty=config.length_penalty
-            )
-            for i, (example, beams) in enumerate(zip(batch.examples, captions, strict=True)):
-                results[example.image_id] = beams[0][0]
-                references[example.image_id] = list(example.captions)
-                if len(samples) < _SAMPLES:
-                    samples.append(self._sample(batch, i, *beams[0]))
-        self.captioner.weights.clear()  # training goes on in the memory it had before
-        variety = metrics.distinct_ratio(results.values())
-        # METEOR starts a Java program, which takes seconds: only where the best checkpoint is chosen by it.
-        also = ["METEOR"] if config.save_best_on == "METEOR" else []
-        self.scores = {"val_loss": loss, **metrics.score(results, references, also=also), "distinct": variety}
+        found = self.task.validate(self._held_out)
+        self.scores = found.scores
         self.log.write(kind="val", step=self.trainer.step_number, epoch=epoch + 1, **self.scores)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
         self.say(f"epoch {epoch + 1}: {shown}")
-        if variety < _LOW_VARIETY and len(results) >= 20:
-            self.say(
-                f"warning: only {len(set(results.values()))} different captions for {len(results)} images. Early in training "
-                "that is usual; later it means that the model does not see them (learning rate, frozen CNN, preprocessing)."
-            )
-        self._write_samples(samples)
-        self.trainer.schedule.observe(loss)
+        if found.warning:
+            self.say(found.warning)
+        self._write_samples(found.samples)
+        self.trainer.schedule.observe(self.scores["val_loss"])
         score = self.scores[config.save_best_on] * (1 if config.save_best_on == "val_loss" else -1)
         if self.position.best is None or score < self.position.best:
             self.position.best = score
             self._save("best")
-
-    def _caption_held_out(self) -> list[dict[str, Any]]:
-        """Beam-searched captions of the held-out images by the best checkpoint, also in captions.jsonl and samples.html;
-        for the demo set with the key `true`."""
-        captioner = Captioner.load(self.folder)
-        rows: list[dict[str, Any]] = []
-        samples: list[Sample] = []
-        for batch in self._held_out("captions of held-out images"):
-            captions = captioner.caption_batch(
-                batch.images, batch.crops, beam_size=self._wide_beam, length_penalty=self.config.length_penalty
-            )
-            for i, (example, beams) in enumerate(zip(batch.examples, captions, strict=True)):
-                text, logprob = beams[0]
-                rows.append(
-                    {
-                        "image_id": example.image_id,
-                        "file_name": example.file_name,
-                        "caption": text,
-                        "logprob": logprob,
-                        "beams": [{"caption": t, "logprob": p} for t, p in beams],
-                    }
-                )
-                if self.source.scenes is not None:
-                    rows[-1]["true"] = is_true(text, self.source.scenes[int(example.image_id)])
-                if len(samples) < _SAMPLES:
-                    samples.append(self._sample(batch, i, text, logprob, str(rows[-1].get("true", "")).lower()))
-        run_folder.write_lines(self.folder / "captions.jsonl", rows)
-        self._write_samples(samples)
-        return rows
-
-    @property
-    def _wide_beam(self) -> int:
-        return max(self.config.beam_size, 3)
-
-    def _tell_held_out(self, rows: list[dict[str, Any]]) -> float | None:
-        """Print some captions; for the demo set, return the part that is true."""
-        self.say(f"captions of held-out images, by {checkpoint.find(self.folder)}, beam {self._wide_beam}:")
-        for row in rows[:_SHOWN]:
-            verdict = f"  [{str(row['true']).lower()}]" if "true" in row else ""
-            self.say(f"  {row['file_name']}: {row['caption']}{verdict}")
-        self.say(
-            f"{len(rows)} captions: {self.folder / 'captions.jsonl'}; a page to look at: {self.folder / 'samples.html'}"
-        )
-        if self.source.scenes is None:
-            return None
-        true = sum(row["true"] for row in rows)
-        self.say(f"held-out captions that are true: {100 * true / len(rows):.1f} % ({true} of {len(rows)})")
-        return true / len(rows)
 
     # what is kept ---------------------------------------------------------------------------------------------------
 
@@ -345,7 +276,7 @@ class _Run:
             kind="train",
             step=result.step,
             epoch=self.position.epoch + 1,
-            objective="words" if self.trainer.words_only else "captions",
+            objective=self.trainer.objective,
             loss=result.loss,
             tokens=result.tokens,
             lr=result.lr,
@@ -354,11 +285,6 @@ class _Run:
             waited=stall.share,
         )
 
-    def _sample(self, batch: Batch, i: int, text: str, logprob: float, verdict: str = "") -> Sample:
-        top, left, _ = batch.crops[i]
-        pixels = batch.images[i][top : top + self.spec.crop, left : left + self.spec.crop]
-        return Sample(batch.file_names[i], pixels, text, logprob, batch.examples[i].captions, verdict)
-
     def _write_samples(self, samples: list[Sample]) -> None:
         title = f"{self.config.stage}: step {self.trainer.step_number}"
         intro = "  ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
@@ -366,12 +292,11 @@ class _Run:
 
     def _announce(self) -> None:
         source, loader = self.source, self.loaders.train
-        unknown = self.vocab.coverage(c for e in source.train for c in e.captions)["unk_percent"]
         lines = [self.memory.summary()] if self.memory else []
         lines += [
             f"{len(source.train)} images to train on, {len(source.val)} to validate, from {source.folder}; "
             f"{len(loader)} steps an epoch",
-            f"{len(self.vocab)} words; {unknown:.1f} % of the training captions' words are not among them",
+            self.task.about(),
             f"{self.config.model} on {self.config.cnn} in {self.config.precision}: "
             f"{self.model.parameter_count():,} parameters; run folder {self.folder}",
             f"computing on {current()}{f' (no GPU: {backends.no_gpu()})' if backends.no_gpu() else ''}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from pycap.models.nic import NIC
 from pycap.nn.layers import place_dropout
 from pycap.schedules import make_schedule
 from pycap.training.step import Step
+
+Objective = Literal["words", "captions"]
 
 
 class Diverged(FloatingPointError):
@@ -57,7 +59,8 @@ class Pending:
 
 
 class Trainer:
-    """Trains `model` as `config` says. `step_number` counts the updates made; `steps_per_epoch` scales the schedules."""
+    """Trains `model` as `config` says. `step_number` counts the updates made; `steps_per_epoch` scales the schedules.
+    `objective`: what the next step learns, "words" (the CNN alone guesses them) or "captions"."""
 
     def __init__(
         self,
@@ -76,7 +79,7 @@ class Trainer:
         self._device_step: Step | None = None
         self._dtype, self._products = activation_dtype(config.precision), float32_products(config.precision)
         self.step_number = 0
-        self.words_only = False
+        self.objective: Objective = "captions"
         self._word_steps = config.pretrain_words * steps_per_epoch
         self.optimizer = _optimizer(model, config)
         total = config.epochs * steps_per_epoch
@@ -93,6 +96,10 @@ class Trainer:
         )
 
     @property
+    def _words_only(self) -> bool:
+        return self.objective == "words"
+
+    @property
     def ahead(self) -> int:
         """How many steps should be under way besides the one that is launched."""
         return 1 if self._resident else 0
@@ -102,9 +109,9 @@ class Trainer:
 
         epoch: from 0. The first `config.pretrain_words` of them train the CNN to guess words; the others count from there.
         """
-        self.words_only = epoch < self.config.pretrain_words
+        self.objective = "words" if epoch < self.config.pretrain_words else "captions"
         captioning_epoch = epoch - self.config.pretrain_words
-        joint = self.words_only or (not self.config.freeze_cnn and captioning_epoch >= self.config.finetune_cnn_after)
+        joint = self._words_only or (not self.config.freeze_cnn and captioning_epoch >= self.config.finetune_cnn_after)
         self.model.train(True)
         self.model.cnn.freeze(not joint)
         self.model.cnn.train(joint)  # a frozen CNN gives the same features every time: no dropout in it
@@ -133,9 +140,9 @@ class Trainer:
         if self._device_step is None:
             self._device_step = self._make_device_step()
         device_step = self._device_step
-        under_way = device_step.launch(batch, batch.images if images is None else images, seed, self.words_only)
+        under_way = device_step.launch(batch, batch.images if images is None else images, seed, self._words_only)
         self.step_number += 1
-        number, tokens = self.step_number, targets.count(batch.tokens, self.words_only)
+        number, tokens = self.step_number, targets.count(batch.tokens, self._words_only)
 
         def settle() -> StepResult:
             outcome = under_way.outcome()
@@ -154,8 +161,8 @@ class Trainer:
         """One step, done when it returns."""
         images = len(batch.images)
         per_image = batch.tokens.shape[1] // images
-        tokens = targets.count(batch.tokens, self.words_only)
-        objective = self.model.word_loss if self.words_only else self.model.loss
+        tokens = targets.count(batch.tokens, self._words_only)
+        objective = self.model.word_loss if self._words_only else self.model.loss
         size = self.config.micro_batch or images
         loss = 0.0
         for first in range(0, images, size):
@@ -192,7 +199,7 @@ class Trainer:
         )
 
     def _set_learning_rates(self) -> None:
-        if self.words_only:
+        if self._words_only:
             for group in self.optimizer.groups:
                 group.lr = self.config.pretrain_learning_rate
         else:

@@ -203,7 +203,7 @@ def test_validation_leaves_no_forms_behind(frozen_kernels: list[str], data: Path
     run = _Run(tiny(data, tmp_path / "run", epochs=1))
     held: list[int] = []
     write = run._write_samples
-    run._write_samples = lambda samples: (held.append(run.captioner.weights.nbytes), write(samples))  # type: ignore[method-assign,assignment,func-returns-value]
+    run._write_samples = lambda samples: (held.append(run.task.captioner.weights.nbytes), write(samples))  # type: ignore[method-assign,assignment,func-returns-value]
     run.go()
     assert "conv2d" in frozen_kernels
     assert held

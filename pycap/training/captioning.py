@@ -1,0 +1,133 @@
+"""What a captioning run shows of its model: scores of the validation, and captions of the held-out images in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pycap import checkpoint, metrics
+from pycap.captioner import Captioner
+from pycap.config import TrainConfig
+from pycap.data.demo import is_true
+from pycap.data.images import PreprocessSpec
+from pycap.data.loader import Batch
+from pycap.data.vocab import Vocabulary
+from pycap.training.folder import Sample, write_lines
+from pycap.training.sources import Source
+from pycap.training.trainer import Trainer
+
+MOST_SAMPLES = 24  # on the page
+_SHOWN = 8  # on the screen
+_LOW_VARIETY = 0.1
+
+#: The validation batches, in order; called with what is said of them beside the bar.
+HeldOut = Callable[[str], Iterator[Batch]]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """scores: by name, `val_loss` (nats a token) first. warning: what a person should know besides."""
+
+    scores: dict[str, float]
+    samples: list[Sample]
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the best checkpoint does with the held-out images. true_ratio: the part of its captions that are true, where the
+    truth is known (the demo set). lines: for the screen."""
+
+    samples: list[Sample]
+    lines: list[str]
+    true_ratio: float | None = None
+
+
+class Captioning:
+    """The run's model as a captioner."""
+
+    def __init__(
+        self, trainer: Trainer, vocab: Vocabulary, spec: PreprocessSpec, config: TrainConfig, source: Source
+    ) -> None:
+        self._trainer, self._spec, self._config, self._source = trainer, spec, config, source
+        self._vocab = vocab
+        self.captioner = Captioner(trainer.model, vocab, spec, config)
+
+    def about(self) -> str:
+        """What is to be learned, in a sentence."""
+        unknown = self._vocab.coverage(c for e in self._source.train for c in e.captions)["unk_percent"]
+        return f"{len(self._vocab)} words; {unknown:.1f} % of the training captions' words are not among them"
+
+    def validate(self, held_out: HeldOut) -> Validation:
+        """Loss and scores of the held-out images as the model stands."""
+        config = self._config
+        loss = self._trainer.loss(held_out("validation loss"))
+        results: dict[Any, str] = {}
+        references: dict[Any, list[str]] = {}
+        samples: list[Sample] = []
+        for batch in held_out("captions to score"):
+            captions = self.captioner.caption_batch(
+                batch.images, batch.crops, beam_size=config.beam_size, length_penalty=config.length_penalty
+            )
+            for i, (example, beams) in enumerate(zip(batch.examples, captions, strict=True)):
+                results[example.image_id] = beams[0][0]
+                references[example.image_id] = list(example.captions)
+                if len(samples) < MOST_SAMPLES:
+                    samples.append(self._sample(batch, i, *beams[0]))
+        self.captioner.weights.clear()  # training goes on in the memory it had before
+        variety = metrics.distinct_ratio(results.values())
+        # METEOR starts a Java program, which takes seconds: only where the best checkpoint is chosen by it.
+        also = ["METEOR"] if config.save_best_on == "METEOR" else []
+        scores = {"val_loss": loss, **metrics.score(results, references, also=also), "distinct": variety}
+        warning = ""
+        if variety < _LOW_VARIETY and len(results) >= 20:
+            warning = (
+                f"warning: only {len(set(results.values()))} different captions for {len(results)} images. Early in training "
+                "that is usual; later it means that the model does not see them (learning rate, frozen CNN, preprocessing)."
+            )
+        return Validation(scores, samples, warning)
+
+    def end(self, folder: Path, held_out: HeldOut) -> Ending:
+        """Beam-searched captions of the held-out images by the best checkpoint in the run's folder, written there to
+        captions.jsonl; for the demo set with the key `true`."""
+        captioner = Captioner.load(folder)
+        beam_size = max(self._config.beam_size, 3)
+        rows: list[dict[str, Any]] = []
+        samples: list[Sample] = []
+        for batch in held_out("captions of held-out images"):
+            captions = captioner.caption_batch(
+                batch.images, batch.crops, beam_size=beam_size, length_penalty=self._config.length_penalty
+            )
+            for i, (example, beams) in enumerate(zip(batch.examples, captions, strict=True)):
+                text, logprob = beams[0]
+                rows.append(
+                    {
+                        "image_id": example.image_id,
+                        "file_name": example.file_name,
+                        "caption": text,
+                        "logprob": logprob,
+                        "beams": [{"caption": t, "logprob": p} for t, p in beams],
+                    }
+                )
+                if self._source.scenes is not None:
+                    rows[-1]["true"] = is_true(text, self._source.scenes[int(example.image_id)])
+                if len(samples) < MOST_SAMPLES:
+                    samples.append(self._sample(batch, i, text, logprob, str(rows[-1].get("true", "")).lower()))
+        write_lines(folder / "captions.jsonl", rows)
+        lines = [f"captions of held-out images, by {checkpoint.find(folder)}, beam {beam_size}:"]
+        for row in rows[:_SHOWN]:
+            verdict = f"  [{str(row['true']).lower()}]" if "true" in row else ""
+            lines.append(f"  {row['file_name']}: {row['caption']}{verdict}")
+        lines.append(f"{len(rows)} captions: {folder / 'captions.jsonl'}; a page to look at: {folder / 'samples.html'}")
+        if self._source.scenes is None:
+            return Ending(samples, lines)
+        true = sum(row["true"] for row in rows)
+        lines.append(f"held-out captions that are true: {100 * true / len(rows):.1f} % ({true} of {len(rows)})")
+        return Ending(samples, lines, true / len(rows))
+
+    def _sample(self, batch: Batch, i: int, text: str, logprob: float, verdict: str = "") -> Sample:
+        top, left, _ = batch.crops[i]
+        pixels = batch.images[i][top : top + self._spec.crop, left : left + self._spec.crop]
+        return Sample(batch.file_names[i], pixels, text, logprob, batch.examples[i].captions, verdict)
