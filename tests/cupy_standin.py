@@ -30,8 +30,8 @@ IN_PLACE = ["__iadd__", "__isub__", "__imul__", "__itruediv__"]
 ATTRIBUTES = ["shape", "dtype", "ndim", "size", "nbytes", "itemsize", "strides", "flags"]
 #: Functions of the module that take and give arrays.
 FUNCTIONS = [
-    "arange", "argsort", "concatenate", "exp", "full", "isfinite", "isnan", "log", "maximum", "ones", "pad",
-    "sqrt", "take_along_axis", "tanh", "where", "zeros", "zeros_like",
+    "arange", "argsort", "concatenate", "cumsum", "exp", "full", "isfinite", "isnan", "log", "maximum", "ones", "pad",
+    "sort", "sqrt", "take_along_axis", "tanh", "where", "zeros", "zeros_like",
 ]  # fmt: skip
 CONSTANTS = ["bool_", "float32", "float64", "inf", "int32", "int64", "nan", "uint32", "uint64", "uint8"]
 

@@ -1,4 +1,4 @@
-"""Decoding: greedy and beam search over a batch of images at once, on the host or on the device."""
+"""Decoding: greedy and beam search, and sampling, over a batch of images at once, on the host or on the device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pycap.autograd import Tensor
 from pycap.decode.device import MOST_BEAMS, Searches, device_beam_search
 from pycap.decode.host import Decoder, Hypothesis, host_beam_search
 from pycap.decode.rules import Rules
+from pycap.decode.sampling import Sampling, sample
 from pycap.device import current
 
 __all__ = [
@@ -14,10 +15,12 @@ __all__ = [
     "Decoder",
     "Hypothesis",
     "Rules",
+    "Sampling",
     "Searches",
     "beam_search",
     "device_beam_search",
     "host_beam_search",
+    "sample",
 ]
 
 
