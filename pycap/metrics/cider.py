@@ -24,26 +24,33 @@ class CiderD:
 
     def __init__(self, corpus: Iterable[Sequence[Words]]) -> None:
         """corpus: the references of each image, for the frequencies."""
-        self._images = 0
-        self._document_frequency: Counter[tuple[str, ...]] = Counter()
+        images = 0
+        frequencies: Counter[tuple[str, ...]] = Counter()
         for references in corpus:
-            self._images += 1
-            self._document_frequency.update({gram for words in references for gram in _grams(words)})
-        self._log_images = math.log(self._images) if self._images else 0.0
+            images += 1
+            frequencies.update({gram for words in references for gram in _grams(words)})
+        self._rarest = math.log(images) if images else 0.0  # what an n-gram weighs that one image has, or none
+        self._weights = {gram: self._rarest - math.log(n) for gram, n in frequencies.items() if n > 1}
 
     def score(self, caption: Words, references: Sequence[Words]) -> float:
         """CIDEr-D of one image, in [0, 10]: the mean over references and over n-grams of 1 to 4 words."""
-        vectors = self._vectors(caption)
-        total = 0.0
-        for reference in references:
-            total += sum(map(_similarity, vectors, self._vectors(reference)))
-        return SCALE * total / ORDERS / len(references)
+        return self.scores([caption], references)[0]
+
+    def scores(self, captions: Iterable[Words], references: Sequence[Words]) -> list[float]:
+        """`score` of several captions of one image, whose references are counted once."""
+        others = [self._vectors(words) for words in references]
+        found = []
+        for caption in captions:
+            vectors = self._vectors(caption)
+            total = sum(sum(map(_similarity, vectors, other)) for other in others)
+            found.append(SCALE * total / ORDERS / len(references))
+        return found
 
     def _vectors(self, words: Words) -> list[_Vector]:
         weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(ORDERS)]
         squares = [0.0] * ORDERS
         for gram, count in Counter(_grams(words)).items():
-            weight = count * (self._log_images - math.log(max(1, self._document_frequency[gram])))
+            weight = count * self._weights.get(gram, self._rarest)
             weights[len(gram) - 1][gram] = weight
             squares[len(gram) - 1] += weight * weight
         return [(weights[n], math.sqrt(squares[n]), len(words)) for n in range(ORDERS)]

@@ -46,9 +46,11 @@ def test_against_loops(seed: int) -> None:
     cider = CiderD(corpus.values())
     scores = []
     for i, references in corpus.items():
-        caption = words(14)
-        scores.append(naive(caption, references, corpus))
-        assert cider.score(caption, references) == pytest.approx(scores[-1], rel=1e-12, abs=1e-12), i
+        captions = [words(14) for _ in range(2)]
+        expected = [naive(caption, references, corpus) for caption in captions]
+        assert cider.scores(captions, references) == pytest.approx(expected, rel=1e-12, abs=1e-12), i
+        assert [cider.score(caption, references) for caption in captions] == cider.scores(captions, references)
+        scores += expected
     assert max(scores) > 0.1, "the cases must not all be empty"
 
 
@@ -72,3 +74,20 @@ def test_borders() -> None:
     assert cider.score(["e", "f", "g", "h"], [four]) == 0.0
     assert cider.score([], [four]) == 0.0 and cider.score(four, [[]]) == 0.0
     assert CiderD([[four]]).score(four, [four]) == 0.0, "what every image has weighs nothing"
+
+
+def test_the_end_as_a_word() -> None:
+    """As a self-critical reward counts it: it weighs nothing by itself, for every reference has it, but says where one ends."""
+    plain = [[["a", "b"]], [["c", "d"]]]
+    cider = CiderD([[[*words, "<end>"] for words in references] for references in plain])
+    reference = ["a", "b", "<end>"]
+    assert cider.score(["<end>"], [reference]) == 0.0
+    # Of 1 to 3 words all n-grams are right, of 4 there are none.
+    assert cider.score(reference, [reference]) == pytest.approx(10 * 3 / 4, rel=1e-14)
+    # Not ended: the words, one of two bigrams, no trigram; and one word less.
+    expected = 10 * (1 + 1 / math.sqrt(2)) * math.exp(-1 / 72) / 4
+    assert cider.score(["a", "b"], [reference]) == pytest.approx(expected, rel=1e-14)
+    # One more word before the end: of the words, two of three, or two and one of them twice; one of three bigrams.
+    for other, words in (("x", 2 / math.sqrt(3 * 2)), ("a", 2 / math.sqrt(5 * 2))):
+        expected = 10 * (words + 1 / math.sqrt(3 * 2)) * math.exp(-1 / 72) / 4
+        assert cider.score(["a", "b", other, "<end>"], [reference]) == pytest.approx(expected, rel=1e-14)
