@@ -9,20 +9,16 @@ Captions speak of left and right: a training run on this set must not mirror its
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pycap.data import DataError, demo_grammar
+from pycap.data import DataError, demo_folder, demo_grammar
 from pycap.data.demo_grammar import disagreements, parse, write
 from pycap.data.demo_scene import SETTINGS, Scene, Thing, draw, sample_scene
 
@@ -67,27 +63,14 @@ def generate(folder: str | Path, *, train: int = 4000, val: int = 300, seed: int
         raise ValueError(f"size={size}: below 48 pixels the small objects of the demo set cannot be told apart")
     if seed < 0:
         raise ValueError(f"seed={seed}: seeds are not negative")
-    wanted = _manifest(train, val, seed, size)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.parent):
-        if _complete(folder, wanted):
-            return folder
-        if folder.exists() and not _replaceable(folder):
-            raise DataError(f"{folder} holds something that is no demo set; name another folder or remove it")
-        building, outdated = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "outdated"))
-        for leftover in (building, outdated):
-            if leftover.exists():
-                shutil.rmtree(leftover)
-        try:
-            _build(building, train=train, val=val, seed=seed, size=size)
-            (building / MANIFEST).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
-            if folder.exists():
-                folder.rename(outdated)
-            building.rename(folder)
-        finally:
-            for leftover in (building, outdated):
-                shutil.rmtree(leftover, ignore_errors=True)
-    return folder
+    return demo_folder.ensure(
+        folder,
+        MANIFEST,
+        wanted := _manifest(train, val, seed, size),
+        lambda building: _build(building, train=train, val=val, seed=seed, size=size),
+        whole=lambda folder: _whole(folder, wanted),
+        ours=lambda names: bool(names & {MANIFEST, *(f"scenes_{split}2017.json" for split in SPLITS)}),
+    )
 
 
 def load_scenes(folder: str | Path, split: str) -> dict[int, Scene]:
@@ -113,9 +96,7 @@ def _manifest(train: int, val: int, seed: int, size: int) -> dict[str, Any]:
     return {"train": train, "val": val, "seed": seed, "size": size, "revision": REVISION, "settings": digest}
 
 
-def _complete(folder: Path, wanted: dict[str, Any]) -> bool:
-    if _read_manifest(folder) != wanted:
-        return False
+def _whole(folder: Path, wanted: dict[str, Any]) -> bool:
     for split in SPLITS:
         images = folder / f"{split}2017"
         if not images.is_dir() or len(os.listdir(images)) != wanted[split]:
@@ -127,34 +108,8 @@ def _complete(folder: Path, wanted: dict[str, Any]) -> bool:
     return True
 
 
-def _read_manifest(folder: Path) -> Any:
-    try:
-        return json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
-        return None  # none, or cut off: then this is no finished set, which is all that the caller asks
-
-
-def _replaceable(folder: Path) -> bool:
-    """Whether the folder is ours to replace: empty, or a demo set by what it holds. Never a real COCO folder."""
-    if not folder.is_dir():
-        return False
-    names = set(os.listdir(folder))
-    return not names or bool(names & {MANIFEST, *(f"scenes_{split}2017.json" for split in SPLITS)})
-
-
-@contextmanager
-def _alone(parent: Path) -> Iterator[None]:
-    """Hold a lock on the parent folder, which ends with the process even if that is killed."""
-    handle = os.open(parent, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def _build(folder: Path, *, train: int, val: int, seed: int, size: int) -> None:
-    (folder / "annotations").mkdir(parents=True)
+    (folder / "annotations").mkdir()
     seen: set[bytes] = set()  # digests of all images: none occurs twice, in one split or in two
     for split, count in (("train", train), ("val", val)):
         (folder / f"{split}2017").mkdir()

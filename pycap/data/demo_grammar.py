@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from pycap.data.demo_scene import OPPOSITE, SETTINGS, Scene, choose, choose_weighted
+from pycap.data.demo_scene import OPPOSITE, SETTINGS, Scene, Settings, choose, choose_weighted
 
 Fact = str | int
 
@@ -107,6 +107,23 @@ BASIC = ("count", "colour", "shape")
 
 
 @dataclass(frozen=True)
+class Style:
+    """How captions are written; all styles are read alike. The defaults are the demo set's.
+
+    words: as `WORDS`, of which each phrase must be one. groups, pairs: templates of `GROUP_TEMPLATES` and `PAIR_TEMPLATES` with
+    weights of their own. settings: how often what is told.
+    """
+
+    words: Mapping[str, Mapping[Fact, tuple[str, ...]]] = field(default_factory=lambda: WORDS)
+    groups: Mapping[str, float] = field(default_factory=lambda: GROUP_TEMPLATES)
+    pairs: Mapping[str, float] = field(default_factory=lambda: PAIR_TEMPLATES)
+    settings: Settings = SETTINGS
+
+
+STYLE = Style()
+
+
+@dataclass(frozen=True)
 class Slot:
     """A place in a template: the fact it states (None: only a choice of synonyms) and the kind of its phrases."""
 
@@ -147,28 +164,29 @@ def facts(scene: Scene, swap: bool = False) -> dict[str, Fact]:
     return known
 
 
-def write(scene: Scene, rng: np.random.Generator) -> str:
+def write(scene: Scene, rng: np.random.Generator, style: Style = STYLE) -> str:
     """A true caption of the scene: a template by lot, optional facts by lot, synonyms by lot.
 
-    At most `SETTINGS.most_words` words, and at least `SETTINGS.further_facts` facts besides count, colour and shape.
+    At most `style.settings.most_words` words, and at least `style.settings.further_facts` facts besides count, colour and shape.
     """
+    settings = style.settings
     while True:
         pair = scene.relation is not None
-        usual = rng.random() < SETTINGS.usual_order
+        usual = rng.random() < settings.usual_order
         known = facts(scene, swap=pair and usual != (scene.relation in ("left", "above")))
-        text = choose_weighted(rng, PAIR_TEMPLATES if pair else GROUP_TEMPLATES)
+        text = choose_weighted(rng, style.pairs if pair else style.groups)
         words: list[str] = []
         further = 0
         for part in compiled(text, plural=scene.count > 1).parts:
             if isinstance(part, str):
                 words.append(part)
             elif part.fact is None:
-                words.append(_phrase(part.kind, "", rng))
-            elif not part.optional or rng.random() < _mention(part.kind, known[part.fact]):
-                words.append(_phrase(part.kind, known[part.fact], rng))
+                words.append(_phrase(part.kind, "", rng, style))
+            elif not part.optional or rng.random() < _mention(part.kind, known[part.fact], settings):
+                words.append(_phrase(part.kind, known[part.fact], rng, style))
                 further += part.fact.partition(":")[2] not in BASIC
         caption = " ".join(words)
-        if further >= SETTINGS.further_facts and len(caption.split()) <= SETTINGS.most_words:
+        if further >= settings.further_facts and len(caption.split()) <= settings.most_words:
             return caption
 
 
@@ -246,15 +264,15 @@ def _all_templates() -> tuple[Template, ...]:
     return (*groups, *(compiled(text, False) for text in PAIR_TEMPLATES))
 
 
-def _phrase(kind: str, value: Fact, rng: np.random.Generator) -> str:
+def _phrase(kind: str, value: Fact, rng: np.random.Generator, style: Style) -> str:
     """One of the phrases that say the value, mostly the first."""
-    usual, *others = WORDS[kind][value]
-    return choose(rng, others) if others and rng.random() >= SETTINGS.usual_phrase else usual
+    usual, *others = style.words[kind][value]
+    return choose(rng, others) if others and rng.random() >= style.settings.usual_phrase else usual
 
 
-def _mention(kind: str, value: Fact) -> float:
+def _mention(kind: str, value: Fact, settings: Settings) -> float:
     """The probability that an optional slot is filled."""
     if kind == "size":
-        return SETTINGS.mention_size
-    by_value = {"texture": SETTINGS.mention_texture, "background_texture": SETTINGS.mention_background_texture}
+        return settings.mention_size
+    by_value = {"texture": settings.mention_texture, "background_texture": settings.mention_background_texture}
     return by_value[kind][str(value)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -54,6 +54,9 @@ class Settings:
     positions: tuple[str, ...] = ("left", "right", "top", "bottom", "centre")
     relations: tuple[str, ...] = ("left", "right", "above", "below")
     pair: float = 0.15  # probability that a scene holds two different objects instead of one group
+    # Kind ("shapes", "colours", "backgrounds", "positions", "relations") -> name -> weight, 1 where none is given, 0 for never.
+    # Not in repr, of which the digest in demo.json is made: the demo set has no weights.
+    weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
 
     # How it is painted.
     radius: Mapping[str, float] = field(default_factory=lambda: {"large": 10.5, "small": 7.0})
@@ -146,31 +149,37 @@ def choose_weighted(rng: np.random.Generator, weights: Mapping[T, float]) -> T:
     return option
 
 
-def sample_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene by lot with the probabilities of `SETTINGS`. Deterministic in the state of `rng`."""
-    background = choose(rng, list(SETTINGS.backgrounds))
-    colours = [name for name in SETTINGS.colours if name != background]
+def sample_scene(rng: np.random.Generator, settings: Settings = SETTINGS) -> Scene:
+    """Draw a scene by lot with the probabilities of `settings`. Deterministic in the state of `rng`."""
+
+    def one_of(kind: str, names: Iterable[str]) -> str:
+        weights = settings.weights.get(kind, {})
+        return choose_weighted(rng, {name: weights.get(name, 1.0) for name in names})
+
+    background = one_of("backgrounds", settings.backgrounds)
+    colours = [name for name in settings.colours if name != background]
 
     def thing() -> Thing:
         return Thing(
-            choose(rng, SETTINGS.shapes),
-            choose(rng, colours),
-            choose_weighted(rng, SETTINGS.sizes),
-            choose_weighted(rng, SETTINGS.textures),
+            one_of("shapes", settings.shapes),
+            one_of("colours", colours),
+            choose_weighted(rng, settings.sizes),
+            choose_weighted(rng, settings.textures),
         )
 
-    background_texture = choose_weighted(rng, SETTINGS.background_textures)
+    background_texture = choose_weighted(rng, settings.background_textures)
     first = thing()
-    if rng.random() < SETTINGS.pair:
+    if rng.random() < settings.pair:
         second = thing()
         while (second.shape, second.colour) == (first.shape, first.colour):
             second = thing()
-        return Scene((first, second), 1, None, choose(rng, SETTINGS.relations), background, background_texture)
-    count = choose_weighted(rng, SETTINGS.counts)
-    return Scene((first,), count, choose(rng, SETTINGS.positions), None, background, background_texture)
+        relation = one_of("relations", settings.relations)
+        return Scene((first, second), 1, None, relation, background, background_texture)
+    count = choose_weighted(rng, settings.counts)
+    return Scene((first,), count, one_of("positions", settings.positions), None, background, background_texture)
 
 
-def place(scene: Scene, rng: np.random.Generator) -> list[tuple[Thing, float, float]]:
+def place(scene: Scene, rng: np.random.Generator, settings: Settings = SETTINGS) -> list[tuple[Thing, float, float]]:
     """Each object of the scene with the x and y of its centre in the 72-pixel frame. No two overlap."""
     middle = FRAME / 2
 
@@ -182,14 +191,14 @@ def place(scene: Scene, rng: np.random.Generator) -> list[tuple[Thing, float, fl
         sign = -1 if scene.relation in ("left", "above") else 1
         placed = []
         for thing, side in zip(scene.things, (sign, -sign), strict=True):
-            along = middle + side * SETTINGS.pair_offset + around(SETTINGS.wobble)
-            across = middle + around(SETTINGS.drift)
+            along = middle + side * settings.pair_offset + around(settings.wobble)
+            across = middle + around(settings.drift)
             x, y = (along, across) if scene.relation in ("left", "right") else (across, along)
             placed.append((thing, x, y))
         return placed
 
     (thing,) = scene.things
-    pitch, radius = SETTINGS.pitch[thing.size], SETTINGS.radius[thing.size]
+    pitch, radius = settings.pitch[thing.size], settings.radius[thing.size]
     if scene.position == "centre":
         half = pitch / 2
         line = [(step * pitch, 0.0) for step in np.arange(scene.count) - (scene.count - 1) / 2]
@@ -198,12 +207,12 @@ def place(scene: Scene, rng: np.random.Generator) -> list[tuple[Thing, float, fl
             3: [[(-half, half * 0.58), (half, half * 0.58), (0.0, -half * 1.16)]],
         }
         offsets = choose(rng, layouts.get(scene.count, [line, upright]))
-        x, y = middle + around(SETTINGS.wobble), middle + around(SETTINGS.wobble)
+        x, y = middle + around(settings.wobble), middle + around(settings.wobble)
     else:
-        room = FRAME / 2 - SETTINGS.margin - radius - (scene.count - 1) * pitch / 2
-        slide = middle + around(max(0.0, min(SETTINGS.drift, room)))
+        room = FRAME / 2 - settings.margin - radius - (scene.count - 1) * pitch / 2
+        slide = middle + around(max(0.0, min(settings.drift, room)))
         sign = -1 if scene.position in ("left", "top") else 1
-        across = middle + sign * SETTINGS.group_offset + around(SETTINGS.wobble)
+        across = middle + sign * settings.group_offset + around(settings.wobble)
         steps = (np.arange(scene.count) - (scene.count - 1) / 2) * pitch
         if scene.position in ("left", "right"):
             offsets, x, y = [(0.0, step) for step in steps], across, slide
@@ -212,33 +221,33 @@ def place(scene: Scene, rng: np.random.Generator) -> list[tuple[Thing, float, fl
     return [(thing, float(x + dx), float(y + dy)) for dx, dy in offsets]
 
 
-def draw(scene: Scene, rng: np.random.Generator, size: int = 72) -> Image.Image:
+def draw(scene: Scene, rng: np.random.Generator, size: int = 72, settings: Settings = SETTINGS) -> Image.Image:
     """Paint the scene as an RGB image of `size` x `size` pixels with smooth edges and mild noise.
 
-    `rng` decides what the truth leaves open: exact places, shades, tilt and noise.
+    `rng` decides what the truth leaves open: exact places, shades, tilt and noise. settings: how much of each.
     """
     fine = 3  # painted so many times larger, then averaged down
     scale = size / FRAME * fine
-    shift = int(rng.integers(-SETTINGS.colour_jitter, SETTINGS.colour_jitter, endpoint=True))
-    ground = _shift(SETTINGS.backgrounds[scene.background], (shift, shift, shift))
+    shift = int(rng.integers(-settings.colour_jitter, settings.colour_jitter, endpoint=True))
+    ground = _shift(settings.backgrounds[scene.background], (shift, shift, shift))
     canvas = Image.new("RGB", (size * fine, size * fine), ground)
     if scene.background_texture == "checked":
-        step = -SETTINGS.check_shade if sum(ground) > 3 * 128 else SETTINGS.check_shade
-        canvas.paste(_shift(ground, (step, step, step)), (0, 0), _checks(size * fine, SETTINGS.check * scale))
-    for thing, x, y in place(scene, rng):
-        radius = SETTINGS.radius[thing.size] * (1 + rng.uniform(-1, 1) * SETTINGS.radius_jitter) * scale
+        step = -settings.check_shade if sum(ground) > 3 * 128 else settings.check_shade
+        canvas.paste(_shift(ground, (step, step, step)), (0, 0), _checks(size * fine, settings.check * scale))
+    for thing, x, y in place(scene, rng, settings):
+        radius = settings.radius[thing.size] * (1 + rng.uniform(-1, 1) * settings.radius_jitter) * scale
         half = math.ceil(radius) + 1
         corner = (round(x * scale) - half, round(y * scale) - half)
-        tilt = math.radians(rng.uniform(-1, 1) * SETTINGS.tilt)
+        tilt = math.radians(rng.uniform(-1, 1) * settings.tilt)
         mask = _silhouette(thing.shape, half, radius, tilt)
-        jitter = rng.integers(-SETTINGS.colour_jitter, SETTINGS.colour_jitter, 3, endpoint=True).tolist()
-        colour = _shift(SETTINGS.colours[thing.colour], jitter)
+        jitter = rng.integers(-settings.colour_jitter, settings.colour_jitter, 3, endpoint=True).tolist()
+        colour = _shift(settings.colours[thing.colour], jitter)
         paint = Image.new("RGB", mask.size, colour)
         if thing.texture == "striped":
-            _stripe(paint, _stripe_colour(colour, ground), SETTINGS.stripe * scale)
+            _stripe(paint, _stripe_colour(colour, ground, settings.stripe_shade), settings.stripe * scale)
         canvas.paste(paint, corner, mask)
     pixels = np.asarray(canvas.reduce(fine)).astype(np.int16)
-    pixels += rng.integers(-SETTINGS.noise, SETTINGS.noise, pixels.shape, dtype=np.int8, endpoint=True)
+    pixels += rng.integers(-settings.noise, settings.noise, pixels.shape, dtype=np.int8, endpoint=True)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
@@ -253,9 +262,8 @@ def _checks(side: int, cell: float) -> Image.Image:
     return Image.fromarray((((index[:, None] + index) % 2) * 255).astype(np.uint8))
 
 
-def _stripe_colour(colour: Colour, ground: Colour) -> Colour:
+def _stripe_colour(colour: Colour, ground: Colour, keep: float) -> Colour:
     """A dark shade of the colour; a light one where the dark one would be lost on a dark ground."""
-    keep = SETTINGS.stripe_shade
     red, green, blue = colour
     if sum(ground) < 3 * 64 and 0.3 * red + 0.6 * green + 0.1 * blue < 128:
         return _mix(colour, (255, 255, 255), keep)
