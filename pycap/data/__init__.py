@@ -9,6 +9,7 @@
 | `store.py` | HDF5 store of resized JPEG bytes |
 | `loader.py` | shuffled, prefetched, resumable batches |
 | `demo.py` | drawn scenes with captions, in COCO's layout |
+| `demo_domains.py` | drawn data sets that differ as COCO, Flickr and ImageCLEF do |
 
 Bad input is either tolerated and listed (a problem: `{"file", "reason"}`, with more keys where they help) or, when
 nothing usable is left, one `DataError` that names the file, the value and the remedy.

@@ -167,7 +167,7 @@ def facts(scene: Scene, swap: bool = False) -> dict[str, Fact]:
 def write(scene: Scene, rng: np.random.Generator, style: Style = STYLE) -> str:
     """A true caption of the scene: a template by lot, optional facts by lot, synonyms by lot.
 
-    At most `style.settings.most_words` words, and at least `style.settings.further_facts` facts besides count, colour and shape.
+    At most `most_words` words of the style's settings, and at least `further_facts` facts besides count, colour and shape.
     """
     settings = style.settings
     while True:
