@@ -3,6 +3,7 @@
 | file | its job |
 |---|---|
 | `coco.py`, `flickr.py`, `karpathy.py` | one caption layout each: a folder -> examples and problems |
+| `folders.py` | classified images: a folder for each class |
 | `layout.py` | what the layouts share: listing folders, reading JSON, dropping what cannot be used |
 | `vocab.py` | tokeniser and vocabulary |
 | `images.py` | the one decoder and resizer of images, and the preprocessing spec |

@@ -1,4 +1,4 @@
-"""What all caption layouts share: listing folders, reading text and JSON with clear errors, dropping what cannot be
+"""What all layouts share: listing folders, reading text and JSON with clear errors, dropping what cannot be
 used.
 """
 
@@ -20,6 +20,7 @@ EXPECTED = {
     "flickr8k": "Flickr8k_text/ (Flickr8k.token.txt, Flickr_8k.{train,dev,test}Images.txt) with Flicker8k_Dataset/, "
     "or Kaggle's captions.txt with Images/",
     "flickr30k": "results_20130124.token with flickr30k-images/, or Kaggle's results.csv with flickr30k_images/",
+    "pretrain": "train/CLASS/*.JPEG and val/CLASS/*.JPEG, a folder for each class (without val/, a tenth is held out)",
 }
 
 

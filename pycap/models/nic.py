@@ -11,11 +11,10 @@ from pycap import memory, ops
 from pycap.autograd import Tensor
 from pycap.backends import kernels
 from pycap.device import to_device
-from pycap.models.targets import CaptionTargets, WordTargets, image_of, runs, said_words
+from pycap.models.classifier import Images, weighted_word_loss, word_loss
+from pycap.models.targets import CaptionTargets, WordTargets, image_of, runs
 from pycap.models.vgg import VGG
 from pycap.nn import LSTM, Dropout, Embedding, Linear, Module
-
-Images = Tensor | ops.Pixels
 
 
 @dataclass
@@ -57,6 +56,7 @@ class NIC(Module):
         word_head: bool = False,
     ) -> None:
         self.cnn = cnn
+        self.vocabulary = vocabulary
         self.image_embedding = Linear(cnn.output_size, input_encoding_size, rng)
         self.word_embedding = Embedding(vocabulary, input_encoding_size, rng)
         self.lstm = LSTM(input_encoding_size, rnn_size, rng)
@@ -83,23 +83,15 @@ class NIC(Module):
         al. 2016, "Learning visual features from large weakly supervised data"). Needs a model made with `word_head`.
         Arguments as for `loss`; neither END nor padding counts.
         """
-        images_of_words, words = said_words(images.shape[0], tokens)
-        return ops.linear_cross_entropy(
-            ops.embedding(self._features(images), images_of_words),
-            self.word_head.weight,
-            self.word_head.bias,
-            words,
-            normalizer=normalizer,
-        )
+        return word_loss(self.word_head, self._features(images), tokens, normalizer)
 
     def weighted_loss(self, images: Images, targets: CaptionTargets | WordTargets) -> Tensor:
         """`loss`, or `word_loss`, of targets that lie on the device, of a fixed size: the sum of their weighted losses.
 
         Whoever made them has checked their ids, which are not looked at."""
-        rows, words, weights = targets.rows, targets.targets, targets.weights
         if isinstance(targets, WordTargets):
-            vectors = ops.embedding(self._features(images), rows, trusted=True)
-            return ops.weighted_cross_entropy(vectors, self.word_head.weight, self.word_head.bias, words, weights)
+            return weighted_word_loss(self.word_head, self._features(images), targets)
+        rows, words, weights = targets.rows, targets.targets, targets.weights
         outputs = self._outputs(images, targets.inputs, targets.image_of, targets.runs, trusted=True)
         weight, bias = self.projection.weight, self.projection.bias
         return ops.weighted_cross_entropy(outputs, weight, bias, words, weights, rows, targets.places)

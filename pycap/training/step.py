@@ -200,7 +200,7 @@ class Step:
 
     def _prepare(self, batch: Batch, words_only: bool) -> tuple[Shape, list[optim.Part]]:
         tokens, images = batch.tokens, len(batch.images)
-        vocabulary = self.model.projection.weight.shape[0]
+        vocabulary = self.model.vocabulary
         if tokens.size and not (0 <= int(tokens.min()) and int(tokens.max()) < vocabulary):
             raise IndexError(f"captions with ids {tokens.min()} to {tokens.max()}: the vocabulary has {vocabulary}")
         learning = frozenset(self.model.learning(words_only))
