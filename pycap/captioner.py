@@ -17,6 +17,7 @@ from pycap.data.images import ImageError, PreprocessSpec, centre_crops, iterate_
 from pycap.data.vocab import Vocabulary
 from pycap.decode import Searches, beam_search
 from pycap.device import DeviceError, activation_dtype, current, float32_products
+from pycap.models.classifier import Classifier
 from pycap.models.nic import NIC
 from pycap.models.vgg import VGG
 
@@ -34,17 +35,14 @@ class Caption:
 
 
 def build_model(config: TrainConfig, vocabulary: int, *, draw: bool = True, word_head: bool | None = None) -> NIC:
-    """A new model as `config` describes it.
+    """A new captioner as `config` describes it.
 
     Its weights are drawn from `config.seed` or, with draw False, left open: `load_weights` follows. word_head: whether it
     has the classifier of words; None: as `config.pretrain_words` says.
     """
-    rng = np.random.default_rng(np.random.SeedSequence([config.seed, 0x0DE1])) if draw else None
-    cnn = VGG(
-        config.cnn, config.image_size, rng, width=config.cnn_width, fc_size=config.fc_size, drop=config.drop_prob_cnn
-    )
+    rng = _rng(config, draw)
     return NIC(
-        cnn,
+        _cnn(config, rng),
         vocabulary,
         rng,
         rnn_size=config.rnn_size,
@@ -54,14 +52,30 @@ def build_model(config: TrainConfig, vocabulary: int, *, draw: bool = True, word
     )
 
 
-def load_weights(model: NIC, saved: checkpoint.Checkpoint, *, copy: bool = True) -> None:
+def build_classifier(config: TrainConfig, vocabulary: int, *, draw: bool = True) -> Classifier:
+    """A new classifier as `config` describes it; draw: as for `build_model`."""
+    rng = _rng(config, draw)
+    return Classifier(_cnn(config, rng), vocabulary, rng)
+
+
+def _rng(config: TrainConfig, draw: bool) -> np.random.Generator | None:
+    return np.random.default_rng(np.random.SeedSequence([config.seed, 0x0DE1])) if draw else None
+
+
+def _cnn(config: TrainConfig, rng: np.random.Generator | None) -> VGG:
+    return VGG(
+        config.cnn, config.image_size, rng, width=config.cnn_width, fc_size=config.fc_size, drop=config.drop_prob_cnn
+    )
+
+
+def load_weights(model: NIC | Classifier, saved: checkpoint.Checkpoint, *, copy: bool = True) -> None:
     """Give a model a checkpoint's weights. CheckpointError names what does not fit: the vocabulary, or arrays.
 
     copy: into the model's own arrays; else, on the CPU, the checkpoint's mapped arrays become the model's: nothing is read
     before it is used, and a first write to a page copies it.
     The classifier of words that `--pretrain-words` trains may be missing on either side: captioning has no use for it.
     """
-    table = saved.model.get("word_embedding.weight")
+    table = saved.model.get("head.weight" if saved.config.classifies else "word_embedding.weight")
     if table is not None and len(table) != len(saved.vocab):
         raise checkpoint.CheckpointError(
             f"{saved.folder / 'vocab.json'}: {len(saved.vocab)} words, but the weights beside it are for {len(table)}; "
@@ -103,6 +117,11 @@ class Captioner:
         saved = checkpoint.load(path)
         if device is not None:
             select(device)
+        if saved.config.classifies:
+            raise checkpoint.CheckpointError(
+                f"{saved.folder}: a classifier of {len(saved.vocab) - 4} classes (--stage pretrain), which captions nothing; "
+                f"train a captioner that starts from its CNN, with --vgg-weights {path}"
+            )
         model = build_model(saved.config, len(saved.vocab), draw=False, word_head="word_head.weight" in saved.model)
         load_weights(model, saved, copy=False)
         model.train(False)

@@ -82,7 +82,7 @@ TABLE: dict[str, Row] = {
     "decode": row(f"{CORE} nn models"),
     "data": row(packages="numpy PIL h5py"),
     "metrics": row(lazy_packages="nltk pycocoevalcap"),
-    "weights": row("data tensorfile", packages="numpy h5py safetensors"),
+    "weights": row("data tensorfile checkpoint", packages="numpy h5py safetensors"),
     "import_vgg": row("weights", packages=""),
     "config": row(packages="", lazy_packages="jsonargparse yaml"),
     "tensorfile": row(),

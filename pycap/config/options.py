@@ -15,6 +15,7 @@ BACKENDS = ("auto", "reference", "cpp", "triton", "cuda")
 PRECISIONS = ("fp32", "tf32", "bf16")  # as in pycap.device, which this file does not need otherwise
 CNNS = ("vgg16", "vgg11", "vgg13", "vgg19", "vgg_micro", "vgg_small6")
 SCORES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr", "METEOR")  # of pycap.metrics; more is better
+CLASS_SCORES = ("top-1", "top-5")  # of the stage pretrain; more is better
 
 
 class ConfigError(ValueError):
@@ -103,7 +104,9 @@ class TrainConfig:
     beam_size: int = _opt(1, "beam width of captions generated for validation (1: greedy)", low=1)
     length_penalty: float = _opt(0.0, "beam search: divide log-probabilities by length to this power", low=0)
     save_checkpoint_every: int = _opt(0, "steps between checkpoints (0: at each epoch's end only)", low=0)
-    save_best_on: str = _opt("val_loss", "what makes a checkpoint the best", choices=("val_loss", *SCORES))
+    save_best_on: str = _opt(
+        "val_loss", "what makes a checkpoint the best", choices=("val_loss", *SCORES, *CLASS_SCORES)
+    )
     early_stop: int = _opt(0, "end after so many validations without a better save_best_on (0: never)", low=0)
     log_every: int = _opt(10, "steps between rows of log.jsonl", low=1)
 
@@ -139,6 +142,11 @@ class TrainConfig:
     def run_dir(self) -> Path:
         """The run's folder: `out_dir`, or runs/STAGE."""
         return self.out_dir or Path("runs") / self.stage
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the run trains a classifier of images, not a captioner."""
+        return self.stage == "pretrain"
 
     def validate(self) -> TrainConfig:
         """Check every option; returns the config itself.
@@ -195,7 +203,23 @@ class TrainConfig:
             raise ConfigError(
                 f"vgg_weights: {self.vgg_weights} contradicts init_from {self.init_from}, which has a CNN; drop one"
             )
+        self._check_task()
         return self
+
+    def _check_task(self) -> None:
+        """Captioners and classifiers have scores of their own, and a classifier no language model."""
+        other = SCORES if self.classifies else CLASS_SCORES
+        if self.save_best_on in other:
+            own = ("val_loss", *(CLASS_SCORES if self.classifies else SCORES))
+            raise ConfigError(
+                f"save_best_on: {self.save_best_on} is no score of stage {self.stage}; one of {', '.join(own)}"
+            )
+        for name in ("model", "blind", "features", "pretrain_words", "datasets", "picks", "extend_vocab"):
+            if self.classifies and getattr(self, name) != FIELDS[name].default:
+                raise ConfigError(
+                    f"{name}: {getattr(self, name)} is a captioner's, and stage {self.stage} trains a classifier of images; "
+                    "leave it out"
+                )
 
 
 FIELDS: dict[str, Field[Any]] = {f.name: f for f in fields(TrainConfig)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from itertools import zip_longest
 from pathlib import Path
 
 from pycap.data import DataError, Example, Problem
@@ -21,7 +22,7 @@ HELD_OUT = 10  # one image of so many, where there is no val/
 
 
 def load(root: Path) -> tuple[list[Example], list[Example], list[Problem]]:
-    """(training examples, validation examples, problems), by class and name.
+    """(training examples by class and name; validation examples, in turn one of each class; problems).
 
     Problems are folders without an image, and classes with none to validate on; what cannot be decoded, the loader finds.
     Raises DataError where the tree has another form, has no image, has validation classes that are not trained, or has fewer
@@ -50,7 +51,8 @@ def load(root: Path) -> tuple[list[Example], list[Example], list[Problem]]:
         for name in train
         if not val.get(name)
     ]
-    held = [example for name in sorted(val) for example in val[name]]
+    # In turn, so that the first N (--val-images-use, the page of samples) are of as many classes as can be.
+    held = [example for turn in zip_longest(*(val[name] for name in sorted(val))) for example in turn if example]
     if not held:
         raise DataError(
             f"{root}: no val/, and no class has {HELD_OUT} images of which one could be held out; make val/CLASS/ and move "
@@ -78,8 +80,8 @@ def classes(examples: list[Example]) -> Vocabulary:
     return Vocabulary(sorted({example.captions[0] for example in examples}))
 
 
-def as_word(class_: str) -> list[str]:
-    """How the loader is to split an example's caption: not at all."""
+def whole(class_: str) -> list[str]:
+    """How the loader splits an example's caption into words: not at all."""
     return [class_]
 
 

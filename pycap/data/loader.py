@@ -82,6 +82,7 @@ class Loader:
         cache_bytes: int = 1 << 30,
         skipped_path: str | Path | None = None,
         allocate: Callable[[tuple[int, ...]], Pixels] = empty_pixels,
+        words: Callable[[str], list[str]] = tokenize,
     ) -> None:
         """train: shuffle, random crops and (with `flip`) mirror images; else the examples' order and centre crops.
 
@@ -89,8 +90,8 @@ class Loader:
         made ahead. store: keeps resized images between runs; the pixels are then always those of the stored JPEG, from
         the first epoch on. cache_bytes: decoded images kept in memory, at most. skipped_path: JSON Lines file that
         lists images that cannot be used. allocate: gives the array for a batch's images, always of a whole batch's shape
-        (a smaller batch takes its first rows), in a worker thread. DataError on a number out of range, and when there are
-        no examples.
+        (a smaller batch takes its first rows), in a worker thread. words: splits a caption. DataError on a number out
+        of range, and when there are no examples.
         """
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -126,6 +127,7 @@ class Loader:
         self.store = store
         self.skipped: dict[str, str] = {}
         self._allocate = allocate
+        self._words = words
         self._skipped_path = Path(skipped_path) if skipped_path is not None else None
         self._bad: set[int] = set()
         self._lock = threading.Lock()
@@ -188,7 +190,7 @@ class Loader:
         encoded = self._encoded[which]
         if encoded is None:
             captions = self.examples[which].captions
-            encoded = [self.vocab.encode(tokenize(caption), self.max_length) for caption in captions]
+            encoded = [self.vocab.encode(self._words(caption), self.max_length) for caption in captions]
             self._encoded[which] = encoded
         have, want = len(encoded), self.seq_per_img
         if have == want:

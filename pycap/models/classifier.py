@@ -52,8 +52,8 @@ class Classifier(Module):
 
     loss = word_loss  # there is nothing else to learn
 
-    def weighted_loss(self, images: Images, targets: WordTargets) -> Tensor:
-        """`word_loss` of targets that lie on the device: the sum of their weighted losses."""
+    def weighted_loss(self, images: Images, targets: Any) -> Tensor:
+        """`word_loss` of `WordTargets` that lie on the device: the sum of their weighted losses."""
         return weighted_word_loss(self.head, self._features(images), targets)
 
     def logits(self, images: Images) -> Tensor:

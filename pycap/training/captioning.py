@@ -14,6 +14,7 @@ from pycap.data.demo import is_true
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
 from pycap.data.vocab import Vocabulary
+from pycap.models.nic import NIC
 from pycap.training.folder import Sample, write_lines
 from pycap.training.sources import Source
 from pycap.training.trainer import Trainer
@@ -49,11 +50,11 @@ class Captioning:
     """The run's model as a captioner."""
 
     def __init__(
-        self, trainer: Trainer, vocab: Vocabulary, spec: PreprocessSpec, config: TrainConfig, source: Source
+        self, model: NIC, trainer: Trainer, vocab: Vocabulary, spec: PreprocessSpec, config: TrainConfig, source: Source
     ) -> None:
         self._trainer, self._spec, self._config, self._source = trainer, spec, config, source
         self._vocab = vocab
-        self.captioner = Captioner(trainer.model, vocab, spec, config)
+        self.captioner = Captioner(model, vocab, spec, config)
 
     def about(self) -> str:
         """What is to be learned, in a sentence."""

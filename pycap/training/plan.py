@@ -14,7 +14,7 @@ from pycap import arena, backends, device, ops, optim
 from pycap.autograd import no_grad
 from pycap.backends.dry import ARCH, MULTIPROCESSORS, dry_run
 from pycap.backends.weights import rounded_weights
-from pycap.captioner import build_model
+from pycap.captioner import build_classifier, build_model
 from pycap.config import ConfigError, TrainConfig
 from pycap.models import targets
 from pycap.nn.layers import place_dropout
@@ -132,7 +132,8 @@ class _Planner:
         self._dtype = device.activation_dtype(config.precision)
         self._arch = None if device.current() == "cuda" else ARCH
         with self._dry():
-            self._model = build_model(config, vocabulary, draw=False)
+            build = build_classifier if config.classifies else build_model
+            self._model = build(config, vocabulary, draw=False)
             self._model.cnn.freeze(config.freeze_cnn)
             arena.prepare_gradients(self._model.named_parameters().values())
             halved = self._model.image_weights().values() if config.precision == "bf16" else ()
@@ -140,7 +141,7 @@ class _Planner:
 
     def plan(self, micro_batch: int) -> MemoryPlan:
         config, model = self.config, self._model
-        steps = [self._trained(micro_batch, words_only=False)]
+        steps = [self._trained(micro_batch, words_only=config.classifies)]
         if config.pretrain_words:
             steps.append(self._trained(micro_batch, words_only=True))
         validated = self._validated(micro_batch)

@@ -14,20 +14,22 @@ from typing import Any
 
 from pycap import __version__, backends, checkpoint, metrics, weights
 from pycap import config as configuration
-from pycap.captioner import build_model, load_weights
+from pycap.captioner import build_classifier, build_model, load_weights
 from pycap.config import ConfigError, TrainConfig
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
 from pycap.data.vocab import Vocabulary
 from pycap.device import cpu_count, current, to_host
+from pycap.models.classifier import Classifier
 from pycap.training import folder as run_folder
 from pycap.training import plan as memory_plan
 from pycap.training import sources
 from pycap.training.captioning import Captioning
+from pycap.training.classification import Classification
 from pycap.training.feed import TOLERATED, Fed, Feed, Stall
 from pycap.training.folder import Log, Sample
 from pycap.training.progress import Display
-from pycap.training.start import preprocess_spec, take_vgg
+from pycap.training.start import check_task, preprocess_spec, take_vgg
 from pycap.training.trainer import Diverged, Pending, StepResult, Trainer
 
 
@@ -85,8 +87,10 @@ class _Run:
         )
         on_gpu = current() == "cuda"
         self.memory = memory_plan.fit(config, len(self.vocab), memory_plan.available_bytes()) if on_gpu else None
-        self.model = build_model(config, len(self.vocab))
+        build = build_classifier if config.classifies else build_model
+        self.model = build(config, len(self.vocab))
         if loaded:
+            check_task(config, loaded)
             load_weights(self.model, loaded)
         if vgg:
             self.say(take_vgg(self.model, vgg, config))
@@ -116,7 +120,11 @@ class _Run:
             run_folder.append_lines(self.folder / "skipped.jsonl", source.problems)
             self.vocab.save(self.folder / "vocab.json")
         configuration.save(config, self.folder / "config.yaml")
-        self.task = Captioning(self.trainer, self.vocab, self.spec, config, source)
+        self.task = (
+            Classification(self.model, self.vocab, self.spec, config, source)
+            if isinstance(self.model, Classifier)
+            else Captioning(self.model, self.trainer, self.vocab, self.spec, config, source)
+        )
         self.scores: dict[str, float] = dict(resumed.state["scores"]) if resumed else {}
         self.signal: int | None = None
         self.phase = ""
@@ -165,6 +173,8 @@ class _Run:
         joint = self.trainer.begin_epoch(position.epoch)
         if self.trainer.objective == "words":
             phase = "the CNN learns to guess the captions' words"
+        elif self.trainer.objective == "classes":
+            phase = "the CNN learns to classify" if joint else "the classifier learns, the CNN is frozen"
         else:
             phase = "CNN and LSTM learn jointly" if joint else "the LSTM learns, the CNN is frozen"
         if phase != self.phase:
@@ -297,7 +307,7 @@ class _Run:
             f"{len(source.train)} images to train on, {len(source.val)} to validate, from {source.folder}; "
             f"{len(loader)} steps an epoch",
             self.task.about(),
-            f"{self.config.model} on {self.config.cnn} in {self.config.precision}: "
+            f"{'classifier' if self.config.classifies else self.config.model} on {self.config.cnn} in {self.config.precision}: "
             f"{self.model.parameter_count():,} parameters; run folder {self.folder}",
             f"computing on {current()}{f' (no GPU: {backends.no_gpu()})' if backends.no_gpu() else ''}",
         ]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pycap.config import TrainConfig, with_recipe
-from pycap.data import DataError, Example, Problem, demo, load_split
+from pycap.data import DataError, Example, Problem, demo, folders, load_split
 from pycap.data.images import PreprocessSpec
+from pycap.data.layout import EXPECTED
 from pycap.data.loader import Loader
 from pycap.data.store import ImageStore
-from pycap.data.vocab import Vocabulary
+from pycap.data.vocab import Vocabulary, tokenize
 from pycap.device import cpu_count, current, pinned_empty
 
 #: Where a stage's data is looked for when --data is not given.
@@ -51,7 +52,8 @@ class Loaders:
 
 
 def find(config: TrainConfig, say: Any) -> tuple[Source, TrainConfig]:
-    """The stage's data, and the config, changed by recipes/demo.yaml where the demo set stands in.
+    """The stage's data, and the config, changed by recipes/demo.yaml where the demo set stands in, and for a classifier, whose
+    images have one caption of one word each.
 
     say: called with a paragraph for the person at the terminal. Raises DataError where --data was given and is not usable.
     """
@@ -63,8 +65,11 @@ def find(config: TrainConfig, say: Any) -> tuple[Source, TrainConfig]:
         return _demo(place, config), config
     if config.data is None and not folder.exists():
         raise DataError(
-            f"stage {config.stage}: no data in {folder.absolute()}; put the data set there or give its folder with --data DIR"
+            f"stage {config.stage}: no data in {folder.absolute()}; put the data set there or give its folder with --data DIR: "
+            f"{EXPECTED[config.stage]}"
         )
+    if config.classifies:
+        return Source(folder, *folders.load(folder)), replace(config, seq_per_img=1, max_length=1)
     if (folder / demo.MANIFEST).is_file():
         return _read_demo(folder, config), config
     return _read(folder, config), config
@@ -88,7 +93,9 @@ def _read_demo(folder: Path, config: TrainConfig) -> Source:
 
 
 def vocabulary(source: Source, config: TrainConfig) -> Vocabulary:
-    """Built from the training captions."""
+    """Built from the training captions, or the classes."""
+    if config.classifies:
+        return folders.classes(source.train)
     return Vocabulary.build((c for e in source.train for c in e.captions), config.word_count_threshold)
 
 
@@ -133,6 +140,7 @@ def loaders(
         "cache_bytes": _CACHE_BYTES // 2,
         "skipped_path": run / "skipped.jsonl",
         "allocate": pinned_empty,
+        "words": folders.whole if config.classifies else tokenize,
     }
     return Loaders(
         Loader(source.train, vocab, spec, train=True, flip=config.flip, batch_size=config.batch_size, **common),

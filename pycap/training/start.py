@@ -6,10 +6,21 @@ from dataclasses import replace
 
 from pycap import weights
 from pycap.checkpoint import Checkpoint
-from pycap.config import TrainConfig
+from pycap.config import ConfigError, TrainConfig
 from pycap.data.images import PreprocessSpec
+from pycap.models.classifier import Classifier
 from pycap.models.nic import NIC
 from pycap.training import sources
+
+
+def check_task(config: TrainConfig, start: Checkpoint) -> None:
+    """ConfigError where a captioner is to start from a classifier's weights, or the other way round."""
+    if config.classifies != start.config.classifies:
+        kind, own = ("classifier", "captioner") if start.config.classifies else ("captioner", "classifier")
+        raise ConfigError(
+            f"init_from: {start.folder} holds a {kind}, and stage {config.stage} trains a {own}; take its CNN with "
+            f"--vgg-weights {start.folder}"
+        )
 
 
 def preprocess_spec(config: TrainConfig, start: Checkpoint | None, vgg: weights.VGGWeights | None) -> PreprocessSpec:
@@ -21,7 +32,7 @@ def preprocess_spec(config: TrainConfig, start: Checkpoint | None, vgg: weights.
     return replace(spec, mean=vgg.mean, std=vgg.std) if vgg else spec
 
 
-def take_vgg(model: NIC, vgg: weights.VGGWeights, config: TrainConfig) -> str:
+def take_vgg(model: NIC | Classifier, vgg: weights.VGGWeights, config: TrainConfig) -> str:
     """Give the model's CNN the weights; returns what to tell.
 
     fc6 and fc7 keep their random values where they do not fit. WeightsError where the convolutions do not, or where the CNN

@@ -22,6 +22,7 @@ from pycap.data.loader import Batch
 from pycap.device import Mark, address, bfloat16, download, pinned_empty, to_device, upload
 from pycap.graphs import Graphs
 from pycap.models import targets
+from pycap.models.classifier import Classifier
 from pycap.models.nic import NIC
 from pycap.nn.layers import dropout_layers, dropout_seeds, place_dropout
 
@@ -120,7 +121,7 @@ class Step:
 
     def __init__(
         self,
-        model: NIC,
+        model: NIC | Classifier,
         optimizer: optim.Optimizer | optim.Combined,
         pixels: Callable[[Any, Any], ops.Pixels],
         *,

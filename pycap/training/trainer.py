@@ -21,12 +21,13 @@ from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
 from pycap.device import activation_dtype, current, float32_products
 from pycap.models import targets
+from pycap.models.classifier import Classifier
 from pycap.models.nic import NIC
 from pycap.nn.layers import place_dropout
 from pycap.schedules import make_schedule
 from pycap.training.step import Step
 
-Objective = Literal["words", "captions"]
+Objective = Literal["words", "captions", "classes"]
 
 
 class Diverged(FloatingPointError):
@@ -60,11 +61,11 @@ class Pending:
 
 class Trainer:
     """Trains `model` as `config` says. `step_number` counts the updates made; `steps_per_epoch` scales the schedules.
-    `objective`: what the next step learns, "words" (the CNN alone guesses them) or "captions"."""
+    `objective`: what the next step learns, "words" (the CNN alone guesses them), "captions" or "classes"."""
 
     def __init__(
         self,
-        model: NIC,
+        model: NIC | Classifier,
         config: TrainConfig,
         spec: PreprocessSpec,
         steps_per_epoch: int,
@@ -79,7 +80,7 @@ class Trainer:
         self._device_step: Step | None = None
         self._dtype, self._products = activation_dtype(config.precision), float32_products(config.precision)
         self.step_number = 0
-        self.objective: Objective = "captions"
+        self.objective: Objective = "classes" if config.classifies else "captions"
         self._word_steps = config.pretrain_words * steps_per_epoch
         self.optimizer = _optimizer(model, config)
         total = config.epochs * steps_per_epoch
@@ -97,7 +98,7 @@ class Trainer:
 
     @property
     def _words_only(self) -> bool:
-        return self.objective == "words"
+        return self.objective != "captions"  # a class is a word
 
     @property
     def ahead(self) -> int:
@@ -109,9 +110,12 @@ class Trainer:
 
         epoch: from 0. The first `config.pretrain_words` of them train the CNN to guess words; the others count from there.
         """
-        self.objective = "words" if epoch < self.config.pretrain_words else "captions"
+        if not self.config.classifies:
+            self.objective = "words" if epoch < self.config.pretrain_words else "captions"
         captioning_epoch = epoch - self.config.pretrain_words
-        joint = self._words_only or (not self.config.freeze_cnn and captioning_epoch >= self.config.finetune_cnn_after)
+        joint = self.objective == "words" or (
+            not self.config.freeze_cnn and captioning_epoch >= self.config.finetune_cnn_after
+        )
         self.model.train(True)
         self.model.cnn.freeze(not joint)
         self.model.cnn.train(joint)  # a frozen CNN gives the same features every time: no dropout in it
@@ -199,7 +203,7 @@ class Trainer:
         )
 
     def _set_learning_rates(self) -> None:
-        if self._words_only:
+        if self.objective == "words":
             for group in self.optimizer.groups:
                 group.lr = self.config.pretrain_learning_rate
         else:
@@ -241,7 +245,7 @@ def _report(what: str, step: int, batch: Batch) -> str:
     return f"step {step} (epoch {batch.epoch + 1}, batch {batch.index + 1}): {what}; images of this batch: {names}"
 
 
-def _optimizer(model: NIC, config: TrainConfig) -> optim.Optimizer | optim.Combined:
+def _optimizer(model: NIC | Classifier, config: TrainConfig) -> optim.Optimizer | optim.Combined:
     """One update rule over the groups `cnn` and `lm`, or two where the CNN has its own."""
     parameters = model.named_parameters()
     cnn = {n: t for n, t in parameters.items() if n.startswith("cnn.")}

@@ -1,4 +1,4 @@
-"""Pre-trained VGGs: Keras' .h5, torchvision's and timm's safetensors and .pth, Frossard's .npz, read into one form.
+"""Pre-trained VGGs: Keras' .h5, torchvision's and timm's safetensors and .pth, Frossard's .npz, and pycap's runs, in one form.
 
 `load` knows a file by its first bytes. What it gives has pycap's names and layouts, RGB filters, and the preprocessing that
 the weights were trained with. docs/weights.md tells what each file holds and what is done to it.
@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from pycap.weights import canonical, frossard, keras, stored, torchvision
+from pycap.weights import canonical, frossard, keras, stored, torchvision, trained
 from pycap.weights.canonical import VGGWeights, WeightsError, fit
 from pycap.weights.stored import save
 
@@ -23,7 +23,7 @@ _KINDS = "Keras' .h5, safetensors of torchvision or timm, torchvision's .pth, Fr
 
 
 def load(path: str | os.PathLike[str]) -> VGGWeights:
-    """Read a file of any of the forms, and check that it is a whole VGG.
+    """Read a file of any of the forms, or a run's or checkpoint's folder, and check that it is a whole VGG.
 
     Raises:
         WeightsError: names the file, what is wrong with it (missing, unexpected or misshapen arrays by name), the remedy.
@@ -37,7 +37,7 @@ def load(path: str | os.PathLike[str]) -> VGGWeights:
 
 def _reader(path: Path) -> Callable[[Path], VGGWeights]:
     if path.is_dir():
-        raise WeightsError(f"{path}: is a folder; give the file with the weights ({_KINDS})")
+        return trained.read
     with open(path, "rb") as file:
         start = file.read(64)
     if start.startswith(_HDF5):

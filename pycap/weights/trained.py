@@ -1,0 +1,33 @@
+"""The CNN of a run of pycap's own: a classifier's (`--stage pretrain`), or a captioner's."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pycap import checkpoint
+from pycap.data.images import PreprocessSpec
+from pycap.weights.canonical import VGGWeights, WeightsError
+
+_PREFIX = "cnn."
+
+
+def read(path: Path) -> VGGWeights:
+    """A checkpoint, or the best (else the last) one of a run; its arrays lie in a mapping of the file."""
+    try:
+        saved = checkpoint.load(path)
+    except checkpoint.CheckpointError as error:
+        raise WeightsError(f"{error}, or give a file of weights") from error
+    ours = {name.removeprefix(_PREFIX): array for name, array in saved.model.items() if name.startswith(_PREFIX)}
+    with open(saved.folder / checkpoint.MODEL, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    spec = PreprocessSpec.from_dict(saved.preprocess)
+    return VGGWeights(
+        ours,
+        saved.folder,
+        f"pycap-{saved.config.stage}",
+        spec.mean,
+        spec.std,
+        sha256,
+        tuple(name for name in saved.model if not name.startswith(_PREFIX)),
+    )
