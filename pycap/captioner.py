@@ -17,7 +17,9 @@ from pycap.data.images import ImageError, PreprocessSpec, centre_crops, iterate_
 from pycap.data.vocab import Vocabulary
 from pycap.decode import Searches, beam_search
 from pycap.device import DeviceError, activation_dtype, current, float32_products
+from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
+from pycap.models.merge import Merge
 from pycap.models.nic import NIC
 from pycap.models.vgg import VGG
 
@@ -34,14 +36,17 @@ class Caption:
     error: str = ""
 
 
-def build_model(config: TrainConfig, vocabulary: int, *, draw: bool = True, word_head: bool | None = None) -> NIC:
+def build_model(
+    config: TrainConfig, vocabulary: int, *, draw: bool = True, word_head: bool | None = None
+) -> CaptionModel:
     """A new captioner as `config` describes it.
 
     Its weights are drawn from `config.seed` or, with draw False, left open: `load_weights` follows. word_head: whether it
     has the classifier of words; None: as `config.pretrain_words` says.
     """
     rng = _rng(config, draw)
-    return NIC(
+    kind = {"nic": NIC, "merge": Merge}[config.model]
+    return kind(
         _cnn(config, rng),
         vocabulary,
         rng,
@@ -49,6 +54,7 @@ def build_model(config: TrainConfig, vocabulary: int, *, draw: bool = True, word
         input_encoding_size=config.input_encoding_size,
         drop_prob_lm=config.drop_prob_lm,
         word_head=config.pretrain_words > 0 if word_head is None else word_head,
+        blind=config.blind,
     )
 
 
@@ -68,7 +74,7 @@ def _cnn(config: TrainConfig, rng: np.random.Generator | None) -> VGG:
     )
 
 
-def load_weights(model: NIC | Classifier, saved: checkpoint.Checkpoint, *, copy: bool = True) -> None:
+def load_weights(model: CaptionModel | Classifier, saved: checkpoint.Checkpoint, *, copy: bool = True) -> None:
     """Give a model a checkpoint's weights. CheckpointError names what does not fit: the vocabulary, or arrays.
 
     copy: into the model's own arrays; else, on the CPU, the checkpoint's mapped arrays become the model's: nothing is read
@@ -97,7 +103,12 @@ class Captioner:
     """
 
     def __init__(
-        self, model: NIC, vocab: Vocabulary, spec: PreprocessSpec, config: TrainConfig, precision: str | None = None
+        self,
+        model: CaptionModel,
+        vocab: Vocabulary,
+        spec: PreprocessSpec,
+        config: TrainConfig,
+        precision: str | None = None,
     ) -> None:
         """precision: "fp32", "tf32", "bf16", or None for the one that the model was trained in. ValueError for others."""
         self.model, self.vocab, self.spec, self.config = model, vocab, spec, config

@@ -115,6 +115,13 @@ def normal(rng: np.random.Generator | None, shape: tuple[int, ...], std: float) 
     return Tensor(device.to_device(values), True)
 
 
+def orthogonal(rng: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
+    """A tall matrix [M,N], M >= N, with orthonormal columns, uniform among those (Saxe et al. 2014), float32."""
+    columns, triangle = np.linalg.qr(rng.standard_normal(shape))
+    columns *= np.sign(np.diag(triangle))  # else the signs would be the algorithm's, not random
+    return Tensor(device.to_device(columns.astype(np.float32)), True)
+
+
 def zeros(shape: tuple[int, ...]) -> Tensor:
     """A parameter of zeros, float32."""
     return Tensor(memory.zeros(shape), True)

@@ -6,9 +6,11 @@ import builtins
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from pycap import memory
 from pycap.autograd import Function, Tensor
-from pycap.device import is_bfloat16
+from pycap.device import array_module, is_bfloat16
 
 
 def _total(x: Any, axis: Any, keepdims: bool = False) -> Any:
@@ -24,13 +26,22 @@ def _unbroadcast(gradient: Any, shape: tuple[int, ...]) -> Any:
     axes = tuple(range(extra)) + tuple(
         extra + i for i, n in enumerate(shape) if n == 1 and gradient.shape[extra + i] != 1
     )
-    return _total(gradient, axes).reshape(shape) if axes else gradient
+    if not axes:
+        return gradient
+    if is_bfloat16(gradient):
+        return _total(gradient, axes).reshape(shape)
+    total = memory.empty(shape, gradient.dtype)
+    gradient.sum(axes, out=total.reshape([n for i, n in enumerate(gradient.shape) if i not in axes]))
+    return total
 
 
 class Add(Function):
     def forward(self, a: Any, b: Any) -> Any:
         self.shapes = (getattr(a, "shape", ()), getattr(b, "shape", ()))
-        return a + b
+        if not self.shapes[1] or a.dtype != b.dtype:
+            return a + b
+        y = memory.empty(np.broadcast_shapes(*self.shapes), a.dtype)
+        return array_module(a).add(a, b, out=y)
 
     def backward(self, dy: Any) -> Any:
         return tuple(_unbroadcast(dy, s) if need else None for s, need in zip(self.shapes, self.needs, strict=True))

@@ -14,7 +14,7 @@ from pycap.data.demo import is_true
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
 from pycap.data.vocab import Vocabulary
-from pycap.models.nic import NIC
+from pycap.models.captions import CaptionModel
 from pycap.training.folder import Sample, write_lines
 from pycap.training.sources import Source
 from pycap.training.trainer import Trainer
@@ -50,7 +50,13 @@ class Captioning:
     """The run's model as a captioner."""
 
     def __init__(
-        self, model: NIC, trainer: Trainer, vocab: Vocabulary, spec: PreprocessSpec, config: TrainConfig, source: Source
+        self,
+        model: CaptionModel,
+        trainer: Trainer,
+        vocab: Vocabulary,
+        spec: PreprocessSpec,
+        config: TrainConfig,
+        source: Source,
     ) -> None:
         self._trainer, self._spec, self._config, self._source = trainer, spec, config, source
         self._vocab = vocab

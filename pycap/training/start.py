@@ -8,8 +8,8 @@ from pycap import weights
 from pycap.checkpoint import Checkpoint
 from pycap.config import ConfigError, TrainConfig
 from pycap.data.images import PreprocessSpec
+from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
-from pycap.models.nic import NIC
 from pycap.training import sources
 
 
@@ -32,7 +32,7 @@ def preprocess_spec(config: TrainConfig, start: Checkpoint | None, vgg: weights.
     return replace(spec, mean=vgg.mean, std=vgg.std) if vgg else spec
 
 
-def take_vgg(model: NIC | Classifier, vgg: weights.VGGWeights, config: TrainConfig) -> str:
+def take_vgg(model: CaptionModel | Classifier, vgg: weights.VGGWeights, config: TrainConfig) -> str:
     """Give the model's CNN the weights; returns what to tell.
 
     fc6 and fc7 keep their random values where they do not fit. WeightsError where the convolutions do not, or where the CNN

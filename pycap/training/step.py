@@ -22,8 +22,8 @@ from pycap.data.loader import Batch
 from pycap.device import Mark, address, bfloat16, download, pinned_empty, to_device, upload
 from pycap.graphs import Graphs
 from pycap.models import targets
+from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
-from pycap.models.nic import NIC
 from pycap.nn.layers import dropout_layers, dropout_seeds, place_dropout
 
 _AHEAD = 3  # steps that the host may be ahead of the device
@@ -121,7 +121,7 @@ class Step:
 
     def __init__(
         self,
-        model: NIC | Classifier,
+        model: CaptionModel | Classifier,
         optimizer: optim.Optimizer | optim.Combined,
         pixels: Callable[[Any, Any], ops.Pixels],
         *,

@@ -21,8 +21,8 @@ from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
 from pycap.device import activation_dtype, current, float32_products
 from pycap.models import targets
+from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
-from pycap.models.nic import NIC
 from pycap.nn.layers import place_dropout
 from pycap.schedules import make_schedule
 from pycap.training.step import Step
@@ -65,7 +65,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: NIC | Classifier,
+        model: CaptionModel | Classifier,
         config: TrainConfig,
         spec: PreprocessSpec,
         steps_per_epoch: int,
@@ -245,7 +245,7 @@ def _report(what: str, step: int, batch: Batch) -> str:
     return f"step {step} (epoch {batch.epoch + 1}, batch {batch.index + 1}): {what}; images of this batch: {names}"
 
 
-def _optimizer(model: NIC | Classifier, config: TrainConfig) -> optim.Optimizer | optim.Combined:
+def _optimizer(model: CaptionModel | Classifier, config: TrainConfig) -> optim.Optimizer | optim.Combined:
     """One update rule over the groups `cnn` and `lm`, or two where the CNN has its own."""
     parameters = model.named_parameters()
     cnn = {n: t for n, t in parameters.items() if n.startswith("cnn.")}
