@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from pycap.captioner import Caption, Captioner
 
 
-def load(path: str | Path, precision: str | None = None, device: str | None = None) -> Captioner:
+def load(path: str | Path | Sequence[str | Path], precision: str | None = None, device: str | None = None) -> Captioner:
     """A trained model, ready to caption: ``load("runs/coco/best").caption(["a.jpg"], beam_size=3)``.
 
-    path: a checkpoint, or a run's folder (its best checkpoint, else the last). precision: "fp32", "tf32"
+    path: a checkpoint, or a run's folder (its best checkpoint, else the last); a list of several makes an ensemble of them,
+    which writes captions by the mean of their probabilities (docs/decoding.md). precision: "fp32", "tf32"
     or "bf16"; None: what it was trained in. device: "cpu", "cuda", or "auto" for a GPU where one can serve; it holds for
     the whole process; None: the current one, at first the CPU. Raises CheckpointError, DeviceError where the device cannot
-    be used, and ValueError for another precision.
+    be used, and ValueError for another precision or an ensemble of different words.
     """
     from pycap.captioner import Captioner
 

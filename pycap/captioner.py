@@ -15,7 +15,8 @@ from pycap.backends import WeightCache, constant_weights, select, set_float32_pr
 from pycap.config import TrainConfig
 from pycap.data.images import ImageError, PreprocessSpec, centre_crops, iterate_images
 from pycap.data.vocab import Vocabulary
-from pycap.decode import Searches, beam_search
+from pycap.decode import Ensemble, Sampling, Searches, Views, beam_search, sample
+from pycap.decode.rules import best
 from pycap.device import DeviceError, activation_dtype, current, float32_products
 from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
@@ -26,8 +27,8 @@ from pycap.models.vgg import VGG
 
 @dataclass(frozen=True)
 class Caption:
-    """What the model says of an image. `logprob`: natural logarithm, END included. `beams`: (text, logprob), best first.
-    `error`: why there is no caption, else empty."""
+    """What the model says of an image. `logprob`: natural logarithm, END included. `beams`: (text, logprob) of all that
+    were found, or drawn, the most probable first. `error`: why there is no caption, else empty."""
 
     file_name: str
     text: str
@@ -94,6 +95,10 @@ def load_weights(model: CaptionModel | Classifier, saved: checkpoint.Checkpoint,
     model.load_arrays(arrays, copy=copy)
 
 
+#: A batch as it was read: the paths that could be, their pixels and crops as `caption_batch` takes them, what failed.
+ReadImages = tuple[list[Path], Any, Any, list[ImageError]]
+
+
 class Captioner:
     """A model, its vocabulary and the way its images are prepared; `pycap.load` makes one.
 
@@ -104,7 +109,7 @@ class Captioner:
 
     def __init__(
         self,
-        model: CaptionModel,
+        model: CaptionModel | Ensemble,
         vocab: Vocabulary,
         spec: PreprocessSpec,
         config: TrainConfig,
@@ -119,31 +124,40 @@ class Captioner:
         self._searches = Searches()
 
     @classmethod
-    def load(cls, path: str | Path, precision: str | None = None, device: str | None = None) -> Captioner:
-        """Read a checkpoint folder, or the best (else the last) one of a run. CheckpointError says what is wrong.
+    def load(
+        cls, path: str | Path | Sequence[str | Path], precision: str | None = None, device: str | None = None
+    ) -> Captioner:
+        """Read a checkpoint folder, or the best (else the last) one of a run; several paths make an `EnsembleCaptioner`.
 
-        precision: as for the constructor; weights are saved in float32 whatever they were trained in. device: "cpu",
-        "cuda" or "auto", for this model and the whole process (`backends.select`); None: the current one.
+        CheckpointError says what is wrong. precision: as for the constructor; weights are saved in float32 whatever they were
+        trained in. device: "cpu", "cuda" or "auto", for this model and the whole process (`backends.select`); None: the
+        current one.
         """
-        saved = checkpoint.load(path)
+        paths = [path] if isinstance(path, (str, Path)) else list(path)
+        if not paths:
+            raise ValueError("no checkpoint is named: name one, or several for an ensemble")
+        read = [checkpoint.load(each) for each in paths]
         if device is not None:
             select(device)
-        if saved.config.classifies:
-            raise checkpoint.CheckpointError(
-                f"{saved.folder}: a classifier of {len(saved.vocab) - 4} classes (--stage pretrain), which captions nothing; "
-                f"train a captioner that starts from its CNN, with --vgg-weights {path}"
-            )
-        model = build_model(saved.config, len(saved.vocab), draw=False, word_head="word_head.weight" in saved.model)
-        load_weights(model, saved, copy=False)
-        model.train(False)
-        return cls(model, saved.vocab, PreprocessSpec.from_dict(saved.preprocess), saved.config, precision)
+        members = [_member(saved, precision) for saved in read]
+        return members[0] if len(members) == 1 else EnsembleCaptioner(members, [str(saved.folder) for saved in read])
 
     def caption_batch(
-        self, images: Any, crops: Any, *, beam_size: int = 3, max_length: int | None = None, length_penalty: float = 0.0
+        self,
+        images: Any,
+        crops: Any,
+        *,
+        beam_size: int = 3,
+        max_length: int | None = None,
+        length_penalty: float = 0.0,
+        sampling: Sampling | None = None,
+        keys: Sequence[int | str] | None = None,
     ) -> list[list[tuple[str, float]]]:
-        """Captions of decoded images: for each, (text, logprob) of its beams, best first.
+        """Captions of decoded images: for each, (text, logprob) of its beams or samples, the most probable first.
 
-        images uint8 [N,R,R,3], crops int32 [N,3] (top, left, flip), arrays of the host, as the loader gives them.
+        images uint8 [N,R,R,3], crops int32 [N,3] (top, left, flip), arrays of the host, as the loader gives them. sampling:
+        draw captions in place of searching for them (beam_size and length_penalty have no part in it); keys: see
+        `decode.sample`. max_length: words, by default as in training.
         DeviceError where the process has turned to another device than the model's.
         """
         if current() != self.device:
@@ -153,20 +167,29 @@ class Captioner:
             )
         set_float32_products(self._products)
         vocab = self.vocab
+        rules: dict[str, Any] = {
+            "max_length": self.config.max_length if max_length is None else max_length,
+            "start": vocab.START,
+            "end": vocab.END,
+            "suppress": (vocab.PAD, vocab.START, vocab.UNK),
+        }
         with no_grad(), self.model.evaluating(), constant_weights(self.weights):
-            x = ops.pixels(images, crops, self.spec.crop, self.spec.mean, self.spec.std, self._dtype)
-            hypotheses = beam_search(
-                self.model,
-                x,
-                beam_size=beam_size,
-                max_length=max_length or self.config.max_length,
-                start=vocab.START,
-                end=vocab.END,
-                suppress=(vocab.PAD, vocab.START, vocab.UNK),
-                length_penalty=length_penalty,
-                searches=self._searches,
-            )
-        return [[(vocab.decode(h.ids), h.logprob) for h in hs] for hs in hypotheses]
+            x = self._pixels(images, crops)
+            if sampling is not None:
+                drawn = sample(self.model, x, sampling, **rules, keys=keys)
+                found = [best(sentences, len(sentences)) for sentences in drawn]
+            else:
+                rules |= {"beam_size": beam_size, "length_penalty": length_penalty, "searches": self._searches}
+                found = beam_search(self.model, x, **rules)
+        return [[(vocab.decode(h.ids), h.logprob) for h in hypotheses] for hypotheses in found]
+
+    def _pixels(self, images: Any, crops: Any) -> Any:
+        """What the model's `begin` takes."""
+        return ops.pixels(images, crops, self.spec.crop, self.spec.mean, self.spec.std, self._dtype)
+
+    def _read(self, files: Sequence[Path], batch_size: int, workers: int) -> Iterator[ReadImages]:
+        for good, images, errors in iterate_images(files, self.spec, batch_size, workers):
+            yield good, images, centre_crops(self.spec, len(good)), errors
 
     def caption(
         self,
@@ -176,22 +199,29 @@ class Captioner:
         batch_size: int = 16,
         max_length: int | None = None,
         length_penalty: float = 0.0,
+        sampling: Sampling | None = None,
         workers: int = 2,
     ) -> Iterator[Caption]:
-        """Caption image files, in the order given. One that cannot be read yields a Caption with `error` set."""
+        """Caption image files, in the order given. One that cannot be read yields a Caption with `error` set.
+
+        sampling: draw captions in place of searching for them. What is drawn for an image depends on the seed and the file's
+        name, not on its folder or on the other images. docs/decoding.md says what each argument does.
+        """
         files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(p) for p in paths]
         failed: dict[str, ImageError] = {}
         made: dict[str, tuple[tuple[str, float], ...]] = {}
         position = 0
-        for good, images, errors in iterate_images(files, self.spec, batch_size, workers):
+        for good, images, crops, errors in self._read(files, batch_size, workers):
             failed.update({error.file: error for error in errors})
             if good:
                 beams = self.caption_batch(
                     images,
-                    centre_crops(self.spec, len(good)),
+                    crops,
                     beam_size=beam_size,
                     max_length=max_length,
                     length_penalty=length_penalty,
+                    sampling=sampling,
+                    keys=[path.name for path in good],
                 )
                 made.update({str(path): tuple(found) for path, found in zip(good, beams, strict=True)})
             for path in files[position : position + len(good) + len(errors)]:
@@ -203,3 +233,64 @@ class Captioner:
             position += len(good) + len(errors)
             failed.clear()
             made.clear()
+
+
+def _member(saved: checkpoint.Checkpoint, precision: str | None) -> Captioner:
+    """The captioner that a checkpoint holds."""
+    if saved.config.classifies:
+        raise checkpoint.CheckpointError(
+            f"{saved.folder}: a classifier of {len(saved.vocab) - 4} classes (--stage pretrain), which captions nothing; "
+            f"train a captioner that starts from its CNN, with --vgg-weights {saved.folder}"
+        )
+    model = build_model(saved.config, len(saved.vocab), draw=False, word_head="word_head.weight" in saved.model)
+    load_weights(model, saved, copy=False)
+    model.train(False)
+    return Captioner(model, saved.vocab, PreprocessSpec.from_dict(saved.preprocess), saved.config, precision)
+
+
+class EnsembleCaptioner(Captioner):
+    """Several captioners that write one caption together, by the mean of their words' probabilities.
+
+    They may differ in all but their words: each prepares the images for itself. Longest caption and stage are the first
+    member's; a GPU multiplies as the most exact of them asks for. `caption_batch` takes lists of images and crops, one a
+    member.
+    """
+
+    def __init__(self, members: Sequence[Captioner], names: Sequence[str] | None = None) -> None:
+        """names: what errors call the members. ValueError where their vocabularies hold different words."""
+        first, names = members[0], names or [f"member {number}" for number in range(1, len(members) + 1)]
+        ids = [_ids_of(first.vocab, m.vocab, names[0], name) for m, name in zip(members, names, strict=True)]
+        together = Ensemble([m.model for m in members], ids)
+        super().__init__(together, first.vocab, first.spec, first.config, first.precision)
+        self.members = tuple(members)
+        self._products = min(m._products for m in members)  # "fp32" before "tf32"
+
+    def _pixels(self, images: Any, crops: Any) -> Views:
+        return Views(m._pixels(*own) for m, *own in zip(self.members, images, crops, strict=True))
+
+    def _read(self, files: Sequence[Path], batch_size: int, workers: int) -> Iterator[ReadImages]:
+        """Each file is decoded once for each size that a member takes."""
+        sizes = {m.spec.resize: m.spec for m in self.members}
+        readers = [iterate_images(files, spec, batch_size, workers) for spec in sizes.values()]
+        for batches in zip(*readers, strict=True):
+            failed = {error.file: error for *_, errors in batches for error in errors}
+            pixels = {}
+            for size, (paths, images, _) in zip(sizes, batches, strict=True):
+                good = [path for path in paths if str(path) not in failed]
+                pixels[size] = images if len(good) == len(paths) else images[[str(p) not in failed for p in paths]]
+            crops = [centre_crops(m.spec, len(good)) for m in self.members]
+            yield good, [pixels[m.spec.resize] for m in self.members], crops, list(failed.values())
+
+
+def _ids_of(first: Vocabulary, other: Vocabulary, its_name: str, other_name: str) -> np.ndarray | None:
+    """The other's id of each of the first one's, None where they are the same. ValueError names a word that one lacks."""
+    if first == other:
+        return None
+    for has, lacks, owner, name in ((first, other, its_name, other_name), (other, first, other_name, its_name)):
+        missing = next((word for word in has.words if word not in lacks.ids), None)
+        if missing is not None:
+            raise ValueError(
+                f"an ensemble needs one vocabulary: {name} lacks the word {missing!r} of {owner} (they know {len(lacks)} and "
+                f"{len(has)}); train the members on the same captions, or one from the other with --init-from"
+            )
+    return np.array([other.ids[word] for word in first.words], np.int32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pycap import ops
 from pycap.autograd import Tensor
 from pycap.decode.device import MOST_BEAMS, Searches, device_beam_search
+from pycap.decode.ensemble import Ensemble, Views
 from pycap.decode.host import Decoder, Hypothesis, host_beam_search
 from pycap.decode.rules import Rules
 from pycap.decode.sampling import Sampling, sample
@@ -13,10 +14,12 @@ from pycap.device import current
 __all__ = [
     "MOST_BEAMS",
     "Decoder",
+    "Ensemble",
     "Hypothesis",
     "Rules",
     "Sampling",
     "Searches",
+    "Views",
     "beam_search",
     "device_beam_search",
     "host_beam_search",
