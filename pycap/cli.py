@@ -28,9 +28,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("checkpoint", help="a checkpoint, or a run's folder")
     evaluate.add_argument("--data", required=True, metavar="DIR", help="the data set's folder")
     evaluate.add_argument(
-        "--stage", help="its kind: coco, flickr8k, flickr30k (default: what the model was trained on)"
+        "--stage", help="its kind, or several joined by + (docs/data.md; default: what the model was trained on)"
     )
-    evaluate.add_argument("--split", default="val", choices=("train", "val", "test"))
+    evaluate.add_argument("--split", default="val", choices=("train", "val", "test", "all"))
     evaluate.add_argument("--images", type=_positive, metavar="N", help="only the first N")
     evaluate.add_argument("--output", metavar="FILE", help="write COCO results JSON here")
 

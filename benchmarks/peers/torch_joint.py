@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(f"{error}", file=sys.stderr)
         return 1
-    config = replace(config, data=source.folder)
+    config = replace(config, data=source.folders[0])
     os.environ["OMP_NUM_THREADS"] = str(config.threads)  # for the children, before their libraries load
     try:
         result = row(measure(config, options, epochs), config)

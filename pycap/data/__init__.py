@@ -2,7 +2,8 @@
 
 | file | its job |
 |---|---|
-| `coco.py`, `flickr.py`, `karpathy.py` | one caption layout each: a folder -> examples and problems |
+| `datasets.py` | which sets a stage reads, alone or combined, and what must not be trained on |
+| `coco.py`, `flickr.py`, `karpathy.py`, `imageclef.py`, `picks.py` | one caption layout each: folder, split -> what is listed |
 | `folders.py` | classified images: a folder for each class |
 | `layout.py` | what the layouts share: listing folders, reading JSON, dropping what cannot be used |
 | `vocab.py` | tokeniser and vocabulary |
@@ -18,7 +19,6 @@ nothing usable is left, one `DataError` that names the file, the value and the r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,31 +42,15 @@ class Example:
     captions: tuple[str, ...]
 
 
-def _reader(stage: str) -> Callable[[Path, str], tuple[list[Example], list[Problem]]]:
-    """The reader of a stage's own layout; imported late, because the readers import this module."""
-    from pycap.data import coco, flickr
-
-    readers = {"coco": coco.load, "flickr8k": flickr.load_8k, "flickr30k": flickr.load_30k}
-    if stage not in readers:
-        raise DataError(f"stage {stage!r} has no caption layout of its own; known stages: {', '.join(readers)}")
-    return readers[stage]
-
-
 def load_split(stage: str, root: Path, split: str) -> tuple[list[Example], list[Problem]]:
-    """Read one split of a captioned data set.
+    """Read one split of a captioned data set, or of several (docs/data.md).
 
-    stage: `coco`, `flickr8k` or `flickr30k`. A Karpathy file (`dataset_STAGE.json`) in `root` goes before the stage's
-    own layout. root: the data set's folder. split: `train`, `val` (Flickr's dev) or `test`. Returns the usable
-    examples, in the files' order, and the problems found (dicts with at least `file` and `reason`). Raises DataError
-    when the folder or its files are not what they should be, or when nothing usable is left.
+    stage: a kind (`coco`, `coco_all`, `flickr8k`, `flickr30k`, `imageclef`), a stage of several (`flickr`, `selected`), or
+    kinds joined by `+`. A Karpathy file (`dataset_KIND.json`) goes before the kind's own layout. root: the data set's
+    folder; for several, the folder that holds one a kind. split: `train`, `val` (Flickr's dev), `test`, or `all` of them.
+    Returns the usable examples, in the files' order, and the problems found (dicts with at least `file` and `reason`).
+    Raises DataError when the folder or its files are not what they should be, or when nothing usable is left.
     """
-    from pycap.data import karpathy
-    from pycap.data.layout import require_folder
+    from pycap.data import datasets  # it imports the readers, which import this module
 
-    if split not in SPLITS:
-        raise DataError(f"split {split!r} is unknown; use one of {', '.join(SPLITS)}")
-    read = _reader(stage)
-    root = Path(root)
-    require_folder(root, stage)
-    dataset = karpathy.find(root, stage)
-    return karpathy.load(root, split, dataset) if dataset else read(root, split)
+    return datasets.load(datasets.parse(stage, Path(root)), split)

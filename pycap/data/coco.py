@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pycap.data import DataError, Example, Problem
-from pycap.data.layout import contents, layout_error, read_json, usable
+from pycap.data import SPLITS, DataError, Problem
+from pycap.data.layout import Entry, Listed, contents, layout_error, read_json
 
 YEARS = ("2017", "2014")
 
@@ -19,19 +19,26 @@ def _image_folder(root: Path, split: str, year: str) -> Path | None:
     return next((f for f in (root / f"{split}{year}", root / "images" / f"{split}{year}") if f.is_dir()), None)
 
 
+def _complete(root: Path) -> dict[str, list[str]]:
+    """By year, the splits of which both the annotations and the images are there."""
+    return {
+        year: [s for s in SPLITS if _annotation_file(root, s, year).is_file() and _image_folder(root, s, year)]
+        for year in YEARS
+    }
+
+
+def splits(root: Path) -> list[str]:
+    """The splits that `root` holds, of the year that `detect_year` takes."""
+    whole = _complete(root)
+    return max(whole.values(), key=lambda found: ({"train", "val"} <= set(found), bool(found)))
+
+
 def detect_year(root: Path, split: str) -> str:
     """The year whose files `root` holds: 2017 before 2014, and a year with both train and val before one with `split`
     alone (train2017 shares images with val2014, so years must not be mixed). DataError when neither year is complete
     for `split`.
     """
-    whole = {
-        year: [
-            s
-            for s in ("train", "val", "test")
-            if _annotation_file(root, s, year).is_file() and _image_folder(root, s, year)
-        ]
-        for year in YEARS
-    }
+    whole = _complete(root)
     candidates = [year for year in YEARS if split in whole[year]]
     for year in candidates:
         if {"train", "val"} <= set(whole[year]):
@@ -121,15 +128,13 @@ def read_captions(file: Path) -> tuple[list[tuple[int | str, str]], dict[int | s
     return list(names.items()), captions, problems
 
 
-def load(root: Path, split: str) -> tuple[list[Example], list[Problem]]:
-    """One split of a folder in COCO's layout, examples in the order of the JSON's "images". Errors: see
-    `pycap.data`.
-    """
+def listed(root: Path, split: str) -> Listed:
+    """One split of a folder in COCO's layout, in the order of the JSON's "images". Errors: see `pycap.data`."""
     year = detect_year(root, split)
     folder = _image_folder(root, split, year)
     if folder is None:
         raise layout_error(root, "coco", f"{split}{year}/ has gone")
     file = _annotation_file(root, split, year)
     images, captions, problems = read_captions(file)
-    entries = ((image_id, name, folder / name, captions[image_id]) for image_id, name in images)
-    return usable(entries, root, f"the images of {file} in {folder}", problems)
+    entries = [Entry(image_id, name, folder / name, captions[image_id]) for image_id, name in images]
+    return Listed(entries, f"the images of {file} in {folder}", problems)

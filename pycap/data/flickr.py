@@ -12,11 +12,12 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pycap.data import SPLITS, DataError, Example, Problem
-from pycap.data.layout import IMAGE_SUFFIXES, find_folder, layout_error, read_text, usable
+from pycap.data import SPLITS, DataError, Problem
+from pycap.data.layout import IMAGE_SUFFIXES, Entry, Listed, find_folder, layout_error, read_text
 
 FOLDERS_8K = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
 FOLDERS_30K = ("flickr30k-images", "flickr30k_images", "Images", "images")
@@ -103,47 +104,60 @@ def read_captions(file: Path) -> tuple[dict[str, list[Any]], list[Problem]]:
     return captions, problems
 
 
-def _split_names(
-    root: Path, patterns: tuple[str, ...], split: str, stage: str, names: list[str]
-) -> tuple[list[str], str]:
-    """(names of the split, where they come from). DataError when other split files are there but not this one."""
-    present = {
-        s: f for s in SPLITS for p in reversed(patterns) if (f := root / p.format(_file_word(s, stage))).is_file()
-    }
-    if not present:
-        return hash_split(names, split), "the split by SHA-256 of the names"
-    if split not in present:
-        missing = patterns[0].format(_file_word(split, stage))
-        raise layout_error(root, stage, f"no {missing}, though {', '.join(f.name for f in present.values())} is there")
-    listed = dict.fromkeys(line.strip() for line in read_text(present[split]).splitlines() if line.strip())
-    return list(listed), str(present[split])
+@dataclass(frozen=True)
+class Flickr:
+    """One of the two data sets: where its caption file, its image folder and its split files may lie.
+
+    held_out: how the split files call `val`.
+    """
+
+    stage: str
+    captions: tuple[str, ...]
+    folders: tuple[str, ...]
+    split_files: tuple[str, ...]
+    held_out: str
+
+    def splits(self, root: Path) -> list[str]:
+        """The splits that `root` has files of; all, where it has none of them and is split by `hash_split`."""
+        return list(self._present(root) or SPLITS)
+
+    def listed(self, root: Path, split: str) -> Listed:
+        """One split. Image ids are the names' stems. Errors: see `pycap.data`."""
+        file = next((root / name for name in self.captions if (root / name).is_file()), None)
+        folder = find_folder(root, self.folders)
+        if file is None:
+            raise layout_error(root, self.stage, f"no caption file ({', '.join(self.captions)})")
+        if folder is None:
+            raise layout_error(root, self.stage, f"no image folder ({', '.join(f'{name}/' for name in self.folders)})")
+        captions, problems = read_captions(file)
+        names, source = self._names(root, split, list(captions))
+        names = [name if Path(name).suffix.lower() in IMAGE_SUFFIXES else f"{name}.jpg" for name in names]
+        entries = [Entry(Path(name).stem, name, folder / name, captions.get(name, ())) for name in names]
+        return Listed(entries, f"the images of {source} in {folder}, with captions from {file.name}", problems)
+
+    def _names(self, root: Path, split: str, names: list[str]) -> tuple[list[str], str]:
+        """(names of the split, where they come from). DataError when other split files are there but not this one."""
+        present = self._present(root)
+        if not present:
+            return hash_split(names, split), "the split by SHA-256 of the names"
+        if split not in present:
+            missing, there = self._split_file(0, split), ", ".join(f.name for f in present.values())
+            raise layout_error(root, self.stage, f"no {missing}, though {there} is there")
+        listed = dict.fromkeys(line.strip() for line in read_text(present[split]).splitlines() if line.strip())
+        return list(listed), str(present[split])
+
+    def _present(self, root: Path) -> dict[str, Path]:
+        patterns = range(len(self.split_files))
+        return {
+            split: file
+            for split in SPLITS
+            for i in reversed(patterns)
+            if (file := root / self._split_file(i, split)).is_file()
+        }
+
+    def _split_file(self, pattern: int, split: str) -> str:
+        return self.split_files[pattern].format(self.held_out if split == "val" else split)
 
 
-def _file_word(split: str, stage: str) -> str:
-    return "dev" if split == "val" and stage == "flickr8k" else split
-
-
-def _load(
-    root: Path, split: str, stage: str, files: tuple[str, ...], folders: tuple[str, ...], splits: tuple[str, ...]
-) -> tuple[list[Example], list[Problem]]:
-    file = next((root / name for name in files if (root / name).is_file()), None)
-    folder = find_folder(root, folders)
-    if file is None:
-        raise layout_error(root, stage, f"no caption file ({', '.join(files)})")
-    if folder is None:
-        raise layout_error(root, stage, f"no image folder ({', '.join(f'{name}/' for name in folders)})")
-    captions, problems = read_captions(file)
-    names, source = _split_names(root, splits, split, stage, list(captions))
-    names = [name if Path(name).suffix.lower() in IMAGE_SUFFIXES else f"{name}.jpg" for name in names]
-    entries = ((Path(name).stem, name, folder / name, captions.get(name, ())) for name in names)
-    return usable(entries, root, f"the images of {source} in {folder}, with captions from {file.name}", problems)
-
-
-def load_8k(root: Path, split: str) -> tuple[list[Example], list[Problem]]:
-    """One split of Flickr8k; `val` is the dev split. Image ids are the names' stems. Errors: see `pycap.data`."""
-    return _load(root, split, "flickr8k", CAPTIONS_8K, FOLDERS_8K, SPLITS_8K)
-
-
-def load_30k(root: Path, split: str) -> tuple[list[Example], list[Problem]]:
-    """One split of Flickr30k. Image ids are the names' stems. Errors: see `pycap.data`."""
-    return _load(root, split, "flickr30k", CAPTIONS_30K, FOLDERS_30K, SPLITS_30K)
+FLICKR8K = Flickr("flickr8k", CAPTIONS_8K, FOLDERS_8K, SPLITS_8K, "dev")
+FLICKR30K = Flickr("flickr30k", CAPTIONS_30K, FOLDERS_30K, SPLITS_30K, "val")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pycap.data import DataError, Example, Problem
+from pycap.data import SPLITS, DataError
 from pycap.data.flickr import IMAGE_FOLDERS
-from pycap.data.layout import contents, find_folder, read_json, usable
+from pycap.data.layout import Entry, Listed, contents, find_folder, read_json
 
 STANDARD = ("dataset_coco.json", "dataset_flickr8k.json", "dataset_flickr30k.json")
 # restval: COCO val2014 images that are in neither of Karpathy's val and test; everyone trains on them.
@@ -39,20 +39,31 @@ def _captions(image: dict[str, Any], where: str, file: Path) -> list[Any]:
     return captions
 
 
-def load(root: Path, split: str, file: Path) -> tuple[list[Example], list[Problem]]:
-    """One split of a Karpathy file; `train` includes `restval`. Ids: `cocoid` where there is one, else the name's stem.
+def splits(file: Path) -> list[str]:
+    """The splits that a Karpathy file has images of."""
+    present = {image.get("split") for image in _images(file) if isinstance(image, dict)}
+    return [split for split in SPLITS if present.intersection(SPLIT_NAMES[split])]
 
-    Images are looked for in `root/filepath/` (COCO), else in Flickr's usual image folders, else in `root` itself.
-    """
+
+def _images(file: Path) -> list[Any]:
     body = read_json(file)
     if not isinstance(body, dict) or not isinstance(body.get("images"), list):
         raise DataError(
             f'{file}: not Karpathy\'s JSON: the key "images" (a list) is missing; fetch caption_datasets.zip again'
         )
+    images: list[Any] = body["images"]
+    return images
+
+
+def listed(root: Path, split: str, file: Path) -> Listed:
+    """One split of a Karpathy file; `train` includes `restval`. Ids: `cocoid` where there is one, else the name's stem.
+
+    Images are looked for in `root/filepath/` (COCO), else in Flickr's usual image folders, else in `root` itself.
+    """
     flickr_folder = find_folder(root, IMAGE_FOLDERS) or root
-    entries: list[tuple[int | str, str, Path, list[Any]]] = []
+    entries: list[Entry] = []
     found: set[str] = set()
-    for i, image in enumerate(body["images"]):
+    for i, image in enumerate(_images(file)):
         where = f"images[{i}]"
         for key in ("filename", "split", "sentences"):
             if not isinstance(image, dict) or key not in image:
@@ -68,9 +79,9 @@ def load(root: Path, split: str, file: Path) -> tuple[list[Example], list[Proble
         folder = root / image["filepath"] if "filepath" in image else flickr_folder
         file_name = f"{image['filepath']}/{name}" if "filepath" in image else name
         image_id = image["cocoid"] if "cocoid" in image else Path(name).stem
-        entries.append((image_id, file_name, folder / name, _captions(image, where, file)))
+        entries.append(Entry(image_id, file_name, folder / name, _captions(image, where, file)))
     if not entries:
         raise DataError(
             f"{file}: no image is of split {split!r} (found: {', '.join(sorted(found)) or 'none'}); use one of those"
         )
-    return usable(entries, root, f"the images of {file.name}; the folder holds: {contents(root)}", [])
+    return Listed(entries, f"the images of {file.name}; the folder holds: {contents(root)}")

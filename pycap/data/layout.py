@@ -7,8 +7,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pycap.data import DataError, Example, Problem
 from pycap.data.vocab import has_words
@@ -20,8 +21,32 @@ EXPECTED = {
     "flickr8k": "Flickr8k_text/ (Flickr8k.token.txt, Flickr_8k.{train,dev,test}Images.txt) with Flicker8k_Dataset/, "
     "or Kaggle's captions.txt with Images/",
     "flickr30k": "results_20130124.token with flickr30k-images/, or Kaggle's results.csv with flickr30k_images/",
+    "imageclef": "captions.txt (lines `IMAGE_ID<TAB>sentence`) or captions.json (COCO's form) with images/, or the "
+    "task's own scaleconcepts16_images/",
+    "picks": 'JSON Lines, {"file_name": ..., "caption": ...}',
     "pretrain": "train/CLASS/*.JPEG and val/CLASS/*.JPEG, a folder for each class (without val/, a tenth is held out)",
 }
+
+
+class Entry(NamedTuple):
+    """An image as a caption file names it, and what the file says of it; neither is checked yet."""
+
+    image_id: int | str
+    file_name: str
+    path: Path
+    captions: Sequence[Any]
+
+
+@dataclass
+class Listed:
+    """One split as the caption files have it, before the images are looked for.
+
+    looked_for: where the entries and their files are taken from, for an error message. problems: of the caption files.
+    """
+
+    entries: list[Entry]
+    looked_for: str
+    problems: list[Problem] = field(default_factory=list)
 
 
 def contents(folder: Path, limit: int = 12) -> str:
@@ -106,9 +131,9 @@ class Listing:
 
 
 def usable(
-    images: Iterable[tuple[int | str, str, Path, Sequence[Any]]], root: Path, looked_for: str, problems: list[Problem]
+    images: Iterable[Entry], root: Path, looked_for: str, problems: list[Problem]
 ) -> tuple[list[Example], list[Problem]]:
-    """Make examples of (image_id, file_name, path, captions), leaving out and listing what cannot be used.
+    """Make examples of entries, leaving out and listing what cannot be used.
 
     Left out: captions without a word, images without captions, images without a file. `problems` holds what the caller
     found already; the list returned continues it. DataError when no example is left, with the first problems.

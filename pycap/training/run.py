@@ -118,6 +118,8 @@ class _Run:
         self.log = Log(self.folder / "log.jsonl", self.trainer.step_number if resumed else None)
         if not resumed:
             run_folder.append_lines(self.folder / "skipped.jsonl", source.problems)
+            for remark in source.remarks:
+                self.log.write(kind="remark", step=0, text=remark)
             self.vocab.save(self.folder / "vocab.json")
         configuration.save(config, self.folder / "config.yaml")
         self.task = (
@@ -130,7 +132,7 @@ class _Run:
         self.phase = ""
 
     def _new_folder(self, config: TrainConfig) -> None:
-        for given in (config.init_from, config.data):
+        for given in (config.init_from, *self.source.folders):
             if given and self.folder.resolve() in (given.resolve(), *given.resolve().parents):
                 raise ConfigError(f"out_dir: {self.folder} holds {given}, which this run reads; give another --out-dir")
         aside = run_folder.make_room(self.folder)
@@ -304,8 +306,9 @@ class _Run:
         source, loader = self.source, self.loaders.train
         lines = [self.memory.summary()] if self.memory else []
         lines += [
-            f"{len(source.train)} images to train on, {len(source.val)} to validate, from {source.folder}; "
-            f"{len(loader)} steps an epoch",
+            f"{len(source.train)} images to train on, {len(source.val)} to validate, "
+            f"from {', '.join(map(str, source.folders))}; {len(loader)} steps an epoch",
+            *source.remarks,
             self.task.about(),
             f"{'classifier' if self.config.classifies else self.config.model} on {self.config.cnn} in {self.config.precision}: "
             f"{self.model.parameter_count():,} parameters; run folder {self.folder}",

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pycap.config import TrainConfig, with_recipe
-from pycap.data import DataError, Example, Problem, demo, folders, load_split
+from pycap.data import Example, Problem, datasets, demo, folders
+from pycap.data.datasets import DATA_FOLDER, Part
 from pycap.data.images import PreprocessSpec
-from pycap.data.layout import EXPECTED
 from pycap.data.loader import Loader
 from pycap.data.store import ImageStore
 from pycap.data.vocab import Vocabulary, tokenize
 from pycap.device import cpu_count, current, pinned_empty
 
-#: Where a stage's data is looked for when --data is not given.
-DATA_FOLDER = Path("data")
 _CACHE_BYTES = 1 << 30
 _WORKERS = 2  # where the kernels want the CPUs
 _MOST_WORKERS = 16
@@ -31,12 +29,16 @@ To train on COCO, unpack annotations_trainval2017.zip, train2017.zip and val2017
 
 @dataclass
 class Source:
-    """Examples to train on and to validate on, and what was wrong with the others. `scenes`: the demo set's truth."""
+    """Examples to train on and to validate on, and what was wrong with the others.
 
-    folder: Path
+    folders: where they were read. remarks: what to know of them besides. scenes: the demo set's truth.
+    """
+
+    folders: list[Path]
     train: list[Example]
     val: list[Example]
     problems: list[Problem]
+    remarks: list[str] = field(default_factory=list)
     scenes: dict[int, Any] | None = None
 
 
@@ -55,41 +57,41 @@ def find(config: TrainConfig, say: Any) -> tuple[Source, TrainConfig]:
     """The stage's data, and the config, changed by recipes/demo.yaml where the demo set stands in, and for a classifier, whose
     images have one caption of one word each.
 
-    say: called with a paragraph for the person at the terminal. Raises DataError where --data was given and is not usable.
+    say: called with a paragraph for the person at the terminal. Raises DataError where the data is missing or not usable.
     """
-    folder = config.data or DATA_FOLDER / config.stage
-    if config.stage == "coco" and config.data is None and not folder.exists():
+    if config.classifies:
+        folder = config.data or DATA_FOLDER / config.stage
+        return Source([folder], *folders.load(folder)), replace(config, seq_per_img=1, max_length=1)
+    parts = datasets.parse(config.datasets or config.stage, config.data, config.picks)
+    folder = parts[0].path
+    if config.stage == "coco" and not config.datasets and config.data is None and not folder.exists():
         place = DATA_FOLDER / "demo"
         say(NO_DATA.format(folder=folder, demo=place))
         config = with_recipe(config, "demo")
-        return _demo(place, config), config
-    if config.data is None and not folder.exists():
-        raise DataError(
-            f"stage {config.stage}: no data in {folder.absolute()}; put the data set there or give its folder with --data DIR: "
-            f"{EXPECTED[config.stage]}"
-        )
-    if config.classifies:
-        return Source(folder, *folders.load(folder)), replace(config, seq_per_img=1, max_length=1)
-    if (folder / demo.MANIFEST).is_file():
-        return _read_demo(folder, config), config
-    return _read(folder, config), config
+        demo.generate(place, train=config.demo_train, val=config.demo_val, seed=0, size=config.resize_to)
+        parts = datasets.parse("coco", place)
+    return _read(parts), config
 
 
-def _read(folder: Path, config: TrainConfig) -> Source:
-    train, problems = load_split(config.stage, folder, "train")
-    val, more = load_split(config.stage, folder, "val")
-    return Source(folder, train, val, problems + more)
-
-
-def _demo(folder: Path, config: TrainConfig) -> Source:
-    demo.generate(folder, train=config.demo_train, val=config.demo_val, seed=0, size=config.resize_to)
-    return _read_demo(folder, config)
-
-
-def _read_demo(folder: Path, config: TrainConfig) -> Source:
-    source = _read(folder, config)
-    source.scenes = demo.load_scenes(folder, "val")
+def _read(parts: tuple[Part, ...]) -> Source:
+    datasets.require(parts)
+    train, problems = datasets.load(parts, "train")
+    val, more = datasets.load(parts, "val")
+    source = Source([part.path for part in parts], train, val, problems + more, datasets.remarks(parts))
+    folder = parts[0].path
+    if len(parts) == 1 and (folder / demo.MANIFEST).is_file():
+        source.scenes = demo.load_scenes(folder, "val")
+    if len(parts) > 1:
+        source.remarks += [_share(part, source) for part in parts]
     return source
+
+
+def _share(part: Part, source: Source) -> str:
+    """What one of several data sets gives."""
+    train, val = (sum(str(e.image_id).startswith(f"{part.name}/") for e in each) for each in (source.train, source.val))
+    leaks = sum("held_out_by" in p and p["file"].startswith(f"{part.name}/") for p in source.problems)
+    told = f"{part.name}: {train} images to train on, {val} to validate, from {part.path}"
+    return f"{told}; {leaks} left out of training, which another set validates or tests on" if leaks else told
 
 
 def vocabulary(source: Source, config: TrainConfig) -> Vocabulary:

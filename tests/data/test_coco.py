@@ -225,9 +225,7 @@ def test_nothing_usable_is_an_error(tmp_path):
         load_split("coco", tmp_path, "train")
 
 
-@pytest.mark.parametrize(
-    ("stage", "split", "words"), [("cocoa", "train", "known stages: coco"), ("coco", "dev", "val")]
-)
+@pytest.mark.parametrize(("stage", "split", "words"), [("cocoa", "train", "kinds: coco"), ("coco", "dev", "val")])
 def test_unknown_stage_or_split(tmp_path, stage, split, words):
     with pytest.raises(DataError, match=words):
         load_split(stage, tmp_path, split)

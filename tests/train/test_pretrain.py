@@ -195,7 +195,7 @@ def test_options_of_the_other_task_are_refused(options: dict[str, Any], told: st
 def test_data_that_is_not_there_or_cannot_be_read(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        DataError, match=r"no data in .*data/pretrain; put .*--data DIR: train/CLASS/\*.JPEG and val/CLASS"
+        DataError, match=r"data/pretrain: no such folder; give --data .*train/CLASS/\*.JPEG and val/CLASS"
     ):
         pycap.train(TrainConfig(stage="pretrain"))
     broken = renamed(tree, tmp_path / "tree")
