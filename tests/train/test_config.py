@@ -99,7 +99,7 @@ def test_flags_dashes_and_none() -> None:
         (["--bacth-size", "3"], "unknown option --bacth-size (did you mean batch-size?)"),
         (["--bacth_size=3"], "unknown option --bacth_size (did you mean batch-size?)"),
         (["--no-data"], "unknown option --no-data"),
-        (["--stage", "cocoo"], "stage: no stage 'cocoo' (did you mean coco?); stages: coco, flickr30k, flickr8k"),
+        (["--stage", "cocoo"], "stage: no stage 'cocoo' (did you mean coco?); stages: coco, coco_all, "),
         (["--recipe", "flickr8k_smal"], "recipe: no 'flickr8k_smal' (did you mean flickr8k_small?)"),
         (["--cnn", "vgg_micr"], "cnn: no 'vgg_micr' (did you mean vgg_micro?); one of vgg16"),
         (["--optimizer", "adagrad"], "optimizer: no 'adagrad'"),
