@@ -40,11 +40,11 @@ class Classification:
         strange = sorted({e.captions[0] for e in (*source.train, *source.val)} - set(vocab.words))
         if strange:
             raise DataError(
-                f"{source.folder}: {len(strange)} classes (first: {', '.join(strange[:3])}) are not among the "
+                f"{source.folders[0]}: {len(strange)} classes (first: {', '.join(strange[:3])}) are not among the "
                 f"{len(vocab) - _FIRST} of the checkpoint that this run starts from; give its data, or take the CNN alone with "
                 "--vgg-weights"
             )
-        self._names = folders.class_names(source.folder)
+        self._names = folders.class_names(source.folders[0])
 
     def about(self) -> str:
         """What is to be learned, in a sentence."""
