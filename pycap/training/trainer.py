@@ -37,7 +37,7 @@ class Diverged(FloatingPointError):
 @dataclass(frozen=True)
 class StepResult:
     """step: its number, from 1. loss: nats a token, before the update. norms: gradient norm of each group, before clipping.
-    lr: of the language model."""
+    lr: of the language model, or the classifier's head."""
 
     step: int
     loss: float
@@ -246,7 +246,7 @@ def _report(what: str, step: int, batch: Batch) -> str:
 
 
 def _optimizer(model: CaptionModel | Classifier, config: TrainConfig) -> optim.Optimizer | optim.Combined:
-    """One update rule over the groups `cnn` and `lm`, or two where the CNN has its own."""
+    """One update rule over the groups `cnn` and `lm` (a classifier's: `head`), or two where the CNN has its own."""
     parameters = model.named_parameters()
     cnn = {n: t for n, t in parameters.items() if n.startswith("cnn.")}
     rest = {n: t for n, t in parameters.items() if n not in cnn}
@@ -264,7 +264,7 @@ def _optimizer(model: CaptionModel | Classifier, config: TrainConfig) -> optim.O
             config.grad_clip_mode,
         ),
         optim.ParamGroup(
-            "lm", rest, config.learning_rate, config.weight_decay, config.grad_clip, config.grad_clip_mode
+            "head" if config.classifies else "lm", rest, config.learning_rate, config.weight_decay, config.grad_clip, config.grad_clip_mode
         ),
     ]
     rule = either(config.cnn_optimizer, config.optimizer)
