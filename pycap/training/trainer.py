@@ -264,7 +264,12 @@ def _optimizer(model: CaptionModel | Classifier, config: TrainConfig) -> optim.O
             config.grad_clip_mode,
         ),
         optim.ParamGroup(
-            "head" if config.classifies else "lm", rest, config.learning_rate, config.weight_decay, config.grad_clip, config.grad_clip_mode
+            "head" if config.classifies else "lm",
+            rest,
+            config.learning_rate,
+            config.weight_decay,
+            config.grad_clip,
+            config.grad_clip_mode,
         ),
     ]
     rule = either(config.cnn_optimizer, config.optimizer)
