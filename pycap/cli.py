@@ -1,4 +1,4 @@
-"""The command `pycap`: train, caption, evaluate, score, import-vgg, doctor."""
+"""The command `pycap`: train, caption, evaluate, score, import-vgg, features, doctor."""
 
 from __future__ import annotations
 
@@ -44,6 +44,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     vgg.add_argument("--output", required=True, metavar="PATH", help="a .safetensors file, or a folder to put it in")
 
+    features = commands.add_parser("features", help="keep a CNN's fc7 vectors of images in an HDF5 file")
+    features.add_argument(
+        "paths",
+        nargs="*",
+        metavar="CHECKPOINT | IMAGE_OR_FOLDER",
+        help="a checkpoint or a run, unless --vgg-weights is given; then images, unless --data is given",
+    )
+    features.add_argument("--vgg-weights", "--vgg_weights", metavar="FILE", help="a pre-trained VGG (docs/weights.md)")
+    features.add_argument("--data", metavar="DIR", help="a data set's folder")
+    features.add_argument("--stage", help="its kind: coco, flickr8k, ... (default: what the checkpoint was trained on)")
+    features.add_argument(
+        "--split", action="append", choices=("train", "val", "test"), help="only this one (may be repeated)"
+    )
+    features.add_argument(
+        "--resize",
+        type=_positive,
+        metavar="N",
+        help="resize images to this before the centre crop (default: as in training; for --vgg-weights: nothing is cut off)",
+    )
+    features.add_argument("--output", required=True, metavar="FILE", help="made, or completed where it is there")
+
     doctor = commands.add_parser(
         "doctor",
         help="what this machine has, which kernels run where, and how much memory a training run needs",
@@ -58,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for command in (caption, evaluate):
         command.add_argument("--beam-size", "--beam_size", type=_positive, default=3, metavar="N")
+    for command in (caption, evaluate, features):
         command.add_argument(
             "--batch-size", "--batch_size", type=_positive, default=16, metavar="N", help="images at once"
         )
@@ -95,11 +117,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pycap.caption import caption_files
     from pycap.doctor import examine
     from pycap.evaluate import evaluate_checkpoint, score_files
+    from pycap.features import extract_features
     from pycap.import_vgg import import_vgg
 
     commands = {
         "caption": caption_files, "evaluate": evaluate_checkpoint, "score": score_files, "import-vgg": import_vgg,
-        "doctor": examine,
+        "features": extract_features, "doctor": examine,
     }  # fmt: skip
     try:
         status = commands[args.command](args)

@@ -9,6 +9,8 @@
 | `vocab.py` | tokeniser and vocabulary |
 | `images.py` | the one decoder and resizer of images, and the preprocessing spec |
 | `store.py` | HDF5 store of resized JPEG bytes |
+| `features.py` | HDF5 file of a CNN's fc7 vectors |
+| `growing.py` | what both HDF5 files are: they grow by whole records, and survive a kill |
 | `loader.py` | shuffled, prefetched, resumable batches |
 | `demo.py` | drawn scenes with captions, in COCO's layout |
 | `demo_domains.py` | drawn data sets that differ as COCO, Flickr and ImageCLEF do |

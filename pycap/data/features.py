@@ -1,0 +1,165 @@
+"""An HDF5 file of what a CNN sees in images, its fc7 vectors, so that a frozen CNN looks at each image once.
+
+File: attributes `format`, `version`, `cnn`, `weights` (SHA-256 of the CNN's arrays), `preprocess` (JSON); `data`, float32
+[N, F], a vector an image; `index`, one row for each of them: `name` (of the image's file, as its data set has it), `bytes`
+(the file's size, so that two images of one name are told apart) and `crc` (CRC-32 of the vector). Vectors are of the centre
+crop, not mirrored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pycap.data import DataError, Example
+from pycap.data.growing import Corrupt, GrowingFile
+from pycap.data.images import ImageError, PreprocessSpec
+
+VERSION = 1
+_CHUNK_ROWS = 64
+_READ_ROWS = 1024
+_INDEX_DTYPE = np.dtype([("name", h5py.string_dtype()), ("bytes", "<u8"), ("crc", "<u4")])
+
+Vectors = NDArray[np.float32]
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What vectors of `size` numbers were made by: a CNN, the hash of its weights (`weights_hash`), and how images reach it."""
+
+    cnn: str
+    weights: str
+    preprocess: PreprocessSpec
+    size: int
+
+    def __str__(self) -> str:
+        spec = self.preprocess
+        pixels = f"crops of {spec.crop} from {spec.resize}, mean {list(spec.mean)}, std {list(spec.std)}"
+        return f"{self.cnn} with weights {self.weights[:16]}... ({self.size} numbers; {pixels})"
+
+
+def weights_hash(arrays: Mapping[str, Any]) -> str:
+    """SHA-256 of float32 arrays of the host, with their names and shapes: the same in whatever file they were."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        found.update(f"{name} {tuple(arrays[name].shape)}\n".encode())
+        found.update(np.ascontiguousarray(arrays[name], "<f4").data)
+    return found.hexdigest()
+
+
+class FeatureStore(GrowingFile):
+    """The vectors of one origin, by file name and file size.
+
+    Each vector is checked against its CRC when the file is opened; damaged ones are left out, which is logged and kept in
+    `report`. Thread-safe. One process at a time may hold a file open.
+    """
+
+    what, format = "feature file", "pycap-features"
+
+    def __init__(self, path: str | Path, origin: Origin) -> None:
+        """Open or create. DataError when the file holds vectors of another origin (both are named), is open elsewhere, or
+        cannot be written."""
+        self.origin = origin
+        self._rows: dict[Key, int] = {}
+        self._failed: dict[Key, ImageError] = {}
+        self._end = 0
+        super().__init__(path)
+
+    def _fill_new(self, file: h5py.File) -> None:
+        own = self.origin
+        preprocess = json.dumps(own.preprocess.to_dict(), sort_keys=True)
+        file.attrs.update(version=VERSION, cnn=own.cnn, weights=own.weights, preprocess=preprocess)
+        shape = {"shape": (0, own.size), "maxshape": (None, own.size), "chunks": (_CHUNK_ROWS, own.size)}
+        file.create_dataset("data", dtype="<f4", **shape)
+        file.create_dataset("index", (0,), _INDEX_DTYPE, maxshape=(None,), chunks=(1 << 10,))
+
+    def _check(self, file: h5py.File) -> None:
+        if file.attrs["version"] != VERSION:
+            raise DataError(
+                f"{self.path}: version {file.attrs['version']} of a feature file, and this pycap reads version {VERSION}; "
+                "name another file"
+            )
+        preprocess = PreprocessSpec.from_dict(json.loads(file.attrs["preprocess"]))
+        data, index = file["data"], file["index"][:]
+        found = Origin(str(file.attrs["cnn"]), str(file.attrs["weights"]), preprocess, int(data.shape[1]))
+        if found != self.origin:
+            raise DataError(
+                f"{self.path}: holds features of {found}; wanted are those of {self.origin}; name another file, or "
+                "take the weights, --image-size and --resize that it was made with"
+            )
+        if len(index) > len(data):
+            raise Corrupt(f"the index points at row {len(index)} of {len(data)}")
+        # Rows without a place in the index were being written when their writer was killed; they are written over.
+        self._end = len(index)
+        for first in range(0, len(index), _READ_ROWS):
+            block = data[first : first + _READ_ROWS]
+            for row, (name, nbytes, crc) in enumerate(index[first : first + _READ_ROWS].tolist(), first):
+                if zlib.crc32(block[row - first].data) == crc:
+                    self._rows[name.decode(), nbytes] = row
+                else:
+                    self._note(f"{self.path}: the features of {name.decode()} are damaged; they are made anew")
+
+    def _flush(self) -> None:
+        """Nothing is pending: vectors are written as they are added."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def missing(self, examples: Iterable[Example]) -> list[Example]:
+        """Those of the examples that have no vector here, each image once. An image whose file has gone is among them."""
+        wanted: dict[Key, Example] = {}
+        for example in examples:
+            key = _key(example)
+            if key not in self._rows:
+                wanted.setdefault(key, example)
+        return list(wanted.values())
+
+    def add(self, examples: Sequence[Example], vectors: Vectors) -> None:
+        """Append a vector for each example, float32 [n, F]; in the file when this returns. DataError where it cannot be
+        written (a full disk)."""
+        rows = np.empty(len(examples), _INDEX_DTYPE)
+        keys = [_key(example) for example in examples]
+        for row, (name, nbytes), vector in zip(rows, keys, vectors, strict=True):
+            row["name"], row["bytes"], row["crc"] = name, nbytes, zlib.crc32(np.ascontiguousarray(vector, "<f4"))
+        with self._lock:
+            self._require_open()
+            try:
+                self._append(self._end, vectors, rows)
+            except (OSError, RuntimeError) as error:
+                raise DataError(
+                    f"{self.path}: cannot write features ({error}); free space, or name another file: what is in it is kept"
+                ) from error
+            self._rows.update((key, self._end + i) for i, key in enumerate(keys))
+            self._end += len(rows)
+
+    def fail(self, example: Example, error: ImageError) -> None:
+        """An image cannot be read: while this is open, `get` says so."""
+        self._failed[_key(example)] = error
+
+    def get(self, example: Example) -> Vectors:
+        """The vector of an image, float32 [F]. ImageError where there is none."""
+        key = _key(example)
+        with self._lock:
+            self._require_open()
+            row = self._rows.get(key)
+            if row is None:
+                raise self._failed.get(key) or ImageError(str(example.path), f"no features of it in {self.path}")
+            return self._data[row]
+
+
+def _key(example: Example) -> Key:
+    try:
+        return example.file_name, os.stat(example.path).st_size
+    except OSError:
+        return example.file_name, 0

@@ -1,0 +1,153 @@
+"""HDF5 files that grow by whole records: a writer that is killed costs at most what it had not flushed.
+
+Data is flushed to the file before the rows of `index` that point at it. A new file is made under a temporary name. A file
+that is damaged is renamed and made anew, which is logged and kept in `report`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import h5py
+
+from pycap.data import DataError
+
+log = logging.getLogger(__name__)
+
+# Two objects on one file would each append at their own idea of its end; HDF5's lock keeps out other processes only.
+_open_paths: set[str] = set()
+_open_lock = threading.Lock()
+
+#: What h5py raises where a file is not what it should be.
+_READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError)
+Self = TypeVar("Self", bound="GrowingFile")
+
+
+class Corrupt(Exception):
+    """The file is not a whole one; the message says why."""
+
+
+class GrowingFile(ABC):
+    """One such file, open. Thread-safe (one lock: HDF5 is not). One process at a time may hold it open."""
+
+    what: str  # for messages: "image store"
+    format: str  # the file's attribute `format`
+
+    def __init__(self, path: str | Path) -> None:
+        """Open or create. DataError when the file is another thing, is open elsewhere, or cannot be written."""
+        self.path = Path(path)
+        self.report: list[str] = []
+        self._lock = threading.Lock()
+        self._real = os.path.realpath(self.path)
+        with _open_lock:
+            if self._real in _open_paths:
+                raise DataError(f"{self.path}: this process has the {self.what} open already; share that object")
+            try:
+                self._file = self._open()
+            except Corrupt as error:
+                # Renamed, not deleted: what was named may have been something else than such a file.
+                aside = self.path.with_name(self.path.name + ".corrupt")
+                os.replace(self.path, aside)
+                self._note(f"{self.path}: the {self.what} is corrupt ({error}); renamed to {aside.name}, made anew")
+                self._file = self._open()
+            self._data = self._file["data"]  # looked up once: that takes as long as to read a record
+            _open_paths.add(self._real)
+
+    @abstractmethod
+    def _fill_new(self, file: h5py.File) -> None:
+        """Give a new file its attributes, `data` and `index`."""
+
+    @abstractmethod
+    def _check(self, file: h5py.File) -> None:
+        """Look at a file of this format and read its index. Corrupt where it is not whole (as does any error of h5py);
+        DataError where it holds something else than is wanted."""
+
+    @abstractmethod
+    def _flush(self) -> None:
+        """Append what is pending; called with the lock."""
+
+    def _note(self, message: str) -> None:
+        self.report.append(message)
+        log.warning(message)
+
+    def _open(self) -> h5py.File:
+        if not self.path.exists():
+            self._create()
+        elif self.path.is_file() and self.path.stat().st_size == 0:
+            raise Corrupt("the file is empty")  # HDF5 would take it for a new file
+        try:
+            # No chunk cache: a random read of a few kB must not fetch its whole chunk, and writes must reach the file.
+            file = h5py.File(self.path, "r+", rdcc_nbytes=0)
+        except (BlockingIOError, PermissionError, IsADirectoryError) as error:
+            why = "another process holds it open" if isinstance(error, BlockingIOError) else str(error)
+            raise DataError(f"{self.path}: cannot open the {self.what} ({why}); name another file") from error
+        except OSError as error:
+            raise Corrupt(str(error)) from error
+        try:
+            kind = file.attrs.get("format")
+            if kind != self.format:
+                raise DataError(f"{self.path}: an HDF5 file, but not a pycap {self.what}; name another file")
+            self._check(file)
+        except BaseException as error:
+            file.close()
+            if isinstance(error, _READ_ERRORS) and not isinstance(error, DataError):
+                raise Corrupt(str(error)) from error
+            raise
+        return file
+
+    def _create(self) -> None:
+        """Make an empty file under a temporary name and rename it, so that no half-made one is ever found."""
+        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        try:
+            with h5py.File(temporary, "w") as file:
+                file.attrs["format"] = self.format
+                self._fill_new(file)
+            os.replace(temporary, self.path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise DataError(f"{self.path}: cannot make the {self.what} ({error}); name another file") from error
+
+    def _append(self, end: int, block: Any, rows: Any) -> None:
+        """Write a block of data behind the first `end` entries, then the rows of the index that point into it. Raises what
+        h5py raises (OSError, RuntimeError)."""
+        data, index = self._data, self._file["index"]
+        data.resize(end + len(block), axis=0)
+        data[end:] = block
+        self._file.flush()  # the data must be there before any row points at it
+        index.resize((len(index) + len(rows),))
+        index[-len(rows) :] = rows
+        self._file.flush()
+
+    def _require_open(self) -> None:
+        if not self._file:
+            raise DataError(f"{self.path}: the {self.what} is closed")
+
+    def flush(self) -> None:
+        """Write what is pending to the file."""
+        with self._lock:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is pending and close the file. A second call does nothing."""
+        with self._lock:
+            if self._file:
+                try:
+                    self._flush()
+                finally:
+                    self._file.close()
+                    with _open_lock:
+                        _open_paths.discard(self._real)
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,50 @@
+"""A frozen CNN's features: extracted once, into a file that says what made them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pycap import ops
+from pycap.autograd import no_grad
+from pycap.backends import WeightCache, constant_weights, set_float32_products
+from pycap.data import Example
+from pycap.data.features import FeatureStore, Origin, weights_hash
+from pycap.data.images import ImageError, PreprocessSpec, centre_crops, iterate_images
+from pycap.device import activation_dtype, float32_products, to_host
+from pycap.models.vgg import VGG
+
+
+def origin(cnn: VGG, spec: PreprocessSpec) -> Origin:
+    """What makes the vectors; hashes the weights (a second for VGG16)."""
+    arrays = {name: to_host(array) for name, array in cnn.state_arrays().items()}
+    return Origin(cnn.name, weights_hash(arrays), spec, cnn.output_size)
+
+
+def extract(
+    cnn: VGG, store: FeatureStore, examples: Sequence[Example], *, batch_size: int, precision: str, workers: int
+) -> Iterator[ImageError | None]:
+    """Add the examples' vectors to `store`; for each of them in turn, None, or why its image cannot be read.
+
+    cnn: what the store's origin was made of. examples: what the store misses. Before an image is yielded its vector is in the
+    file, so that nothing is lost where this is interrupted, and nothing done twice. DataError where the file cannot be written.
+    """
+    spec, dtype = store.origin.preprocess, activation_dtype(precision)
+    set_float32_products(float32_products(precision))
+    forms = WeightCache()
+    batches = iterate_images([example.path for example in examples], spec, batch_size, workers)
+    for first, (_, images, errors) in zip(range(0, len(examples), batch_size), batches, strict=True):
+        batch = examples[first : first + batch_size]
+        failed = {error.file: error for error in errors}
+        readable = [example for example in batch if str(example.path) not in failed]
+        if readable:
+            crops = centre_crops(spec, len(readable))
+            with no_grad(), cnn.evaluating(), constant_weights(forms):
+                seen = cnn(ops.pixels(images, crops, spec.crop, spec.mean, spec.std, dtype))
+                store.add(readable, to_host(ops.cast(seen, np.float32).data))
+        for example in batch:
+            error = failed.get(str(example.path))
+            if error is not None:
+                store.fail(example, error)
+            yield error
