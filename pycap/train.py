@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def train(config: TrainConfig) -> RunResult:
-    """Train a captioner as `config` says; returns the run's folder and scores.
+    """Train a captioner, or the classifier of stage `pretrain`, as `config` says; returns the run's folder and scores.
 
     Raises ConfigError, DataError, CheckpointError, DeviceError, BackendError, Diverged, each with what to do about it;
     Stopped after Ctrl-C or SIGTERM, when everything is saved.

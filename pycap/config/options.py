@@ -114,7 +114,7 @@ class TrainConfig:
     init_from: Path | None = _opt(None, "run or checkpoint to take the weights from")
     extend_vocab: bool = _opt(False, "init_from: add the new data's words to the checkpoint's vocabulary")
     vgg_weights: Path | None = _opt(
-        None, "pre-trained VGG for the CNN: .h5, .safetensors, .pth, .npz (docs/weights.md)"
+        None, "pre-trained VGG for the CNN: .h5, .safetensors, .pth, .npz, or a run's folder (docs/weights.md)"
     )
 
     device: str = _opt("auto", "where to compute (auto: on a GPU that the kernels can use)", choices=DEVICES)

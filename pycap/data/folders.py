@@ -45,7 +45,8 @@ def load(root: Path) -> tuple[list[Example], list[Example], list[Problem]]:
             )
     else:
         val = {name: _held_out(images) for name, images in train.items()}
-        train = {name: [e for e in images if e not in set(val[name])] for name, images in train.items()}
+        apart = {example.file_name for images in val.values() for example in images}
+        train = {name: [e for e in images if e.file_name not in apart] for name, images in train.items()}
     problems += [
         {"file": f"val/{name}", "reason": "no image to validate on; the class is trained all the same"}
         for name in train

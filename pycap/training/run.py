@@ -132,7 +132,7 @@ class _Run:
         self.phase = ""
 
     def _new_folder(self, config: TrainConfig) -> None:
-        for given in (config.init_from, *self.source.folders):
+        for given in (config.init_from, config.vgg_weights, *self.source.folders):
             if given and self.folder.resolve() in (given.resolve(), *given.resolve().parents):
                 raise ConfigError(f"out_dir: {self.folder} holds {given}, which this run reads; give another --out-dir")
         aside = run_folder.make_room(self.folder)

@@ -159,6 +159,8 @@ def test_a_captioner_and_a_classifier_are_told_apart(
         pycap.load(trained)
     with pytest.raises(ConfigError, match="best holds a classifier, and stage coco trains a captioner.*--vgg-weights"):
         pycap.train(tiny(data, tmp_path / "run", image_size=32, resize=36, init_from=trained))
+    with pytest.raises(ConfigError, match="out_dir: .* holds .*, which this run reads; give another --out-dir"):
+        pycap.train(tiny(data, trained, image_size=32, resize=36, vgg_weights=trained / "best"))
     with pytest.raises(DataError, match=r"2 classes \(first: n04, n05\) are not among the 3 of the checkpoint"):
         pycap.train(config(renamed(tree, tmp_path / "tree"), tmp_path / "other", init_from=trained))
     again = pycap.train(config(tree, tmp_path / "again", init_from=trained, epochs=1, learning_rate=0.0))
