@@ -131,7 +131,7 @@ class FeatureStore(GrowingFile):
         rows = np.empty(len(examples), _INDEX_DTYPE)
         keys = [_key(example) for example in examples]
         for row, (name, nbytes), vector in zip(rows, keys, vectors, strict=True):
-            row["name"], row["bytes"], row["crc"] = name, nbytes, zlib.crc32(np.ascontiguousarray(vector, "<f4"))
+            row["name"], row["bytes"], row["crc"] = name, nbytes, zlib.crc32(np.ascontiguousarray(vector, "<f4").data)
         with self._lock:
             self._require_open()
             try:
