@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,48 +27,34 @@ def load(path: str | Path | Sequence[str | Path], precision: str | None = None, 
 
 
 def caption_files(args: argparse.Namespace) -> int:
-    """`pycap caption`: a JSON line an image, to --output or the screen. Status 1 where an image could not be read."""
+    """`pycap caption`: a caption an image, to --output or the screen. Status 1 where an image could not be read."""
     from rich.progress import track
 
     from pycap.backends import select, set_threads
     from pycap.data.images import find_images
+    from pycap.data.results import Writer, check_names, image_id
     from pycap.device import cpu_count
 
+    writer = Writer(args.output, args.format, args.separator)
     select(args.device, args.backend)
     set_threads(args.threads or cpu_count())
     paths = find_images(args.images)
-    captioner = load(args.checkpoint, args.precision)
-    captions: Iterable[Caption] = captioner.caption(
-        paths, beam_size=args.beam_size, batch_size=args.batch_size, length_penalty=args.length_penalty
-    )
-    done = failed = 0
-    output = Path(args.output) if args.output else None
-    partial = output.with_name(output.name + ".partial") if output else None
-    stream = open(partial, "w", encoding="utf-8") if partial else sys.stdout  # noqa: SIM115 - closed below
-    try:
-        if partial:
+    check_names(paths, args.format, writer.separator)
+    captioner = load([args.checkpoint, *args.ensemble], args.precision)
+    captions: Iterable[Caption] = captioner.caption(paths, **args.decoding)
+    failed = 0
+    with writer:
+        if writer.path:
             captions = track(captions, "captioning", len(paths))
         for path, caption in zip(paths, captions, strict=True):
             if caption.error:
                 failed += 1
                 print(f"{path}: {caption.error}", file=sys.stderr)
-                continue
-            beams = [{"caption": text, "logprob": logprob} for text, logprob in caption.beams]
-            row = {"file_name": str(path), "caption": caption.text, "logprob": caption.logprob, "beams": beams}
-            print(json.dumps({"image_id": path.stem, **row}, ensure_ascii=False), file=stream, flush=True)
-            done += 1
-    except BaseException:
-        if partial and done:
-            print(f"stopped: the {done} captions made so far are in {partial}", file=sys.stderr)
-        elif partial:
-            partial.unlink()
-        raise
-    finally:
-        if partial:
-            stream.close()
-    if partial and output:
-        partial.replace(output)
-        print(f"{done} captions: {output}")
+            else:
+                name = {"image_id": image_id(path, args.format), "file_name": str(path)}
+                writer.add(name | caption.row(drawn=args.decoding["sampling"] is not None))
+    if writer.path:
+        print(f"{writer.count} captions: {writer.path}")
     if failed:
         print(f"{failed} of {len(paths)} images could not be read", file=sys.stderr)
     return 1 if failed else 0

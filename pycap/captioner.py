@@ -36,6 +36,11 @@ class Caption:
     beams: tuple[tuple[str, float], ...]
     error: str = ""
 
+    def row(self, drawn: bool) -> dict[str, Any]:
+        """As a line of JSON has it, without the image. drawn: `beams` were sampled, and are called so."""
+        beams = [{"caption": text, "logprob": logprob} for text, logprob in self.beams]
+        return {"caption": self.text, "logprob": self.logprob, "samples" if drawn else "beams": beams}
+
 
 def build_model(
     config: TrainConfig, vocabulary: int, *, draw: bool = True, word_head: bool | None = None

@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+#: Scores that are not printed unless they are asked for.
+_ALSO = ("bleu_keras", "meteor_nltk")
 
 
 def _parser() -> argparse.ArgumentParser:
     from pycap import __version__
     from pycap.config import BACKENDS, DEVICES, PRECISIONS
+    from pycap.data.results import FORMATS
 
     parser = argparse.ArgumentParser(prog="pycap", description="Train image captioners, and caption images with them.")
     parser.add_argument("--version", action="version", version=f"pycap {__version__}")
@@ -19,10 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     caption = commands.add_parser("caption", help="caption images")
     caption.add_argument("checkpoint", help="a checkpoint, or a run's folder")
     caption.add_argument("images", nargs="+", help="image files, or folders of them (searched recursively, sorted)")
-    caption.add_argument("--output", metavar="FILE", help="write JSON Lines here (default: print them)")
-    caption.add_argument(
-        "--length-penalty", type=float, default=0.0, metavar="A", help="divide by length to this power"
-    )
+    caption.add_argument("--output", metavar="FILE", help="write the captions here (default: print them)")
 
     evaluate = commands.add_parser("evaluate", help="caption a split of a data set and score it")
     evaluate.add_argument("checkpoint", help="a checkpoint, or a run's folder")
@@ -32,11 +34,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--split", default="val", choices=("train", "val", "test", "all"))
     evaluate.add_argument("--images", type=_positive, metavar="N", help="only the first N")
-    evaluate.add_argument("--output", metavar="FILE", help="write COCO results JSON here")
+    evaluate.add_argument("--output", metavar="FILE", help="write the captions here")
 
-    score = commands.add_parser("score", help="score a COCO results file")
-    score.add_argument("results", help='[{"image_id": ..., "caption": ...}]')
+    score = commands.add_parser("score", help="score a file of captions")
+    score.add_argument("results", help="COCO results, what pycap caption wrote, or an ImageCLEF run")
     score.add_argument("annotations", help="COCO captions file")
+    score.add_argument("--separator", metavar="S", help="between id and caption of an ImageCLEF run (default: found)")
 
     vgg = commands.add_parser("import-vgg", help="convert a pre-trained VGG into a file of pycap's own")
     vgg.add_argument(
@@ -77,8 +80,18 @@ def _parser() -> argparse.ArgumentParser:
         "--vocabulary", type=_positive, default=10_000, metavar="N", help="with --plan: words (default: %(default)s)"
     )
 
-    for command in (caption, evaluate):
-        command.add_argument("--beam-size", "--beam_size", type=_positive, default=3, metavar="N")
+    for command in (evaluate, score):
+        command.add_argument("--also", type=_also, default=[], metavar="A,B", help=f"more scores: {', '.join(_ALSO)}")
+        command.add_argument("--per-image", metavar="FILE", help="write each image's scores here, as JSON Lines")
+    for command, form in ((caption, "jsonl"), (evaluate, "coco")):
+        command.add_argument("--format", choices=FORMATS, default=form, help="of --output (default: %(default)s)")
+        command.add_argument(
+            "--separator",
+            default="\\t",
+            metavar="S",
+            help="between id and caption in --format imageclef (default: a tab)",
+        )
+        _add_decoding(command)
     for command in (caption, evaluate, features):
         command.add_argument(
             "--batch-size", "--batch_size", type=_positive, default=16, metavar="N", help="images at once"
@@ -92,6 +105,57 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
     return parser
+
+
+def _add_decoding(command: argparse.ArgumentParser) -> None:
+    """Options that say how captions are made of probabilities (docs/decoding.md); `_decoding` reads them."""
+    command.add_argument(
+        "--ensemble", nargs="+", default=[], metavar="CKPT", help="further checkpoints, which decide together"
+    )
+    command.add_argument("--beam-size", "--beam_size", type=_positive, metavar="N", help="1 is greedy (default: 3)")
+    command.add_argument(
+        "--length-penalty", type=float, metavar="A", help="divide by length to this power (default: 0)"
+    )
+    command.add_argument("--max-length", type=_positive, metavar="N", help="most words (default: as in training)")
+    command.add_argument(
+        "--temperature", type=float, metavar="T", help="draw words from probability^(1/T); 0 is greedy"
+    )
+    command.add_argument("--top-k", type=_positive, metavar="K", help="draw only from the K most probable words")
+    command.add_argument("--top-p", type=float, metavar="P", help="draw only from the fewest words that sum to P")
+    command.add_argument(
+        "--samples", type=_positive, metavar="N", help="draw N captions an image; the most probable is the caption"
+    )
+    command.add_argument("--seed", type=int, metavar="S", help="of what is drawn (default: 0)")
+
+
+def _decoding(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """The arguments of `Captioner.caption`, and what they are in words. ValueError for options that contradict each other."""
+    from pycap.decode import Sampling
+
+    given = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "samples", "seed")}
+    given = {name: value for name, value in given.items() if value is not None}
+    options = {"batch_size": args.batch_size, "max_length": args.max_length, "sampling": None}
+    if not given.keys() - {"seed"}:
+        if given:
+            raise ValueError(
+                "--seed is of what is drawn, and nothing is: give --temperature, --top-k, --top-p or --samples"
+            )
+        beam_size = args.beam_size or 3
+        return options | {"beam_size": beam_size, "length_penalty": args.length_penalty or 0.0}, f"beam {beam_size}"
+    if (args.beam_size or 1) > 1 or args.length_penalty:
+        search = f"--beam-size {args.beam_size}" if (args.beam_size or 1) > 1 else "--length-penalty"
+        drawn = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(f"{search} is of a search, and {drawn} of drawing at random: leave one of them out")
+    how = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in given.items())
+    return options | {"sampling": Sampling(**given)}, f"drawn with {how}"
+
+
+def _also(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in _ALSO:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(_ALSO)}")
+    return names
 
 
 def _positive(text: str) -> int:
@@ -114,6 +178,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options and not (args.command == "doctor" and args.plan):
         parser.error(f"unrecognized arguments: {' '.join(options)}")
     args.options = options
+    if args.command in ("caption", "evaluate"):
+        try:
+            args.decoding, args.how = _decoding(args)
+        except ValueError as error:
+            parser.error(str(error))
     from pycap.caption import caption_files
     from pycap.doctor import examine
     from pycap.evaluate import evaluate_checkpoint, score_files

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 
@@ -24,93 +25,76 @@ def evaluate(
 
 
 def evaluate_checkpoint(args: argparse.Namespace) -> int:
-    """`pycap evaluate`: caption a split with a checkpoint, score it, write COCO results JSON where asked."""
+    """`pycap evaluate`: caption a split with a checkpoint, score it, write the captions where asked."""
     from rich.progress import track
 
     from pycap.backends import select, set_threads
     from pycap.captioner import Captioner
     from pycap.data import load_split
+    from pycap.data.results import Writer
     from pycap.device import cpu_count
 
+    writer = Writer(args.output, args.format, args.separator) if args.output else None
     select(args.device, args.backend)
     set_threads(args.threads or cpu_count())
-    captioner = Captioner.load(args.checkpoint, args.precision)
+    captioner = Captioner.load([args.checkpoint, *args.ensemble], args.precision)
     examples, problems = load_split(args.stage or captioner.config.stage, Path(args.data), args.split)
     examples = examples[: args.images] if args.images else examples
-    captions = captioner.caption([e.path for e in examples], beam_size=args.beam_size, batch_size=args.batch_size)
+    captions = captioner.caption([e.path for e in examples], **args.decoding)
     results: dict[Any, str] = {}
     failed = []
-    for example, caption in zip(examples, track(captions, "captioning", len(examples)), strict=True):
-        if caption.error:
-            failed.append(f"{caption.file_name}: {caption.error}")
-        else:
+    with writer or nullcontext():
+        for example, caption in zip(examples, track(captions, "captioning", len(examples)), strict=True):
+            if caption.error:
+                failed.append(f"{caption.file_name}: {caption.error}")
+                continue
             results[example.image_id] = caption.text
+            if writer:
+                name = {"image_id": example.image_id, "file_name": example.file_name}
+                writer.add(name | caption.row(drawn=args.decoding["sampling"] is not None))
     references = {e.image_id: list(e.captions) for e in examples if e.image_id in results}
-    if args.output:
-        _write_json(Path(args.output), [{"image_id": i, "caption": c} for i, c in results.items()])
     for line in failed:
         print(f"skipped {line}")
-    print(
-        f"{len(results)} images of {args.split} ({len(problems) + len(failed)} could not be used), beam {args.beam_size}"
-    )
-    _print_scores(results, references)
+    print(f"{len(results)} images of {args.split} ({len(problems) + len(failed)} could not be used), {args.how}")
+    _tell_scores(results, references, args)
     return 0
 
 
 def score_files(args: argparse.Namespace) -> int:
-    """`pycap score`: score a COCO results file against a COCO annotations file."""
+    """`pycap score`: score a file of captions against a COCO annotations file."""
     from pycap.data import DataError
+    from pycap.data.layout import read_json
+    from pycap.data.results import read_results, renamed
 
-    results = _read_results(Path(args.results))
     references: dict[Any, list[str]] = {}
-    annotations = _read_json(Path(args.annotations))
+    results = read_results(Path(args.results), args.separator)
+    annotations = read_json(Path(args.annotations))
     if not isinstance(annotations, dict) or not isinstance(annotations.get("annotations"), list):
         raise DataError(f'{args.annotations}: no "annotations" in it; give a COCO captions file')
     for row in annotations["annotations"]:
         references.setdefault(row["image_id"], []).append(row["caption"])
-    _print_scores(results, references)
+    _tell_scores(renamed(results, references), references, args)
     return 0
 
 
-def _print_scores(results: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> None:
-    """Every score; for METEOR, where Java or its program is missing, why there is none and what helps."""
-    from pycap.metrics import MeteorUnavailable
+def _tell_scores(results: Mapping[Any, str], references: Mapping[Any, Sequence[str]], args: argparse.Namespace) -> None:
+    """Print every score, of all captions and over the images, and for those that this machine cannot compute why, and what
+    helps; write each image's where asked."""
+    from pycap import metrics
+    from pycap.training.folder import write_lines
 
-    missing = ""
-    try:
-        scores = evaluate(results, references, also=["METEOR"])
-    except MeteorUnavailable as error:
-        missing, scores = str(error), evaluate(results, references)
-    for name, value in scores.items():
-        print(f"{name:8} {value:.4f}")
-    if missing:
-        print(f"METEOR   not scored: {missing}")
-
-
-def _read_json(path: Path) -> Any:
-    from pycap.data import DataError
-
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: not readable as JSON: {error}") from error
-
-
-def _read_results(path: Path) -> dict[Any, str]:
-    from pycap.data import DataError
-
-    rows = _read_json(path)
-    if not isinstance(rows, list) or not all(isinstance(r, dict) and {"image_id", "caption"} <= r.keys() for r in rows):
-        raise DataError(f'{path}: not COCO results; they look like [{{"image_id": 1, "caption": "..."}}]')
-    results = {row["image_id"]: row["caption"] for row in rows}
-    if len(results) != len(rows):
-        raise DataError(f"{path}: {len(rows) - len(results)} image ids stand in it twice; keep one caption an image")
-    return results
-
-
-def _write_json(path: Path, rows: Any) -> None:
-    from pycap.training.folder import write_text
-
-    write_text(path, json.dumps(rows, ensure_ascii=False, indent=0) + "\n")
+    found = metrics.report(results, references, also=["METEOR", *args.also])
+    width = max(map(len, found.scores))
+    print(f"{'':{width}}   score    mean  median   (over the images)")
+    for name, value in found.scores.items():
+        each = [row[name] for row in found.images.values()]
+        print(f"{name:{width}}  {value:.4f}  {fmean(each):.4f}  {median(each):.4f}")
+    for name, error in found.missing.items():
+        print(f"{name:{width}}  not scored, nor its median: {error}")
+    if args.per_image:
+        rows = [
+            {"image_id": i, "caption": results[i], "references": list(references[i]), **row}
+            for i, row in found.images.items()
+        ]
+        write_lines(Path(args.per_image), rows)
+        print(f"scores of {len(rows)} images: {args.per_image}")

@@ -97,7 +97,8 @@ TABLE: dict[str, Row] = {
     "testing": row("device memory autograd backends ops"),
     "web": row("caption config", packages="numpy", lazy_packages="starlette uvicorn PIL"),
     "cli": row(
-        lazy_rooms="train evaluate caption features paper import_vgg doctor web config data checkpoint", packages=""
+        lazy_rooms="train evaluate caption features paper import_vgg doctor web config data decode checkpoint",
+        packages="",
     ),
     # pycap/__init__.py: what its own imports bring along is held down by tests/test_import.py.
     "": row("autograd train evaluate caption captioner config"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from pycap.metrics.bleu import Tokenizer, bleu, check_ids
 from pycap.metrics.cider import CiderD
@@ -16,6 +17,7 @@ __all__ = [
     "ON_REQUEST",
     "CiderD",
     "MeteorUnavailable",
+    "Report",
     "bleu",
     "bleu_keras",
     "distinct_ratio",
@@ -23,6 +25,7 @@ __all__ = [
     "meteor_missing",
     "meteor_nltk",
     "ptb_tokens",
+    "report",
     "rouge_l",
     "score",
     "score_images",
@@ -30,6 +33,26 @@ __all__ = [
 
 NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
 ON_REQUEST = ("METEOR", "bleu_keras", "meteor_nltk")
+
+
+@dataclass(frozen=True)
+class Report:
+    """scores: of all captions together, by name. images: each image's, by id. missing: what was asked for and cannot be
+    computed here; the error says why, and what helps."""
+
+    scores: dict[str, float]
+    images: dict[Hashable, dict[str, float]]
+    missing: dict[str, MeteorUnavailable | LookupError]
+
+
+def report(
+    results: Mapping[Hashable, str],
+    references: Mapping[Hashable, Sequence[str]],
+    tokenizer: Tokenizer = ptb_tokens,
+    also: Sequence[str] = (),
+) -> Report:
+    """`score` and `score_images` in one, and what there is where something is missing. ValueError as for `score`."""
+    return _report(results, references, tokenizer, also, each=True)
 
 
 def score(
@@ -46,50 +69,70 @@ def score(
         MeteorUnavailable: METEOR is asked for and cannot be computed here.
         LookupError: meteor_nltk is asked for and WordNet is missing.
     """
-    check_ids(results, references)
-    unknown = [name for name in also if name not in ON_REQUEST]
-    if unknown:
-        raise ValueError(f"also: no score is named {unknown[0]!r}; there are {', '.join(ON_REQUEST)}")
-    captions, human = _tokens(results, references, tokenizer)
-    images = list(captions)
-    cider = CiderD(human.values())
-    scores = {
-        **bleu(captions, human),
-        "ROUGE-L": sum(rouge_l(captions[i], human[i]) for i in images) / len(images),
-        "CIDEr": sum(cider.score(captions[i], human[i]) for i in images) / len(images),
-    }
-    if "METEOR" in also:
-        scores["METEOR"], _ = meteor(captions, human)
-    if "bleu_keras" in also:
-        scores |= bleu_keras(captions, human)
-    if "meteor_nltk" in also:
-        scores["meteor_nltk"] = meteor_nltk(captions, human)
-    return scores
+    return _whole(_report(results, references, tokenizer, also, each=False)).scores
 
 
 def score_images(
     results: Mapping[Hashable, str],
     references: Mapping[Hashable, Sequence[str]],
     tokenizer: Tokenizer = ptb_tokens,
+    also: Sequence[str] = (),
 ) -> dict[Hashable, dict[str, float]]:
-    """The metrics of `NAMES` of each image. Frequencies of CIDEr come from all the images that have a result.
+    """The metrics of `NAMES` of each image, and those of `also`. Frequencies of CIDEr come from all the images that have a
+    result.
 
-    The mean over images is `score`'s value for ROUGE-L and CIDEr. BLEU is a corpus's: its mean is not.
+    The mean over images is `score`'s value for ROUGE-L, CIDEr and meteor_nltk. BLEU and METEOR are a corpus's: their means
+    are not.
 
     Raises:
-        ValueError: as for `score`.
+        As for `score`.
     """
+    return _whole(_report(results, references, tokenizer, also, each=True)).images
+
+
+def _report(
+    results: Mapping[Hashable, str],
+    references: Mapping[Hashable, Sequence[str]],
+    tokenizer: Tokenizer,
+    also: Sequence[str],
+    each: bool,
+) -> Report:
+    """each: with BLEU of each image, which takes as long as all the rest; else without `images`."""
     check_ids(results, references)
-    captions, human = _tokens(results, references, tokenizer)
+    unknown = [name for name in also if name not in ON_REQUEST]
+    if unknown:
+        raise ValueError(f"also: no score is named {unknown[0]!r}; there are {', '.join(ON_REQUEST)}")
+    captions = {i: tokenizer(caption) for i, caption in results.items()}
+    human = {i: [tokenizer(caption) for caption in references[i]] for i in results}
+    alone = [({i: words}, {i: human[i]}) for i, words in captions.items()] if each else []
     cider = CiderD(human.values())
-    return {
-        i: {
-            **bleu({i: words}, {i: human[i]}),
-            "ROUGE-L": rouge_l(words, human[i]),
-            "CIDEr": cider.score(words, human[i]),
-        }
-        for i, words in captions.items()
+    by_image = {
+        "ROUGE-L": {i: rouge_l(words, human[i]) for i, words in captions.items()},
+        "CIDEr": {i: cider.score(words, human[i]) for i, words in captions.items()},
     }
+    scores = bleu(captions, human) | {name: sum(v.values()) / len(v) for name, v in by_image.items()}
+    images = dict(zip(captions, (bleu(*one) for one in alone), strict=False))
+    missing: dict[str, MeteorUnavailable | LookupError] = {}
+    for name, compute in (("METEOR", meteor), ("meteor_nltk", meteor_nltk)):
+        if name in also:
+            try:
+                scores[name], by_image[name] = compute(captions, human)
+            except (MeteorUnavailable, LookupError) as error:
+                missing[name] = error
+    for i, row in images.items():
+        row |= {name: values[i] for name, values in by_image.items()}
+    if "bleu_keras" in also:
+        scores |= bleu_keras(captions, human)
+        for row, one in zip(images.values(), alone, strict=True):
+            row |= bleu_keras(*one)
+    return Report(scores, images, missing)
+
+
+def _whole(found: Report) -> Report:
+    """The same; raises what says why a score is missing."""
+    for error in found.missing.values():
+        raise error
+    return found
 
 
 def distinct_ratio(captions: Iterable[str]) -> float:
@@ -99,10 +142,3 @@ def distinct_ratio(captions: Iterable[str]) -> float:
     """
     captions = list(captions)
     return len(set(captions)) / len(captions) if captions else 1.0
-
-
-def _tokens(
-    results: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]], tokenizer: Tokenizer
-) -> tuple[dict[Hashable, list[str]], dict[Hashable, list[list[str]]]]:
-    captions = {i: tokenizer(caption) for i, caption in results.items()}
-    return captions, {i: [tokenizer(caption) for caption in references[i]] for i in results}

@@ -22,8 +22,8 @@ def bleu_keras(captions: Captions, references: References) -> dict[str, float]:
     return {name.replace("BLEU", "bleu_keras"): value for name, value in inflated.items()}
 
 
-def meteor_nltk(captions: Captions, references: References) -> float:
-    """nltk's METEOR, which has no paraphrases and other parameters than version 1.5: the mean over images.
+def meteor_nltk(captions: Captions, references: References) -> tuple[float, dict[Hashable, float]]:
+    """nltk's METEOR, which has no paraphrases and other parameters than version 1.5: the mean over images, and each.
 
     Raises:
         LookupError: WordNet, which it takes synonyms from, is not installed.
@@ -37,8 +37,8 @@ def meteor_nltk(captions: Captions, references: References) -> float:
         raise LookupError(
             "meteor_nltk needs WordNet, which nltk does not find: python -m nltk.downloader wordnet"
         ) from error
-    scores = [
-        meteor_score([list(words) for words in references[i]], list(caption), wordnet=wordnet)
+    scores = {
+        i: float(meteor_score([list(words) for words in references[i]], list(caption), wordnet=wordnet))
         for i, caption in captions.items()
-    ]
-    return float(sum(scores) / len(scores))
+    }
+    return sum(scores.values()) / len(scores), scores

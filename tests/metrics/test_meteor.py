@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pycap import metrics
-from pycap.evaluate import score_files
+from pycap.cli import main
 from pycap.metrics.meteor import meteor_missing
 
 CAPTIONS = {5: ["a", "dog"], "x": ["red", "car"]}
@@ -118,18 +118,16 @@ def test_the_command_prints_it_or_why_not(stand_in, tmp_path: Path, monkeypatch,
     results.write_text(json.dumps([{"image_id": 1, "caption": "a dog"}]))
     annotations.write_text(json.dumps({"annotations": [{"image_id": 1, "caption": "A cat."}]}))
 
-    class Args:
-        pass
+    def told() -> list[str]:
+        with pytest.raises(SystemExit, match="0"):
+            main(["score", str(results), str(annotations)])
+        return capsys.readouterr().out.splitlines()[1:]  # the first line names the columns
 
-    Args.results, Args.annotations = results, annotations
     stand_in()
-    assert score_files(Args) == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert names == [*metrics.NAMES, "METEOR"]
+    assert [line.split()[0] for line in told()] == [*metrics.NAMES, "METEOR"]
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert score_files(Args) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 7 and lines[-1].startswith("METEOR   not scored: no java on PATH: install")
+    lines = told()
+    assert len(lines) == 7 and lines[-1].startswith("METEOR   not scored, nor its median: no java on PATH: install")
 
 
 @pytest.mark.realdata

@@ -125,7 +125,15 @@ def test_evaluate_writes_results_that_score_scores_alike(
 
 
 @pytest.mark.parametrize(
-    ("content", "named"), [("", "not readable as JSON"), ('{"a": 1}', "not COCO results"), (None, "no such file")]
+    ("content", "named"),
+    [
+        ("", "the file is empty"),
+        ('[{"image_id"', "not valid JSON at line 1"),
+        ('[{"image_id": 1}]', "not COCO results"),
+        ('{"a": 1}', "line 1 is not"),
+        ("1.jpg", "line 1 is not IMAGE_ID"),
+        (None, "No such file"),
+    ],
 )
 def test_score_names_what_is_wrong_with_a_file(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, named: str

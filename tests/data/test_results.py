@@ -1,0 +1,141 @@
+"""Files of captions: what is written in each form is read again, a stop leaves whole rows, ids find their images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycap.data import DataError
+from pycap.data.results import FORMATS, Writer, check_names, image_id, read_results, renamed
+
+ROWS: list[dict[str, Any]] = [
+    {"image_id": "b 1", "caption": "a caf\u00e9, red", "logprob": -1.5},
+    {"image_id": "a", "caption": ""},
+    {"image_id": "007", "caption": "two dogs"},
+]
+
+
+def written(path: Path, form: str, *rows: dict[str, Any], separator: str = "\t") -> str:
+    path.unlink(missing_ok=True)
+    with Writer(path, form, separator) as writer:
+        for row in rows:
+            writer.add(row)
+            assert not path.exists()
+    assert writer.count == len(rows) and [file.name for file in path.parent.iterdir()] == [path.name]
+    return path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_is_written_is_read_again_in_order(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "captions"
+    written(path, form, *ROWS)
+    found = read_results(path)
+    assert list(found.items()) == [(row["image_id"], row["caption"]) for row in ROWS]
+
+
+def test_the_forms_as_they_are(tmp_path: Path) -> None:
+    assert json.loads(written(tmp_path / "a", "coco", *ROWS)) == [
+        {"image_id": row["image_id"], "caption": row["caption"]} for row in ROWS
+    ]
+    assert [json.loads(line) for line in written(tmp_path / "a", "jsonl", *ROWS).splitlines()] == ROWS
+    assert written(tmp_path / "a", "imageclef", *ROWS) == "b 1\ta caf\u00e9, red\na\t\n007\ttwo dogs\n"
+    assert json.loads(written(tmp_path / "a", "coco")) == []
+
+
+def test_a_caption_holds_no_separator_and_no_line_end(tmp_path: Path) -> None:
+    row = {"image_id": 5, "caption": " a dog,\tand\r\na  cat,"}
+    assert written(tmp_path / "a", "imageclef", row, separator=",") == "5,a dog and a cat\n"
+    assert written(tmp_path / "a", "imageclef", row, separator="\\t") == "5\ta dog, and a cat,\n"
+    assert written(tmp_path / "a", "imageclef", row, separator=" | ") == "5 | a dog, and a cat,\n"
+
+
+def test_a_separator_of_ones_own_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    written(path, "imageclef", *ROWS, separator=" | ")
+    assert read_results(path, " | ") == {row["image_id"]: row["caption"] for row in ROWS}
+    path.write_text("12 a dog runs\n\n34  two dogs\n")
+    assert read_results(path) == {"12": "a dog runs", "34": "two dogs"}
+
+
+@pytest.mark.parametrize("separator", ["", "a", "\n", "_", "7", "'"])
+def test_a_separator_that_words_or_lines_may_hold_is_refused(tmp_path: Path, separator: str) -> None:
+    with pytest.raises(DataError, match="separator"):
+        Writer(tmp_path / "a", "imageclef", separator)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_stop_leaves_whole_rows_or_nothing_and_the_old_file(
+    tmp_path: Path, form: str, kept: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, partial = tmp_path / "a", tmp_path / "a.partial"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), Writer(path, form) as writer:
+        for row in ROWS[:kept]:
+            writer.add(row)
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and partial.exists() == bool(kept)
+    if kept:
+        assert list(read_results(partial)) == [row["image_id"] for row in ROWS[:kept]]
+        assert f"stopped: the 2 captions made so far are in {partial}" in capsys.readouterr().err
+
+
+def test_without_a_path_it_is_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    with Writer(None, "coco") as writer:
+        writer.add(ROWS[2])
+    assert json.loads(capsys.readouterr().out) == [{"image_id": "007", "caption": "two dogs"}]
+
+
+def test_a_form_and_a_folder_that_there_are_not_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'xml' is unknown; choose from jsonl, coco, imageclef"):
+        Writer(tmp_path / "a", "xml")
+    with pytest.raises(DataError, match="there is no folder .*gone"):
+        Writer(tmp_path / "gone" / "a", "coco")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('[{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}]', "1 image ids stand in it twice"),
+        ("1\ta\n2\tb\n1\tc\n", "1 image ids stand in it twice"),
+        ('{"image_id": 1, "caption": "a"}\n{"image_id": 2}\n', "line 2 is not"),
+        ('{"image_id": 1, "caption": "a"}\n{"image', "line 2 is not"),
+        ("1\ta\nno tab here\n", r"line 2 is not IMAGE_ID'\\t'CAPTION.*no tab here.*--separator"),
+        ("\ta\n", "line 1 is not"),
+        ("[1, 2]", "not COCO results"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_named(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "run.txt"
+    path.write_text(text)
+    with pytest.raises(DataError, match=f"run.txt: .*{named}"):
+        read_results(path)
+
+
+def test_ids_are_names_and_in_cocos_results_numbers() -> None:
+    assert image_id(Path("x/COCO_val2014_000000391895.jpg"), "coco") == 391895
+    assert image_id(Path("000000391895.jpg"), "coco") == 391895
+    assert image_id(Path("1000268201_693b08cb0e.jpg"), "coco") == "1000268201_693b08cb0e"
+    assert (
+        image_id(Path("000000391895.jpg"), "imageclef") == image_id(Path("000000391895.jpg"), "jsonl") == "000000391895"
+    )
+
+
+def test_results_find_the_ids_that_references_have() -> None:
+    results: dict[int | str, str] = {"000000391895": "a", "0": "b", "x_01": "c", 7: "d", "gone": "e"}
+    assert renamed(results, [391895, 0, "x_01", "007"]) == {391895: "a", 0: "b", "x_01": "c", "007": "d", "gone": "e"}
+
+
+def test_images_of_one_name_and_ids_that_hold_the_separator_are_refused() -> None:
+    for other in ("b/1.png", "a/1.jpg"):
+        same = [Path("a/1.jpg"), Path("a/2.jpg"), Path(other)]
+        check_names(same, "jsonl")
+        for form in ("coco", "imageclef"):
+            with pytest.raises(DataError, match=rf"{other} and a/1.jpg have the same image id, '1'"):
+                check_names(same, form)
+    with pytest.raises(DataError, match="the image id holds the separator ' '"):
+        check_names([Path("my photo.jpg")], "imageclef", " ")
+    check_names([Path("my photo.jpg")], "coco", " ")
