@@ -20,7 +20,7 @@ import pycap
 from pycap import backends, checkpoint, config, device
 from pycap.captioner import Captioner
 from pycap.cli import main
-from pycap.models import nic
+from pycap.models import captions
 from pycap.training import plan
 from pycap.training.run import _Run
 from pycap.training.trainer import Trainer
@@ -144,7 +144,7 @@ def test_an_array_that_stayed_on_the_host_is_caught(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the runs above would prove nothing: here the beam's order does not cross."""
-    monkeypatch.setattr(nic, "to_device", lambda array: array)
+    monkeypatch.setattr(captions, "to_device", lambda array: array)
     with pytest.raises(TypeError, match="Unsupported type"):
         pycap.train(tiny(data, tmp_path / "run", device="cuda", backend="reference", epochs=1))
 
