@@ -199,6 +199,10 @@ class TrainConfig:
                 f"init_from: {self.init_from} contradicts resume {self.resume}: resume continues exactly, "
                 "init_from starts anew from weights; drop one"
             )
+        if self.extend_vocab and not (self.init_from or self.resume):
+            raise ConfigError(
+                "extend_vocab: True needs a checkpoint whose vocabulary is extended; give it with --init-from, or leave it out"
+            )
         if self.vgg_weights and self.init_from:
             raise ConfigError(
                 f"vgg_weights: {self.vgg_weights} contradicts init_from {self.init_from}, which has a CNN; drop one"

@@ -41,6 +41,21 @@ def has_words(text: str) -> bool:
     return bool(_LETTER.search(text)) or any(word.strip("'") for word in tokenize(text))
 
 
+def count_words(captions: Iterable[str]) -> Counter[str]:
+    """How often each word occurs in `captions`."""
+    counts: Counter[str] = Counter()
+    for caption in captions:
+        counts.update(tokenize(caption))
+    return counts
+
+
+def _frequent(counts: Counter[str], threshold: int) -> list[str]:
+    """The words counted at least `threshold` times, by descending count, ties alphabetical."""
+    if threshold < 1:
+        raise DataError(f"word count threshold {threshold}: must be 1 or more")
+    return sorted((word for word, n in counts.items() if n >= threshold), key=lambda word: (-counts[word], word))
+
+
 class Vocabulary:
     """Words and their ids. 0 is PAD, 1 START, 2 END, 3 UNK; then words by descending count, ties alphabetical.
 
@@ -67,12 +82,8 @@ class Vocabulary:
         `report` then holds: `words_seen`, `words_kept`, `tokens`, `unk_tokens`, `unk_percent` (share of tokens that
         become UNK). DataError when no word is left.
         """
-        if threshold < 1:
-            raise DataError(f"word count threshold {threshold}: must be 1 or more")
-        counts: Counter[str] = Counter()
-        for caption in captions:
-            counts.update(tokenize(caption))
-        kept = sorted((word for word, n in counts.items() if n >= threshold), key=lambda word: (-counts[word], word))
+        counts = count_words(captions)
+        kept = _frequent(counts, threshold)
         if not kept:
             raise DataError(
                 f"vocabulary: none of {len(counts)} words occurs {threshold} times; lower --word-count-threshold"
@@ -87,6 +98,11 @@ class Vocabulary:
             "unk_percent": 100.0 * unknown / tokens,
         }
         return cls(kept, threshold, report)
+
+    def extended(self, captions: Iterable[str], threshold: int) -> Vocabulary:
+        """These words under their ids, then those of `captions` that occur at least `threshold` times there and are new."""
+        new = [word for word in _frequent(count_words(captions), threshold) if word not in self.ids]
+        return Vocabulary([*self.words[len(SPECIALS) :], *new], threshold)
 
     def __len__(self) -> int:
         """Number of ids, the four specials counted."""

@@ -3,6 +3,7 @@
 | file | its job |
 |---|---|
 | `sources.py` | a stage's images and captions, or the demo set; vocabulary and loaders |
+| `start.py`, `extend.py` | what a run starts from: a VGG, preprocessing; a checkpoint with a longer vocabulary |
 | `trainer.py` | one step, and the validation loss: model, optimiser, schedule |
 | `plan.py` | what a run needs of a GPU's memory, and the micro-batch that fits |
 | `captioning.py` | what is validated and shown of a captioner |

@@ -26,6 +26,7 @@ from pycap.training import plan as memory_plan
 from pycap.training import sources
 from pycap.training.captioning import Captioning
 from pycap.training.classification import Classification
+from pycap.training.extend import extend
 from pycap.training.feed import TOLERATED, Fed, Feed, Stall
 from pycap.training.folder import Log, Sample
 from pycap.training.progress import Display
@@ -54,11 +55,15 @@ class RunResult:
 
 @dataclass
 class Position:
-    """Where the run is: `batch` is the next one of `epoch` (from 0); at the epoch's end, validation is what comes next."""
+    """Where the run is: `batch` is the next one of `epoch` (from 0); at the epoch's end, validation is what comes next.
+
+    best: of the score that decides (less is better: other scores than the loss are negated). stale: validations since then.
+    """
 
     epoch: int = 0
     batch: int = 0
     best: float | None = None
+    stale: int = 0
 
 
 def run(config: TrainConfig) -> RunResult:
@@ -79,6 +84,10 @@ class _Run:
         self.config, self.source = config, source
         self.folder = config.run_dir
         start = checkpoint.load(config.init_from) if config.init_from else None
+        if start and config.extend_vocab:
+            captions = [caption for example in source.train for caption in example.captions]
+            start, told = extend(start, captions, config.word_count_threshold, config.seed)
+            source.remarks.append(told)
         loaded = resumed or start
         self.vocab: Vocabulary = loaded.vocab if loaded else sources.vocabulary(source, config)
         vgg = weights.load(config.vgg_weights) if config.vgg_weights and not loaded else None
@@ -150,7 +159,7 @@ class _Run:
         try:
             with self._signals(), Display(total, self.trainer.step_number) as self.display:
                 self.say = self.display.say  # above the bar, while there is one
-                while position.epoch < epochs and not self._at_limit():
+                while position.epoch < epochs and not self._at_limit() and not self._is_stale():
                     if position.batch < steps:
                         self._train_epoch()
                     if position.batch >= steps:
@@ -169,6 +178,10 @@ class _Run:
 
     def _at_limit(self) -> bool:
         return bool(self.config.max_steps) and self.trainer.step_number >= self.config.max_steps
+
+    def _is_stale(self) -> bool:
+        """Whether --early-stop ends the run: also one that is resumed after that, unless it is given more patience."""
+        return 0 < self.config.early_stop <= self.position.stale
 
     def _train_epoch(self) -> None:
         config, position = self.config, self.position
@@ -261,8 +274,17 @@ class _Run:
         self.trainer.schedule.observe(self.scores["val_loss"])
         score = self.scores[config.save_best_on] * (1 if config.save_best_on == "val_loss" else -1)
         if self.position.best is None or score < self.position.best:
-            self.position.best = score
+            self.position.best, self.position.stale = score, 0
             self._save("best")
+            return
+        self.position.stale += 1
+        if self._is_stale() and epoch + 1 < config.pretrain_words + config.epochs:
+            text = (
+                f"early stop: {self.position.stale} validations without a better {config.save_best_on} than "
+                f"{abs(self.position.best):.4f}; the best checkpoint is {self.folder / 'best'}"
+            )
+            self.log.write(kind="remark", step=self.trainer.step_number, text=text)
+            self.say(text)
 
     # what is kept ---------------------------------------------------------------------------------------------------
 
