@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
 
     score = commands.add_parser("score", help="score a file of captions")
     score.add_argument("results", help="COCO results, what pycap caption wrote, or an ImageCLEF run")
-    score.add_argument("annotations", help="COCO captions file")
+    score.add_argument("annotations", help="COCO captions file, or lines of IMAGE_ID<TAB>sentence")
     score.add_argument("--separator", metavar="S", help="between id and caption of an ImageCLEF run (default: found)")
 
     vgg = commands.add_parser("import-vgg", help="convert a pre-trained VGG into a file of pycap's own")

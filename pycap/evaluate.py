@@ -61,18 +61,10 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
 
 
 def score_files(args: argparse.Namespace) -> int:
-    """`pycap score`: score a file of captions against a COCO annotations file."""
-    from pycap.data import DataError
-    from pycap.data.layout import read_json
-    from pycap.data.results import read_results, renamed
+    """`pycap score`: score a file of captions against one of human captions."""
+    from pycap.data.results import read_references, read_results, renamed
 
-    references: dict[Any, list[str]] = {}
-    results = read_results(Path(args.results), args.separator)
-    annotations = read_json(Path(args.annotations))
-    if not isinstance(annotations, dict) or not isinstance(annotations.get("annotations"), list):
-        raise DataError(f'{args.annotations}: no "annotations" in it; give a COCO captions file')
-    for row in annotations["annotations"]:
-        references.setdefault(row["image_id"], []).append(row["caption"])
+    results, references = read_results(Path(args.results), args.separator), read_references(Path(args.annotations))
     _tell_scores(renamed(results, references), references, args)
     return 0
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from pycap.data import DataError
-from pycap.data.layout import read_json, read_text
+from pycap.data.imageclef import read_sentences
+from pycap.data.layout import IMAGE_SUFFIXES, read_json, read_text
 
 FORMATS = ("jsonl", "coco", "imageclef")
 TAB = "\t"
@@ -125,14 +126,42 @@ def read_results(path: Path, separator: str | None = None) -> dict[int | str, st
     return results
 
 
-def renamed(results: Mapping[int | str, str], known: Iterable[int | str]) -> dict[int | str, str]:
-    """The results under the ids that `known` has for them: 391895 and `000000391895` are one image. Others stay."""
+def read_references(path: Path) -> dict[int | str, list[str]]:
+    """{image id: its human captions} of COCO's captions JSON, or of a text file of sentences (`data.imageclef`). DataError for
+    others."""
+    if not read_text(path).lstrip().startswith(("{", "[")):
+        return dict(read_sentences(path)[0])
+    body = read_json(path)
+    annotations = body.get("annotations") if isinstance(body, dict) else None
+    if not isinstance(annotations, list):
+        raise DataError(
+            f'{path}: no "annotations" in it; give a COCO captions file, or lines of `IMAGE_ID<TAB>sentence`'
+        )
+    references: dict[int | str, list[str]] = {}
+    for number, row in enumerate(annotations):
+        if not isinstance(row, dict) or not {"image_id", "caption"} <= row.keys():
+            raise DataError(f'{path}: annotations[{number}] lacks "image_id" or "caption"; give a COCO captions file')
+        references.setdefault(row["image_id"], []).append(row["caption"])
+    return references
+
+
+def renamed(results: Mapping[int | str, str], known: Collection[int | str]) -> dict[int | str, str]:
+    """The results under the ids that `known` has for them: 391895, `000000391895` and `000000391895.jpg` are one image.
+    Others stay. DataError where two results are of one image."""
     names = {_plain(name): name for name in known}
-    return {names.get(_plain(name), name): caption for name, caption in results.items()}
+    found: dict[int | str, str] = {}
+    for name, caption in results.items():
+        own = name if name in known else names.get(_plain(name), name)
+        if own in found:
+            raise DataError(f"two captions are of image {own!r}, one of them under the id {name!r}; keep one")
+        found[own] = caption
+    return found
 
 
 def _plain(name: int | str) -> str:
     text = str(name)
+    suffix = Path(text).suffix
+    text = text.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else text
     return text.lstrip("0") if text.isdigit() else text
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pycap.data import DataError
-from pycap.data.results import FORMATS, Writer, check_names, image_id, read_results, renamed
+from pycap.data.results import FORMATS, Writer, check_names, image_id, read_references, read_results, renamed
 
 ROWS: list[dict[str, Any]] = [
     {"image_id": "b 1", "caption": "a caf\u00e9, red", "logprob": -1.5},
@@ -125,8 +125,25 @@ def test_ids_are_names_and_in_cocos_results_numbers() -> None:
 
 
 def test_results_find_the_ids_that_references_have() -> None:
-    results: dict[int | str, str] = {"000000391895": "a", "0": "b", "x_01": "c", 7: "d", "gone": "e"}
-    assert renamed(results, [391895, 0, "x_01", "007"]) == {391895: "a", 0: "b", "x_01": "c", "007": "d", "gone": "e"}
+    results: dict[int | str, str] = {"000000391895": "a", "0": "b", "x_01.jpg": "c", 7: "d", "gone": "e", "08": "f"}
+    found = renamed(results, [391895, 0, "x_01", "007", "08", 8])
+    assert found == {391895: "a", 0: "b", "x_01": "c", "007": "d", "gone": "e", "08": "f"}
+    with pytest.raises(DataError, match="two captions are of image 7, one of them under the id '007.png'"):
+        renamed({7: "a", "007.png": "b"}, [7])
+
+
+def test_references_are_cocos_captions_or_lines_of_sentences(tmp_path: Path) -> None:
+    path = tmp_path / "human"
+    path.write_text(
+        json.dumps({"annotations": [{"image_id": i, "caption": t} for i, t in ((1, "a"), (2, "b"), (1, "c"))]})
+    )
+    assert read_references(path) == {1: ["a", "c"], 2: ["b"]}
+    path.write_text("x.jpg#0\ta dog\ny\ta cat\nx.jpg#1\ttwo dogs\n")
+    assert read_references(path) == {"x": ["a dog", "two dogs"], "y": ["a cat"]}
+    for text, named in (("[1]", 'no "annotations"'), ('{"annotations": [{"image_id": 1}]}', r"annotations\[0\] lacks")):
+        path.write_text(text)
+        with pytest.raises(DataError, match=f"human: {named}"):
+            read_references(path)
 
 
 def test_images_of_one_name_and_ids_that_hold_the_separator_are_refused() -> None:
