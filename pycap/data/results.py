@@ -130,7 +130,7 @@ def read_references(path: Path) -> dict[int | str, list[str]]:
     """{image id: its human captions} of COCO's captions JSON, or of a text file of sentences (`data.imageclef`). DataError for
     others."""
     if not read_text(path).lstrip().startswith(("{", "[")):
-        return dict(read_sentences(path)[0])
+        return {name: list(sentences) for name, sentences in read_sentences(path)[0].items()}
     body = read_json(path)
     annotations = body.get("annotations") if isinstance(body, dict) else None
     if not isinstance(annotations, list):
