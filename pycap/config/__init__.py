@@ -10,6 +10,7 @@
 from pycap.config.command_line import parse_args
 from pycap.config.files import (
     check_stage,
+    laid_under,
     load,
     load_extra,
     read_options,
@@ -48,6 +49,7 @@ __all__ = [
     "TrainConfig",
     "check_stage",
     "did_you_mean",
+    "laid_under",
     "load",
     "load_extra",
     "parse_args",

@@ -52,12 +52,17 @@ def recipe(name: str) -> dict[str, Any]:
 
 
 def with_recipe(config: TrainConfig, name: str) -> TrainConfig:
-    """`config` with a recipe laid under what the user gave: on the command line or in --config, or, for a config made
+    """`config` with a recipe laid under what the user gave."""
+    return laid_under(config, recipe(name))
+
+
+def laid_under(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
+    """`config` with `options`, but for those that the user gave: on the command line or in --config, or, for a config made
     in Python, whatever differs from the defaults."""
     given = config.given
     if given is None:
         given = frozenset(n for n, f in FIELDS.items() if getattr(config, n) != f.default)
-    new = replace(config, **{k: v for k, v in recipe(name).items() if k not in given})
+    new = replace(config, **{k: v for k, v in options.items() if k not in given})
     new.given = config.given
     return new.validate()
 

@@ -69,10 +69,12 @@ def count(tokens: Any, words_only: bool) -> int:
     return int(np.count_nonzero(tokens[1:] > END if words_only else tokens[1:] != PAD))
 
 
-def caption_targets(images: int, tokens: Any, length: int, size: int, total: int) -> CaptionTargets:
+def caption_targets(
+    images: int, tokens: Any, length: int, size: int, total: int, factors: Any = None
+) -> CaptionTargets:
     """Targets of captions with T = length and K = size; each position that counts has the weight 1 / total, and the first rows.
 
-    ValueError where length or size is too small.
+    factors: float32 [N], by which the weights of each caption are multiplied. ValueError where length or size is too small.
     """
     steps, n = tokens.shape
     used = count(tokens, False)
@@ -88,6 +90,8 @@ def caption_targets(images: int, tokens: Any, length: int, size: int, total: int
     places[rows[:used]] = np.arange(used, dtype=np.int32)
     weights = np.zeros(size, np.float32)
     weights[:used] = 1 / max(total, 1)
+    if factors is not None:
+        weights[:used] *= factors[rows[:used] % n]
     return CaptionTargets(inputs, image_of(images, tokens), runs(padded), rows, places, flat[rows], weights)
 
 

@@ -23,14 +23,14 @@ from pycap.device import cpu_count, current, to_host
 from pycap.models.classifier import Classifier
 from pycap.training import folder as run_folder
 from pycap.training import plan as memory_plan
-from pycap.training import sources
+from pycap.training import scst, sources
 from pycap.training.captioning import Captioning
 from pycap.training.classification import Classification
 from pycap.training.extend import extend
 from pycap.training.feed import TOLERATED, Fed, Feed, Stall
 from pycap.training.folder import Log, Sample
 from pycap.training.progress import Display
-from pycap.training.start import check_task, preprocess_spec, take_vgg
+from pycap.training.start import check_task, like, preprocess_spec, take_vgg
 from pycap.training.trainer import Diverged, Pending, StepResult, Trainer
 
 
@@ -71,6 +71,8 @@ def run(config: TrainConfig) -> RunResult:
     config.validate()
     if config.save_best_on == "METEOR" and (missing := metrics.meteor_missing()):
         raise ConfigError(f"save_best_on: METEOR cannot be computed here: {missing}")
+    if config.stage == scst.STAGE:
+        scst.check(config)
     backends.select(config.device, config.backend)
     backends.set_threads(config.threads or cpu_count())
     return _Run(config).go()
@@ -80,10 +82,13 @@ class _Run:
     def __init__(self, config: TrainConfig) -> None:
         self.say: Callable[[str], None] = print
         resumed = checkpoint.load(config.resume, prefer="last") if config.resume else None
+        start = checkpoint.load(config.init_from) if config.init_from else None
         source, config = sources.find(config, lambda text: print(text, flush=True))
+        for each in filter(None, (resumed, start)):
+            check_task(config, each)
+        config = like(config, start) if start else config
         self.config, self.source = config, source
         self.folder = config.run_dir
-        start = checkpoint.load(config.init_from) if config.init_from else None
         if start and config.extend_vocab:
             captions = [caption for example in source.train for caption in example.captions]
             start, told = extend(start, captions, config.word_count_threshold, config.seed)
@@ -99,7 +104,6 @@ class _Run:
         build = build_classifier if config.classifies else build_model
         self.model = build(config, len(self.vocab))
         if loaded:
-            check_task(config, loaded)
             load_weights(self.model, loaded)
         if vgg:
             self.say(take_vgg(self.model, vgg, config))
@@ -116,7 +120,14 @@ class _Run:
         self.feed = Feed(self.loaders.train)
         # Passes change gradients by their rounding only, so the run's own config does not say how many fitted here.
         passes = replace(config, micro_batch=fitting) if fitting else config
-        self.trainer = Trainer(self.model, passes, self.spec, len(self.loaders.train), log=lambda text: self.say(text))
+        self.trainer = Trainer(
+            self.model,
+            passes,
+            self.spec,
+            len(self.loaders.train),
+            reward=scst.Reward(source.train, self.vocab) if config.stage == scst.STAGE else None,
+            log=lambda text: self.say(text),
+        )
         if resumed:
             if resumed.optimizer is None:
                 raise ConfigError(
@@ -159,6 +170,8 @@ class _Run:
         try:
             with self._signals(), Display(total, self.trainer.step_number) as self.display:
                 self.say = self.display.say  # above the bar, while there is one
+                if config.stage == scst.STAGE and position.best is None:
+                    self._validate(-1)  # where it starts from
                 while position.epoch < epochs and not self._at_limit() and not self._is_stale():
                     if position.batch < steps:
                         self._train_epoch()
@@ -192,6 +205,7 @@ class _Run:
             phase = "the CNN learns to classify" if joint else "the classifier learns, the CNN is frozen"
         else:
             phase = "CNN and LSTM learn jointly" if joint else "the LSTM learns, the CNN is frozen"
+            phase += ", from what their own captions are worth" if self.trainer.objective == "scst" else ""
         if phase != self.phase:
             self.phase = phase
             self.say(f"from epoch {position.epoch + 1} on, {phase}")
@@ -317,6 +331,7 @@ class _Run:
             norms=result.norms,
             images_per_s=rate,
             waited=stall.share,
+            **result.figures,
         )
 
     def _write_samples(self, samples: list[Sample]) -> None:

@@ -1,4 +1,4 @@
-"""What a run starts from besides random weights: a pre-trained VGG, and the preprocessing that weights were trained with."""
+"""What a run starts from besides random weights: another run's model, or a pre-trained VGG, and how they see images."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ from dataclasses import replace
 
 from pycap import weights
 from pycap.checkpoint import Checkpoint
-from pycap.config import ConfigError, TrainConfig
+from pycap.config import ConfigError, TrainConfig, laid_under
 from pycap.data.images import PreprocessSpec
 from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
 from pycap.training import sources
+
+#: Options that say what a model is, and the size of its images.
+MODEL = ("model", "blind", "cnn", "cnn_width", "fc_size", "rnn_size", "input_encoding_size", "image_size", "resize")
+
+
+def like(config: TrainConfig, start: Checkpoint) -> TrainConfig:
+    """The config for a model that takes the checkpoint's weights: as large as that one, but for what the user gave."""
+    return laid_under(config, {name: getattr(start.config, name) for name in MODEL})
 
 
 def check_task(config: TrainConfig, start: Checkpoint) -> None:

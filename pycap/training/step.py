@@ -163,11 +163,12 @@ class Step:
 
     # the host's part ------------------------------------------------------------------------------------------------
 
-    def launch(self, batch: Batch, images: Any, seed: int, words_only: bool) -> UnderWay:
+    def launch(self, batch: Batch, images: Any, seed: int, words_only: bool, factors: Any = None) -> UnderWay:
         """Give the device a step.
 
-        images: the batch's, uint8 [B,R,R,3], of the host or the device. seed: of dropout, 64 bits. The groups have their
-        learning rates. Raises IndexError for a token outside the vocabulary.
+        images: the batch's, uint8 [B,R,R,3], of the host or the device. seed: of dropout, 64 bits. factors: float32 [N]; with
+        them the loss is the mean over captions of each one's loss times its factor, else the mean over tokens. The groups have
+        their learning rates. Raises IndexError for a token outside the vocabulary.
         """
         while len(self._under_way) >= _AHEAD:
             oldest = self._under_way.popleft()
@@ -175,7 +176,7 @@ class Step:
                 self._failed.append(oldest)
         with self.graphs.on_stream():
             shape, parts = self._prepare(batch, words_only)
-            self._fill(shape, parts, batch, images, seed)
+            self._fill(shape, parts, batch, images, seed, factors)
             self._round_weights()
             self._forget_moved(shape, parts)
             self.graphs.run(shape, lambda: self._served(shape, parts))
@@ -224,18 +225,19 @@ class Step:
         side = batch.images.shape[1]
         return Shape(images, micro, side, captions, length, tuple(sizes), words_only, names), parts
 
-    def _fill(self, shape: Shape, parts: list[optim.Part], batch: Batch, images: Any, seed: int) -> None:
+    def _fill(self, shape: Shape, parts: list[optim.Part], batch: Batch, images: Any, seed: int, factors: Any) -> None:
         """Bring what the step reads to its places."""
         values: dict[str, Any] = {"crops": batch.crops, "seeds": dropout_seeds(self.model, seed)}
         values["rates"] = np.array([part.optimizer.advance(part) for part in parts], np.float32)
-        total = targets.count(batch.tokens, shape.words_only)
+        total = targets.count(batch.tokens, shape.words_only) if factors is None else len(factors)
         for number, (part, size) in enumerate(zip(shape.passes(), shape.sizes, strict=True)):
-            tokens = batch.tokens[:, part.start * shape.captions : part.stop * shape.captions]
-            count = part.stop - part.start
+            columns = slice(part.start * shape.captions, part.stop * shape.captions)
+            tokens, count = batch.tokens[:, columns], part.stop - part.start
+            own = None if factors is None else factors[columns]
             made = (
                 targets.word_targets(count, tokens, size, total)
                 if shape.words_only
-                else targets.caption_targets(count, tokens, shape.length, size, total)
+                else targets.caption_targets(count, tokens, shape.length, size, total, own)
             )
             values |= {f"{name}.{number}": value for name, value in vars(made).items()}
         if shape not in self._inputs:

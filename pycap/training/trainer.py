@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from pycap import ops, optim
-from pycap.autograd import no_grad
+from pycap.autograd import Tensor, no_grad
 from pycap.backends import set_float32_products
 from pycap.config import TrainConfig
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
-from pycap.device import activation_dtype, current, float32_products
+from pycap.device import activation_dtype, current, float32_products, to_device
 from pycap.models import targets
 from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
 from pycap.nn.layers import place_dropout
 from pycap.schedules import make_schedule
+from pycap.training.scst import Critic, Reward
 from pycap.training.step import Step
 
-Objective = Literal["words", "captions", "classes"]
+Objective = Literal["words", "captions", "scst", "classes"]
 
 
 class Diverged(FloatingPointError):
@@ -36,8 +37,9 @@ class Diverged(FloatingPointError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """step: its number, from 1. loss: nats a token, before the update. norms: gradient norm of each group, before clipping.
-    lr: of the language model, or the classifier's head."""
+    """step: its number, from 1. loss: nats a token, before the update; of "scst", nats a caption, weighed by its advantage.
+    norms: gradient norm of each group, before clipping. lr: of the language model, or the classifier's head. figures: what else
+    there is to tell, by name."""
 
     step: int
     loss: float
@@ -45,6 +47,7 @@ class StepResult:
     images: int
     norms: dict[str, float]
     lr: float
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 class Pending:
@@ -61,7 +64,7 @@ class Pending:
 
 class Trainer:
     """Trains `model` as `config` says. `step_number` counts the updates made; `steps_per_epoch` scales the schedules.
-    `objective`: what the next step learns, "words" (the CNN alone guesses them), "captions" or "classes"."""
+    `objective`: what the next step learns, "words" (the CNN alone guesses them), "captions", "scst" (of its own), "classes"."""
 
     def __init__(
         self,
@@ -71,16 +74,19 @@ class Trainer:
         steps_per_epoch: int,
         *,
         resident: bool | None = None,
+        reward: Reward | None = None,
         log: Callable[[str], None] = print,
     ) -> None:
         """resident: whether steps stay on the device, one under way while the next is prepared (None: on a GPU). log: told what
-        a person should know of that."""
+        a person should know of that. reward: for self-critical training, whose steps are all waited for."""
         self.model, self.config, self.spec = model, config, spec
         self._resident, self._log = current() == "cuda" if resident is None else resident, log
         self._device_step: Step | None = None
+        self._critic = None if reward is None else Critic(model, reward, config)
         self._dtype, self._products = activation_dtype(config.precision), float32_products(config.precision)
         self.step_number = 0
-        self.objective: Objective = "classes" if config.classifies else "captions"
+        self._learns: Objective = "classes" if config.classifies else "scst" if reward else "captions"
+        self.objective: Objective = self._learns
         self._word_steps = config.pretrain_words * steps_per_epoch
         self.optimizer = _optimizer(model, config)
         total = config.epochs * steps_per_epoch
@@ -98,7 +104,7 @@ class Trainer:
 
     @property
     def _words_only(self) -> bool:
-        return self.objective != "captions"  # a class is a word
+        return self.objective in ("words", "classes")  # a class is a word
 
     @property
     def ahead(self) -> int:
@@ -110,8 +116,7 @@ class Trainer:
 
         epoch: from 0. The first `config.pretrain_words` of them train the CNN to guess words; the others count from there.
         """
-        if not self.config.classifies:
-            self.objective = "words" if epoch < self.config.pretrain_words else "captions"
+        self.objective = "words" if epoch < self.config.pretrain_words else self._learns
         captioning_epoch = epoch - self.config.pretrain_words
         joint = self.objective == "words" or (
             not self.config.freeze_cnn and captioning_epoch >= self.config.finetune_cnn_after
@@ -137,14 +142,22 @@ class Trainer:
         self._set_learning_rates()
         seed = int(np.random.SeedSequence([self.config.seed, 0xD20, self.step_number]).generate_state(1, np.uint64)[0])
         rate = self.optimizer.groups[-1].lr
+        if images is None:
+            images = batch.images
+        factors, figures = None, {}
+        if self._critic is not None:
+            drawn = self._critic.draw(
+                batch, lambda part: self._pixels(images[part], batch.crops[part]), self.step_number
+            )
+            batch, factors, figures = drawn.batch, drawn.advantages, drawn.figures
         if not self._resident:
-            made = self._update(batch, seed, rate)
+            made = replace(self._update(batch, seed, rate, factors), figures=figures)
             self.step_number += 1
             return Pending(lambda: made)
         if self._device_step is None:
             self._device_step = self._make_device_step()
         device_step = self._device_step
-        under_way = device_step.launch(batch, batch.images if images is None else images, seed, self._words_only)
+        under_way = device_step.launch(batch, images, seed, self._words_only, factors)
         self.step_number += 1
         number, tokens = self.step_number, targets.count(batch.tokens, self._words_only)
 
@@ -157,12 +170,15 @@ class Trainer:
                     f"the gradient of {' and of '.join(bad)} holds NaN or infinity" if bad else "a step before failed"
                 )
                 raise Diverged(_report(f"the loss is {outcome.loss}; {what}", number, batch))
-            return StepResult(number, outcome.loss, tokens, len(batch.images), outcome.norms, rate)
+            return StepResult(number, outcome.loss, tokens, len(batch.images), outcome.norms, rate, figures)
 
+        if self._critic is not None:  # the next step draws from the weights that this one makes
+            made = settle()
+            return Pending(lambda: made)
         return Pending(settle)
 
-    def _update(self, batch: Batch, seed: int, rate: float) -> StepResult:
-        """One step, done when it returns."""
+    def _update(self, batch: Batch, seed: int, rate: float, factors: Any) -> StepResult:
+        """One step, done when it returns. factors: see `Step.launch`."""
         images = len(batch.images)
         per_image = batch.tokens.shape[1] // images
         tokens = targets.count(batch.tokens, self._words_only)
@@ -174,9 +190,11 @@ class Trainer:
             place_dropout(self.model, seed, first, count, images)
             part = slice(first, first + count)
             columns = slice(first * per_image, (first + count) * per_image)
-            result = objective(
-                self._pixels(batch.images[part], batch.crops[part]), batch.tokens[:, columns], normalizer=tokens
-            )
+            pixels, captions = self._pixels(batch.images[part], batch.crops[part]), batch.tokens[:, columns]
+            if factors is None:
+                result = objective(pixels, captions, normalizer=tokens)
+            else:
+                result = self._weighted(pixels, captions, factors[columns], len(factors))
             loss += result.item()
             if math.isfinite(loss):
                 result.backward()
@@ -190,6 +208,12 @@ class Trainer:
             self._forget_gradients()
             raise Diverged(_report(str(error), self.step_number + 1, batch)) from error
         return StepResult(self.step_number + 1, loss, tokens, images, norms, rate)
+
+    def _weighted(self, pixels: ops.Pixels, tokens: Any, factors: Any, total: int) -> Tensor:
+        """The sum of the captions' losses, each times its factor, over `total`."""
+        size = targets.count(tokens, words_only=False)
+        wanted = targets.caption_targets(pixels.shape[0], tokens, len(tokens), size, total, factors)
+        return self.model.weighted_loss(pixels, targets.CaptionTargets(*map(to_device, vars(wanted).values())))
 
     def _make_device_step(self) -> Step:
         return Step(

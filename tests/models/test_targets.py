@@ -38,6 +38,18 @@ def test_each_word_follows_its_input_and_stands_in_its_place(length: int, filler
     assert (made.weights[used:] == 0).all() and len(made.weights) == used + filler
 
 
+def test_factors_multiply_the_weights_of_their_captions() -> None:
+    factors = np.array([2, -1, 0, 0.5, 3, 1], np.float32)
+    plain = targets.caption_targets(2, tokens(), 5, 17, 10)
+    made = targets.caption_targets(2, tokens(), 5, 17, 10, factors)
+    for column, caption in enumerate(CAPTIONS):
+        for step in range(len(caption) - 1):
+            assert made.weights[made.places[step * len(CAPTIONS) + column]] == np.float32(0.1) * factors[column]
+    assert (made.weights[15:] == 0).all()
+    for name in ("inputs", "image_of", "runs", "rows", "places", "targets"):
+        np.testing.assert_array_equal(getattr(made, name), getattr(plain, name))
+
+
 def test_captions_that_do_not_fit_are_refused() -> None:
     for length, size in ((4, 16), (5, 14), (5, 25)):
         with pytest.raises(ValueError, match=rf"\(5, 6\) with 15 targets do not fit {length} steps with {size}"):

@@ -17,6 +17,7 @@ from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
 from pycap.models import targets
 from pycap.training import plan
+from pycap.training.scst import Reward
 from pycap.training.step import Step
 from pycap.training.trainer import Diverged, Trainer
 from tests import cupy_standin
@@ -45,7 +46,9 @@ def batch(seed: int, images: int = 4, longest: int = 9) -> Batch:
     )
 
 
-def trainer(resident: bool, log: Callable[[str], None] = print, **options: Any) -> Trainer:
+def trainer(
+    resident: bool, log: Callable[[str], None] = print, reward: Reward | None = None, **options: Any
+) -> Trainer:
     base: dict[str, Any] = {
         "cnn": "vgg_micro", "cnn_width": 0.5, "fc_size": 16, "image_size": 32, "resize": SIDE, "rnn_size": 16,
         "input_encoding_size": 16, "batch_size": 4, "seq_per_img": 3, "max_length": 10, "epochs": 9, "learning_rate": 3e-3,
@@ -53,7 +56,7 @@ def trainer(resident: bool, log: Callable[[str], None] = print, **options: Any) 
     }  # fmt: skip
     config = TrainConfig(**(base | options)).validate()
     spec = PreprocessSpec(resize=SIDE, crop=32)
-    made = Trainer(build_model(config, VOCABULARY), config, spec, 5, resident=resident, log=log)
+    made = Trainer(build_model(config, VOCABULARY), config, spec, 5, resident=resident, reward=reward, log=log)
     made.begin_epoch(0)
     return made
 
