@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pycap.config.files import check_stage, read_options, recipe, resumed_options, stages, to_yaml
+from pycap.config.files import agreeing, check_stage, read_options, recipe, resumed_options, stages, to_yaml
 from pycap.config.options import FIELDS, PATHS, TYPES, ConfigError, TrainConfig, check_value, did_you_mean, type_name
 
 _GROUPS = {  # first option of each group in --help
@@ -127,7 +127,7 @@ def _resolve(typed: dict[str, Any]) -> TrainConfig:
     stage = user.get("stage") or resumed.get("stage") or (None if recipe_name else "coco")
     if stage is not None:
         check_stage(stage)
-    base = recipe(recipe_name or str(stage))
+    base = agreeing(recipe(recipe_name or str(stage)), bool(user.get("freeze_cnn")))
     config = TrainConfig(**{**base, **resumed, **user})
     config.given = frozenset(user) | frozenset(resumed)
     return config.validate()

@@ -62,9 +62,15 @@ def laid_under(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
     given = config.given
     if given is None:
         given = frozenset(n for n, f in FIELDS.items() if getattr(config, n) != f.default)
-    new = replace(config, **{k: v for k, v in options.items() if k not in given})
+    base = agreeing(options, config.freeze_cnn and "freeze_cnn" in given)
+    new = replace(config, **{k: v for k, v in base.items() if k not in given})
     new.given = config.given
     return new.validate()
+
+
+def agreeing(base: Mapping[str, Any], frozen: bool) -> dict[str, Any]:
+    """A recipe's options; where the user freezes the CNN (frozen), without those that say when it learns."""
+    return {k: v for k, v in base.items() if not frozen or k not in ("finetune_cnn_after", "pretrain_words")}
 
 
 def _read_yaml(path: Path) -> Mapping[Any, Any]:

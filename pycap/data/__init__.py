@@ -50,7 +50,8 @@ def load_split(stage: str, root: Path, split: str) -> tuple[list[Example], list[
     stage: a kind (`coco`, `coco_all`, `flickr8k`, `flickr30k`, `imageclef`), a stage of several (`flickr`, `selected`), or
     kinds joined by `+`. A Karpathy file (`dataset_KIND.json`) goes before the kind's own layout. root: the data set's
     folder; for several, the folder that holds one a kind. split: `train`, `val` (Flickr's dev), `test`, or `all` of them.
-    Returns the usable examples, in the files' order, and the problems found (dicts with at least `file` and `reason`).
+    Returns the usable examples, in the files' order (of several sets, in turn one of each), and the problems found (dicts
+    with at least `file` and `reason`).
     Raises DataError when the folder or its files are not what they should be, or when nothing usable is left.
     """
     from pycap.data import datasets  # it imports the readers, which import this module

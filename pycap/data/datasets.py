@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
@@ -101,18 +102,19 @@ def require(parts: Sequence[Part]) -> None:
 
 
 def load(parts: Sequence[Part], split: str) -> tuple[list[Example], list[Problem]]:
-    """The usable examples of a split of all parts, in their order, and the problems found; see `pycap.data.load_split`.
+    """The usable examples of a split of all parts, and the problems found; see `pycap.data.load_split`.
 
-    Where there are several parts, image ids and file names begin with the part's name (`flickr8k/...`), so that they differ;
-    and images that one part holds out (its val and test) are left out of the others' train, each with a problem that
-    has the key `held_out_by`. Picks have a train split only.
+    Where there are several parts, an example of each comes in turn, so that the first N are of all of them; image ids and
+    file names begin with the part's name (`flickr8k/...`), so that they differ; and images that one part holds out (its val
+    and test) are left out of the others' train, each with a problem that has the key `held_out_by`. Picks have a train
+    split only.
     """
     if split not in (*SPLITS, "all"):
         raise DataError(f"split {split!r} is unknown; use one of {', '.join(SPLITS)}, all")
     together = len(parts) > 1
     parts = [part for part in parts if part.kind != "picks" or split == "train"]
     require(parts)
-    examples: list[Example] = []
+    examples: list[list[Example]] = []
     problems: list[Problem] = []
     held = {part: _held_out(part) for part in parts} if together and split == "train" else {}
     for part in parts:
@@ -125,9 +127,9 @@ def load(parts: Sequence[Part], split: str) -> tuple[list[Example], list[Problem
                 Example(f"{part.name}/{e.image_id}", f"{part.name}/{e.file_name}", e.path, e.captions) for e in good
             ]
             bad = [{**problem, "file": f"{part.name}/{problem['file']}"} for problem in bad]
-        examples += good
+        examples.append(good)
         problems += bad
-    return examples, problems
+    return [example for turn in zip_longest(*examples) for example in turn if example is not None], problems
 
 
 def remarks(parts: Sequence[Part]) -> list[str]:
