@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from pycap import checkpoint, ops
-from pycap.autograd import no_grad
+from pycap.autograd import Tensor, no_grad
 from pycap.backends import WeightCache, constant_weights, select, set_float32_products
 from pycap.config import TrainConfig
 from pycap.data.images import ImageError, PreprocessSpec, centre_crops, iterate_images
 from pycap.data.vocab import Vocabulary
 from pycap.decode import Ensemble, Sampling, Searches, Views, beam_search, sample
 from pycap.decode.rules import best
-from pycap.device import DeviceError, activation_dtype, current, float32_products
+from pycap.device import DeviceError, activation_dtype, current, float32_products, to_device
 from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
 from pycap.models.merge import Merge
@@ -100,6 +101,14 @@ def load_weights(model: CaptionModel | Classifier, saved: checkpoint.Checkpoint,
     model.load_arrays(arrays, copy=copy)
 
 
+def network_input(images: Any, crops: Any, spec: PreprocessSpec, dtype: DTypeLike) -> ops.Pixels | Tensor:
+    """What a model takes: of images uint8 [N,R,R,3] the crops int32 [N,3] (top, left, flip), to be normalised; features
+    float32 [N,F] as they are, in a CNN's place. dtype: of activations."""
+    if images.ndim == 2:
+        return ops.cast(Tensor(to_device(images)), dtype)
+    return ops.pixels(images, crops, spec.crop, spec.mean, spec.std, dtype)
+
+
 #: A batch as it was read: the paths that could be, their pixels and crops as `caption_batch` takes them, what failed.
 ReadImages = tuple[list[Path], Any, Any, list[ImageError]]
 
@@ -160,10 +169,10 @@ class Captioner:
     ) -> list[list[tuple[str, float]]]:
         """Captions of decoded images: for each, (text, logprob) of its beams or samples, the most probable first.
 
-        images uint8 [N,R,R,3], crops int32 [N,3] (top, left, flip), arrays of the host, as the loader gives them. sampling:
-        draw captions in place of searching for them (beam_size and length_penalty have no part in it); keys: see
-        `decode.sample`. max_length: words, by default as in training.
-        DeviceError where the process has turned to another device than the model's.
+        images uint8 [N,R,R,3] (or features float32 [N,F]), crops int32 [N,3] (top, left, flip), arrays of the host, as the
+        loader gives them. sampling: draw captions in place of searching for them (beam_size and length_penalty have no part
+        in it); keys: see `decode.sample`. max_length: words, by default as in training. DeviceError where the process has
+        turned to another device than the model's.
         """
         if current() != self.device:
             raise DeviceError(
@@ -190,7 +199,7 @@ class Captioner:
 
     def _pixels(self, images: Any, crops: Any) -> Any:
         """What the model's `begin` takes."""
-        return ops.pixels(images, crops, self.spec.crop, self.spec.mean, self.spec.std, self._dtype)
+        return network_input(images, crops, self.spec, self._dtype)
 
     def _read(self, files: Sequence[Path], batch_size: int, workers: int) -> Iterator[ReadImages]:
         for good, images, errors in iterate_images(files, self.spec, batch_size, workers):

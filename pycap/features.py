@@ -38,7 +38,7 @@ def extract_features(args: argparse.Namespace) -> int:
     if bool(args.data) == bool(paths):
         raise DataError("features: of which images? give image files or folders, or --data DIR")
     cnn, spec, stage, precision = _cnn(Path(source), args.resize)
-    examples = _data_set(args.stage or stage, Path(args.data), args.split) if args.data else _images(paths)
+    examples = _data_set(args.stage or stage, Path(args.data), args.split or ["all"]) if args.data else _images(paths)
     with FeatureStore(args.output, origin(cnn, spec)) as store:
         missing = store.missing(examples)
         here = f"{len(examples) - len(missing)} of {len(examples)} vectors are there already; " if len(store) else ""
@@ -85,21 +85,13 @@ def _cnn(source: Path, resize: int | None) -> tuple[VGG, PreprocessSpec, str | N
     return cnn, replace(spec, resize=resize) if resize else spec, stage, precision
 
 
-def _data_set(stage: str | None, folder: Path, splits: Sequence[str] | None) -> list[Example]:
-    """The images of a stage's splits, of all that it has where none is named."""
-    from pycap.data import SPLITS, DataError, load_split
+def _data_set(stage: str | None, folder: Path, splits: Sequence[str]) -> list[Example]:
+    """The images of a stage's splits."""
+    from pycap.data import DataError, load_split
 
     if stage is None:
         raise DataError(f"features: of which kind is {folder}? give --stage, as flickr8k")
-    found: list[Example] = []
-    for split in splits or SPLITS:
-        try:
-            found += load_split(stage, folder, split)[0]
-        except DataError:
-            if splits or split == SPLITS[0]:
-                raise
-            print(f"{folder}: no images of {split}")
-    return found
+    return [example for split in splits for example in load_split(stage, folder, split)[0]]
 
 
 def _images(paths: Sequence[str]) -> list[Example]:

@@ -194,6 +194,11 @@ class TrainConfig:
             raise ConfigError(
                 f"pretrain_words: {self.pretrain_words} contradicts freeze_cnn, which never trains the CNN; drop one"
             )
+        if self.features != "none" and not self.freeze_cnn:
+            raise ConfigError(
+                f"features: {self.features} are of a frozen CNN, and this one learns, so that they would not stay as they "
+                "are; give --freeze-cnn, or --features none"
+            )
         if self.resume and self.init_from:
             raise ConfigError(
                 f"init_from: {self.init_from} contradicts resume {self.resume}: resume continues exactly, "

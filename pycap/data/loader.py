@@ -12,11 +12,13 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pycap.data import DataError, Example
+from pycap.data.features import FeatureStore
 from pycap.data.images import ImageError, Pixels, PreprocessSpec, centre_crops, decode_image, encode_jpeg, run_ahead
 from pycap.data.store import ImageStore
 from pycap.data.vocab import Vocabulary, tokenize
@@ -26,13 +28,14 @@ from pycap.data.vocab import Vocabulary, tokenize
 class Batch:
     """B images and their captions; S is the loader's `seq_per_img`, R the spec's `resize`.
 
-    images: uint8 [B, R, R, 3]. crops: int32 [B, 3], (top, left, flip) of the crop to take; flip is 0 or 1, after the
-    crop. tokens: int32 [T, B*S], time-major: START, words, END, then PAD; T is the longest caption's length. The
-    captions of image i are the columns i*S .. i*S+S-1. image_ids, file_names, examples: of the B images. epoch, index:
-    the batch's place (index counts batches of the epoch, those without a readable image too).
+    images: uint8 [B, R, R, 3]; or, of a loader with `features`, float32 [B, F]. crops: int32 [B, 3], (top, left, flip) of
+    the crop to take (features have been cropped); flip is 0 or 1, after the crop. tokens: int32 [T, B*S], time-major:
+    START, words, END, then PAD; T is the longest caption's length. The captions of image i are the columns i*S ..
+    i*S+S-1. image_ids, file_names, examples: of the B images. epoch, index: the batch's place (index counts batches
+    of the epoch, those without a readable image too).
     """
 
-    images: Pixels
+    images: NDArray[Any]
     crops: NDArray[np.int32]
     tokens: NDArray[np.int32]
     image_ids: tuple[int | str, ...]
@@ -79,6 +82,7 @@ class Loader:
         prefetch: int = 4,
         flip: bool = True,
         store: ImageStore | None = None,
+        features: FeatureStore | None = None,
         cache_bytes: int = 1 << 30,
         skipped_path: str | Path | None = None,
         allocate: Callable[[tuple[int, ...]], Pixels] = empty_pixels,
@@ -88,7 +92,8 @@ class Loader:
 
         max_length: words kept of a caption. workers: decoding threads (0: none, decode when asked). prefetch: batches
         made ahead. store: keeps resized images between runs; the pixels are then always those of the stored JPEG, from
-        the first epoch on. cache_bytes: decoded images kept in memory, at most. skipped_path: JSON Lines file that
+        the first epoch on. features: batches hold these vectors of the images, which are not decoded: no crops, no mirror
+        images. cache_bytes: decoded images (or vectors) kept in memory, at most. skipped_path: JSON Lines file that
         lists images that cannot be used. allocate: gives the array for a batch's images, always of a whole batch's shape
         (a smaller batch takes its first rows), in a worker thread. words: splits a caption. DataError on a number out
         of range, and when there are no examples.
@@ -125,15 +130,26 @@ class Loader:
         self.prefetch = prefetch
         self.flip = flip
         self.store = store
+        self.features = features
         self.skipped: dict[str, str] = {}
         self._allocate = allocate
         self._words = words
         self._skipped_path = Path(skipped_path) if skipped_path is not None else None
         self._bad: set[int] = set()
         self._lock = threading.Lock()
-        self._cache: dict[int, Pixels] = {}
+        self._cache: dict[int, NDArray[Any]] = {}
         self._cache_room = cache_bytes
         self._encoded: list[list[list[int]] | None] = [None] * len(self.examples)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of an image in a batch: (R, R, 3), or (F,)."""
+        return (self.spec.resize, self.spec.resize, 3) if self.features is None else (self.features.origin.size,)
+
+    @property
+    def image_dtype(self) -> np.dtype:
+        """Of the images of a batch: uint8, or float32."""
+        return np.dtype(np.uint8 if self.features is None else np.float32)
 
     def __len__(self) -> int:
         """Batches an epoch; the last may be smaller."""
@@ -200,7 +216,7 @@ class Loader:
 
     def _make(self, plan: _Plan, epoch: int, index: int) -> tuple[Batch | None, list[tuple[int, ImageError]]]:
         """One batch, in a worker thread: (None when no image can be read, the images that cannot)."""
-        images: list[Pixels] = []
+        images: list[NDArray[Any]] = []
         crops: list[NDArray[np.int32]] = []
         captions: list[list[int]] = []
         kept: list[Example] = []
@@ -211,7 +227,7 @@ class Loader:
             if which in self._bad:
                 continue
             try:
-                images.append(self._pixels(which))
+                images.append(self._image(which))
             except ImageError as error:
                 errors.append((which, error))
                 continue
@@ -223,9 +239,10 @@ class Loader:
         tokens = np.full((max(map(len, captions)), len(captions)), self.vocab.PAD, dtype=np.int32)
         for column, ids in enumerate(captions):
             tokens[: len(ids), column] = ids
-        stacked = self._allocate((self.batch_size, self.spec.resize, self.spec.resize, 3))[: len(images)]
+        *outer, inner = self.image_shape
+        room = self._allocate((self.batch_size, *outer, inner * self.image_dtype.itemsize)).view(self.image_dtype)
         batch = Batch(
-            images=np.stack(images, out=stacked),
+            images=np.stack(images, out=room[: len(images)]),
             crops=np.stack(crops),
             tokens=tokens,
             image_ids=tuple(example.image_id for example in kept),
@@ -236,25 +253,28 @@ class Loader:
         )
         return batch, errors
 
-    def _pixels(self, which: int) -> Pixels:
-        """uint8 [R, R, 3] of one example: from memory, the store, or its file."""
+    def _image(self, which: int) -> NDArray[Any]:
+        """uint8 [R, R, 3] of one example, or its vector: from memory, a store, or its file."""
         cached = self._cache.get(which)
         if cached is not None:
             return cached
-        example, size = self.examples[which], self.spec.resize
-        if self.store is None:
-            pixels = decode_image(example.path, size)
-        else:
-            jpeg = self.store.get(example)
-            if jpeg is None:
-                jpeg = encode_jpeg(decode_image(example.path, size))
-                self.store.put(example, jpeg)
-            pixels = decode_image(jpeg, size, name=str(example.path))
+        example = self.examples[which]
+        image = self._pixels(example) if self.features is None else self.features.get(example)
         with self._lock:
-            if which not in self._cache and pixels.nbytes <= self._cache_room:
-                self._cache[which] = pixels
-                self._cache_room -= pixels.nbytes
-        return pixels
+            if which not in self._cache and image.nbytes <= self._cache_room:
+                self._cache[which] = image
+                self._cache_room -= image.nbytes
+        return image
+
+    def _pixels(self, example: Example) -> Pixels:
+        size = self.spec.resize
+        if self.store is None:
+            return decode_image(example.path, size)
+        jpeg = self.store.get(example)
+        if jpeg is None:
+            jpeg = encode_jpeg(decode_image(example.path, size))
+            self.store.put(example, jpeg)
+        return decode_image(jpeg, size, name=str(example.path))
 
     def _skip(self, errors: list[tuple[int, ImageError]]) -> None:
         """Note images that cannot be used, each once, in `skipped` and in the file (where earlier runs may have listed

@@ -11,7 +11,7 @@ from pycap import checkpoint, metrics
 from pycap.captioner import Captioner
 from pycap.config import TrainConfig
 from pycap.data.demo import is_true
-from pycap.data.images import PreprocessSpec
+from pycap.data.images import PreprocessSpec, decode_image
 from pycap.data.loader import Batch
 from pycap.data.vocab import Vocabulary
 from pycap.models.captions import CaptionModel
@@ -102,6 +102,7 @@ class Captioning:
         captioner = Captioner.load(folder)
         beam_size = max(self._config.beam_size, 3)
         rows: list[dict[str, Any]] = []
+        references: dict[Any, list[str]] = {}
         samples: list[Sample] = []
         for batch in held_out("captions of held-out images"):
             captions = captioner.caption_batch(
@@ -109,6 +110,7 @@ class Captioning:
             )
             for i, (example, beams) in enumerate(zip(batch.examples, captions, strict=True)):
                 text, logprob = beams[0]
+                references[example.image_id] = list(example.captions)
                 rows.append(
                     {
                         "image_id": example.image_id,
@@ -128,6 +130,8 @@ class Captioning:
             verdict = f"  [{str(row['true']).lower()}]" if "true" in row else ""
             lines.append(f"  {row['file_name']}: {row['caption']}{verdict}")
         lines.append(f"{len(rows)} captions: {folder / 'captions.jsonl'}; a page to look at: {folder / 'samples.html'}")
+        if self._config.model == "merge":
+            lines += _two_bleus(rows, references)
         if self._source.scenes is None:
             return Ending(samples, lines)
         true = sum(row["true"] for row in rows)
@@ -136,5 +140,16 @@ class Captioning:
 
     def _sample(self, batch: Batch, i: int, text: str, logprob: float, verdict: str = "") -> Sample:
         top, left, _ = batch.crops[i]
-        pixels = batch.images[i][top : top + self._spec.crop, left : left + self._spec.crop]
+        whole = batch.images[i] if batch.images.ndim == 4 else decode_image(batch.examples[i].path, self._spec.resize)
+        pixels = whole[top : top + self._spec.crop, left : left + self._spec.crop]
         return Sample(batch.file_names[i], pixels, text, logprob, batch.examples[i].captions, verdict)
+
+
+def _two_bleus(rows: list[dict[str, Any]], references: dict[Any, list[str]]) -> list[str]:
+    """BLEU of these captions, and beside it what the Keras articles call so."""
+    scores = metrics.score({row["image_id"]: row["caption"] for row in rows}, references, also=["bleu_keras"])
+
+    def told(name: str) -> str:
+        return "  ".join(f"{key} {value:.4f}" for key, value in scores.items() if key.startswith(name))
+
+    return [f"{told('BLEU')}; as the Keras articles count it, with startseq and endseq: {told('bleu_keras')}"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from pycap import ops
 from pycap.autograd import no_grad
 from pycap.backends import WeightCache, constant_weights, set_float32_products
+from pycap.config import TrainConfig
 from pycap.data import Example
 from pycap.data.features import FeatureStore, Origin, weights_hash
 from pycap.data.images import ImageError, PreprocessSpec, centre_crops, iterate_images
@@ -22,9 +24,20 @@ def origin(cnn: VGG, spec: PreprocessSpec) -> Origin:
     return Origin(cnn.name, weights_hash(arrays), spec, cnn.output_size)
 
 
+def open_store(config: TrainConfig, cnn: VGG, spec: PreprocessSpec) -> FeatureStore | None:
+    """The file of features that a run trains on, made where it is missing; None where it trains on images.
+
+    DataError where the file is of other weights or another preprocessing.
+    """
+    if config.features == "none":
+        return None
+    path = config.run_dir / "features.h5" if config.features == "auto" else Path(config.features)
+    return FeatureStore(path, origin(cnn, spec))
+
+
 def extract(
     cnn: VGG, store: FeatureStore, examples: Sequence[Example], *, batch_size: int, precision: str, workers: int
-) -> Iterator[ImageError | None]:
+) -> Generator[ImageError | None, None, None]:
     """Add the examples' vectors to `store`; for each of them in turn, None, or why its image cannot be read.
 
     cnn: what the store's origin was made of. examples: what the store misses. Before an image is yielded its vector is in the

@@ -32,7 +32,7 @@ TOLERATED = 0.02
 class Fed:
     """A batch, and its images where the kernels are.
 
-    batch: as the loader made it, all on the host. images: uint8 [B, R, R, 3] on the current device; on the CPU
+    batch: as the loader made it, all on the host. images: its images on the current device; on the CPU
     `batch.images` itself. On a GPU they lie in a buffer of the feed, and hold only until the next item is asked for.
     """
 
@@ -147,8 +147,8 @@ class Feed:
     def __init__(self, loader: Loader, stream: Any = None) -> None:
         """stream: the CUDA stream on which the images are read; None: the one that is current when an item is asked for."""
         self.loader = loader
-        shape = (loader.batch_size, loader.spec.resize, loader.spec.resize, 3)
-        self._way = _Direct() if device.current() == "cpu" else _Copies(shape, stream)
+        shape = (loader.batch_size, *loader.image_shape)
+        self._way = _Direct() if device.current() == "cpu" else _Copies(shape, loader.image_dtype, stream)
         self._meter = _Meter(self._way)
 
     def __len__(self) -> int:
@@ -175,7 +175,7 @@ class Feed:
             return waited
         threads, cpus = self.loader.workers, device.cpu_count()
         remedies = ["more --workers"] if threads < cpus else []
-        if self.loader.store is None:
+        if self.loader.store is None and self.loader.features is None:
             remedies.append("a --store of resized images")
         remedy = ", or ".join(remedies) or f"more CPUs than these {cpus}, or a smaller --resize"
         how = f"with {threads} thread{'s' if threads > 1 else ''}" if threads else "without threads"
@@ -220,17 +220,17 @@ class _Buffer:
     images: Any
     read: Any
     copied: Any = None
-    host: NDArray[np.uint8] | None = None
+    host: NDArray[Any] | None = None
 
 
 class _Copies:
     """The GPU's way: a thread that has each batch copied as soon as a buffer is free, on a stream of its own."""
 
-    def __init__(self, shape: tuple[int, ...], stream: Any) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, stream: Any) -> None:
         self._cuda = device.module().cuda
         self._reader = stream
         self._stream = self._cuda.Stream(non_blocking=True)
-        arrays = [memory.zeros(shape, np.uint8) for _ in range(BUFFERS)]
+        arrays = [memory.zeros(shape, dtype) for _ in range(BUFFERS)]
         made = self._now()
         self._buffers = [_Buffer(array, made) for array in arrays]
 

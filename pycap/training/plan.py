@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from pycap import arena, backends, device, ops, optim
-from pycap.autograd import no_grad
+from pycap.autograd import Tensor, no_grad
 from pycap.backends.dry import ARCH, MULTIPROCESSORS, dry_run
 from pycap.backends.weights import rounded_weights
-from pycap.captioner import build_classifier, build_model
+from pycap.captioner import build_classifier, build_model, network_input
 from pycap.config import ConfigError, TrainConfig
 from pycap.models import targets
 from pycap.nn.layers import place_dropout
@@ -146,7 +146,8 @@ class _Planner:
             steps.append(self._trained(micro_batch, words_only=True))
         validated = self._validated(micro_batch)
         parameters = model.named_parameters()
-        learning = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
+        objectives = (config.classifies, True) if config.pretrain_words else (config.classifies,)
+        learning = {name: parameters[name] for words in objectives for name in model.learning(words)}
         return MemoryPlan(
             batch_size=config.batch_size,
             micro_batch=micro_batch,
@@ -166,10 +167,12 @@ class _Planner:
         return _RULES[own or self.config.optimizer].slots
 
     def _input_bytes(self) -> int:
-        """Pixels, and of each word its id as an input and as a target, its row, its place, its weight and whether it counts."""
+        """Pixels or features, and of each word its id as an input and as a target, its row, its place, its weight and whether
+        it counts."""
         config = self.config
         words = config.batch_size * config.seq_per_img * (config.max_length + 2)
-        return config.batch_size * config.resize_to**2 * 3 + words * (5 * 4 + 1)
+        image = config.resize_to**2 * 3 if config.features == "none" else config.fc_size * 4
+        return config.batch_size * image + words * (5 * 4 + 1)
 
     def _trained(self, images: int, words_only: bool) -> arena.Trace:
         """One pass of a step, as `pycap.training.step` has it."""
@@ -184,7 +187,7 @@ class _Planner:
                     wanted: Any = targets.word_targets(images, tokens, size, size)
                 else:
                     wanted = targets.caption_targets(images, tokens, len(tokens), size, size)
-                self._model.weighted_loss(self._pixels(images), wanted).backward(np.float32(1))
+                self._model.weighted_loss(self._input(images), wanted).backward(np.float32(1))
             for tensor in self._model.named_parameters().values():
                 tensor.fresh = False
         return seen
@@ -192,17 +195,20 @@ class _Planner:
     def _validated(self, images: int) -> arena.Trace:
         forms = backends.constant_weights(backends.WeightCache())
         with self._dry(), arena.trace() as seen, no_grad(), self._model.evaluating(), forms:
-            self._model.loss(self._pixels(images), self._tokens(images))
+            self._model.loss(self._input(images), self._tokens(images))
         return seen
 
     def _tokens(self, images: int) -> np.ndarray:
         """Captions of which each is of `max_length` words."""
         return np.full((self.config.max_length + 2, images * self.config.seq_per_img), _WORD, np.int32)
 
-    def _pixels(self, images: int) -> ops.Pixels:
+    def _input(self, images: int) -> ops.Pixels | Tensor:
         spec = preprocess_spec(self.config)
-        raw = np.empty((images, spec.resize, spec.resize, 3), np.uint8)
-        return ops.pixels(raw, np.zeros((images, 3), np.int32), spec.crop, spec.mean, spec.std, self._dtype)
+        if self.config.features == "none":
+            raw = np.empty((images, spec.resize, spec.resize, 3), np.uint8)
+        else:
+            raw = np.empty((images, self.config.fc_size), np.float32)
+        return network_input(raw, np.zeros((images, 3), np.int32), spec, self._dtype)
 
     @contextmanager
     def _dry(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -21,9 +21,9 @@ from pycap.data.loader import Batch
 from pycap.data.vocab import Vocabulary
 from pycap.device import cpu_count, current, to_host
 from pycap.models.classifier import Classifier
+from pycap.training import features, scst, sources
 from pycap.training import folder as run_folder
 from pycap.training import plan as memory_plan
-from pycap.training import scst, sources
 from pycap.training.captioning import Captioning
 from pycap.training.classification import Classification
 from pycap.training.extend import extend
@@ -116,7 +116,8 @@ class _Run:
             )
         self.position = Position()
         fitting = self.memory.micro_batch if self.memory else config.micro_batch
-        self.loaders = sources.loaders(source, self.vocab, self.spec, config, self.folder, fitting)
+        store = features.open_store(config, self.model.cnn, self.spec)
+        self.loaders = sources.loaders(source, self.vocab, self.spec, config, self.folder, fitting, store)
         self.feed = Feed(self.loaders.train)
         # Passes change gradients by their rounding only, so the run's own config does not say how many fitted here.
         passes = replace(config, micro_batch=fitting) if fitting else config
@@ -170,6 +171,7 @@ class _Run:
         try:
             with self._signals(), Display(total, self.trainer.step_number) as self.display:
                 self.say = self.display.say  # above the bar, while there is one
+                self._extract_features()
                 if config.stage == scst.STAGE and position.best is None:
                     self._validate(-1)  # where it starts from
                 while position.epoch < epochs and not self._at_limit() and not self._is_stale():
@@ -188,6 +190,23 @@ class _Run:
             self.log.close()
             self.loaders.close()
         return RunResult(self.folder, self.trainer.step_number, self.scores, ending.true_ratio)
+
+    def _extract_features(self) -> None:
+        """Have all features that the run's images lack made, where it trains on features."""
+        config, store = self.config, self.loaders.train.features
+        if store is None:
+            return
+        missing = store.missing((*self.loaders.train.examples, *self.loaders.val.examples))
+        if not missing:
+            return
+        self.say(f"{len(missing)} images are looked at once by the frozen CNN: {store.path}, {store.origin}")
+        size = self.trainer.config.micro_batch or config.batch_size
+        made = features.extract(
+            self.model.cnn, store, missing, batch_size=size, precision=config.precision, workers=sources.workers(config)
+        )
+        with closing(made):
+            for _ in self.display.watch("features", made, len(missing)):
+                self._stop_if_asked()
 
     def _at_limit(self) -> bool:
         return bool(self.config.max_steps) and self.trainer.step_number >= self.config.max_steps

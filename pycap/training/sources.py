@@ -9,6 +9,8 @@ from typing import Any
 from pycap.config import TrainConfig, with_recipe
 from pycap.data import Example, Problem, datasets, demo, folders
 from pycap.data.datasets import DATA_FOLDER, Part
+from pycap.data.features import FeatureStore
+from pycap.data.growing import GrowingFile
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Loader
 from pycap.data.store import ImageStore
@@ -46,11 +48,11 @@ class Source:
 class Loaders:
     train: Loader
     val: Loader
-    store: ImageStore | None
+    files: list[GrowingFile]
 
     def close(self) -> None:
-        if self.store is not None:
-            self.store.close()
+        for file in self.files:
+            file.close()
 
 
 def find(config: TrainConfig, say: Any) -> tuple[Source, TrainConfig]:
@@ -116,18 +118,25 @@ def workers(config: TrainConfig) -> int:
 
 
 def loaders(
-    source: Source, vocab: Vocabulary, spec: PreprocessSpec, config: TrainConfig, run: Path, val_batch: int = 0
+    source: Source,
+    vocab: Vocabulary,
+    spec: PreprocessSpec,
+    config: TrainConfig,
+    run: Path,
+    val_batch: int = 0,
+    features: FeatureStore | None = None,
 ) -> Loaders:
     """Loaders over both splits. A store is used where config.store says so; `auto`: where the images do not fit in memory.
 
-    val_batch: images a batch of the validation split (0: as in training); what is said of them does not depend on it.
+    features: what batches hold in place of images, which then need no store. val_batch: images a batch of the validation
+    split (0: as in training); what is said of them does not depend on it.
     """
     size = spec.resize * spec.resize * 3
     store: ImageStore | None = None
     if config.store == "auto":
-        if (len(source.train) + len(source.val)) * size > _CACHE_BYTES:
+        if features is None and (len(source.train) + len(source.val)) * size > _CACHE_BYTES:
             store = ImageStore(run / "images.h5", spec.resize)
-    elif config.store != "none":
+    elif config.store != "none" and features is None:
         store = ImageStore(Path(config.store), spec.resize)
     val = source.val if config.val_images_use < 0 else source.val[: config.val_images_use]
     threads = workers(config)
@@ -139,6 +148,7 @@ def loaders(
         # A thread whose batch is done begins another while the first in order is still being made.
         "prefetch": max(_PREFETCH, threads * 3 // 2),
         "store": store,
+        "features": features,
         "cache_bytes": _CACHE_BYTES // 2,
         "skipped_path": run / "skipped.jsonl",
         "allocate": pinned_empty,
@@ -147,5 +157,5 @@ def loaders(
     return Loaders(
         Loader(source.train, vocab, spec, train=True, flip=config.flip, batch_size=config.batch_size, **common),
         Loader(val, vocab, spec, train=False, flip=False, batch_size=val_batch or config.batch_size, **common),
-        store,
+        [file for file in (store, features) if file is not None],
     )

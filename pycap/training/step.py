@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pycap import arena, memory, ops, optim
+from pycap.autograd import Tensor
 from pycap.backends import dry, kernels, rounded_weights, weights_changed, weights_version
 from pycap.data.loader import Batch
 from pycap.device import Mark, address, bfloat16, download, pinned_empty, to_device, upload
@@ -32,12 +33,13 @@ _CLASSES = 16  # sizes, between nothing and everything, to which the number of t
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides a step's launches. images, of `side` x `side` pixels, worked off `micro` at a time; captions: of each image;
-    length: T; sizes: K of each pass; parts: names of the parameters that each update takes."""
+    """What decides a step's launches. images, each an array of shape `image` (of uint8 pixels, or float32 features), worked off
+    `micro` at a time; captions: of each image; length: T; sizes: K of each pass; parts: names of the parameters that each
+    update takes."""
 
     images: int
     micro: int
-    side: int
+    image: tuple[int, ...]
     captions: int
     length: int
     sizes: tuple[int, ...]
@@ -65,6 +67,10 @@ class Shape:
                 own |= {"runs": ((self.length, n), np.uint8), "places": (((self.length - 1) * n,), np.int32)}
             found |= {f"{name}.{number}": field for name, field in own.items()}
         return found
+
+    @property
+    def image_dtype(self) -> np.dtype:
+        return np.dtype(np.float32 if len(self.image) == 1 else np.uint8)
 
     def passes(self) -> list[slice]:
         """The images of each pass."""
@@ -123,17 +129,17 @@ class Step:
         self,
         model: CaptionModel | Classifier,
         optimizer: optim.Optimizer | optim.Combined,
-        pixels: Callable[[Any, Any], ops.Pixels],
+        network_input: Callable[[Any, Any], ops.Pixels | Tensor],
         *,
         micro_batch: int,
         longest: int,
         half: bool,
         log: Callable[[str], None],
     ) -> None:
-        """pixels: makes a pass's input of its images uint8 [n,R,R,3] and crops int32 [n,3]. micro_batch: images a pass (0:
-        all). longest: T of the longest captions. half: whether products of the CNN are of bfloat16 weights. log: told why
-        steps are not recorded, or not on the arena, where they are not."""
-        self.model, self.optimizer, self._pixels = model, optimizer, pixels
+        """network_input: makes what the model takes of a pass's images, or features, and crops int32 [n,3]. micro_batch: images
+        a pass (0: all). longest: T of the longest captions. half: whether products of the CNN are of bfloat16 weights. log:
+        told why steps are not recorded, or not on the arena, where they are not."""
+        self.model, self.optimizer, self._network_input = model, optimizer, network_input
         self._micro, self._longest = micro_batch, longest
         self.graphs, self._log = Graphs(log, "a step of {}".format), log
         groups = len(optimizer.groups)
@@ -142,7 +148,7 @@ class Step:
         )
         self._factors = memory.zeros((groups,))
         self._inputs: dict[Shape, Packed] = {}
-        self._images: dict[tuple[int, int], Any] = {}
+        self._images: dict[tuple[int, tuple[int, ...]], Any] = {}
         self._limits: dict[tuple[str, ...], Any] = {}
         self._under_way: deque[UnderWay] = deque()
         self._failed: list[UnderWay] = []
@@ -166,9 +172,9 @@ class Step:
     def launch(self, batch: Batch, images: Any, seed: int, words_only: bool, factors: Any = None) -> UnderWay:
         """Give the device a step.
 
-        images: the batch's, uint8 [B,R,R,3], of the host or the device. seed: of dropout, 64 bits. factors: float32 [N]; with
-        them the loss is the mean over captions of each one's loss times its factor, else the mean over tokens. The groups have
-        their learning rates. Raises IndexError for a token outside the vocabulary.
+        images: the batch's, uint8 [B,R,R,3] or float32 [B,F], of the host or the device. seed: of dropout, 64 bits. factors:
+        float32 [N]; with them the loss is the mean over captions of each one's loss times its factor, else the mean over
+        tokens. The groups have their learning rates. Raises IndexError for a token outside the vocabulary.
         """
         while len(self._under_way) >= _AHEAD:
             oldest = self._under_way.popleft()
@@ -222,8 +228,7 @@ class Step:
             step = max(most // _CLASSES, 1)
             sizes.append(min(-(-targets.count(columns, words_only) // step) * step, most))
         names = tuple(part.names for part in parts)
-        side = batch.images.shape[1]
-        return Shape(images, micro, side, captions, length, tuple(sizes), words_only, names), parts
+        return Shape(images, micro, batch.images.shape[1:], captions, length, tuple(sizes), words_only, names), parts
 
     def _fill(self, shape: Shape, parts: list[optim.Part], batch: Batch, images: Any, seed: int, factors: Any) -> None:
         """Bring what the step reads to its places."""
@@ -242,13 +247,13 @@ class Step:
             values |= {f"{name}.{number}": value for name, value in vars(made).items()}
         if shape not in self._inputs:
             self._inputs[shape] = Packed(shape.fields(len(values["seeds"])))
-            self._images.setdefault((shape.images, shape.side), memory.zeros(batch.images.shape, np.uint8))
+            self._images.setdefault((shape.images, shape.image), memory.zeros(batch.images.shape, shape.image_dtype))
             self._plan(shape, parts)
         host, places = self._inputs[shape].next()
         for name, place in places.items():
             place[...] = values[name]
         upload(self._inputs[shape].whole, host)
-        held = self._images[shape.images, shape.side]
+        held = self._images[shape.images, shape.image]
         if isinstance(images, np.ndarray):
             upload(held, images)
         else:
@@ -283,7 +288,7 @@ class Step:
                 place_dropout(self.model, inputs["seeds"], some.start, some.stop - some.start, shape.images)
                 kind = targets.WordTargets if shape.words_only else targets.CaptionTargets
                 own = kind(**{name: inputs[f"{name}.{number}"] for name in kind.__dataclass_fields__})
-                loss = self.model.weighted_loss(self._pixels(images[some], inputs["crops"][some]), own)
+                loss = self.model.weighted_loss(self._network_input(images[some], inputs["crops"][some]), own)
                 kernels.total(report["loss"], loss.data.reshape(1), float(number > 0))
                 loss.backward(np.float32(1))
                 del loss
@@ -307,7 +312,7 @@ class Step:
     def _served(self, shape: Shape, parts: list[optim.Part]) -> None:
         """`_work` on the arena, or on the pool where there is no plan for it."""
         layout = self._layouts[shape]
-        given = shape, parts, self._inputs[shape].arrays, self._images[shape.images, shape.side]
+        given = shape, parts, self._inputs[shape].arrays, self._images[shape.images, shape.image]
         if layout is None:
             self._work(*given)
             return
@@ -345,7 +350,7 @@ class Step:
         """What a step of this shape asks of the memory."""
         fields = shape.fields(len(dropout_layers(self.model)))
         inputs = {name: np.zeros(field_shape, dtype) for name, (field_shape, dtype) in fields.items()}
-        images = np.zeros((shape.images, shape.side, shape.side, 3), np.uint8)
+        images = np.zeros((shape.images, *shape.image), shape.image_dtype)
         with dry.dry_run(), arena.trace() as seen:
             self._work(shape, parts, inputs, images)
         return seen

@@ -16,6 +16,7 @@ import numpy as np
 from pycap import ops, optim
 from pycap.autograd import Tensor, no_grad
 from pycap.backends import set_float32_products
+from pycap.captioner import network_input
 from pycap.config import TrainConfig
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
@@ -147,7 +148,7 @@ class Trainer:
         factors, figures = None, {}
         if self._critic is not None:
             drawn = self._critic.draw(
-                batch, lambda part: self._pixels(images[part], batch.crops[part]), self.step_number
+                batch, lambda part: self._input(images[part], batch.crops[part]), self.step_number
             )
             batch, factors, figures = drawn.batch, drawn.advantages, drawn.figures
         if not self._resident:
@@ -190,11 +191,11 @@ class Trainer:
             place_dropout(self.model, seed, first, count, images)
             part = slice(first, first + count)
             columns = slice(first * per_image, (first + count) * per_image)
-            pixels, captions = self._pixels(batch.images[part], batch.crops[part]), batch.tokens[:, columns]
+            given, captions = self._input(batch.images[part], batch.crops[part]), batch.tokens[:, columns]
             if factors is None:
-                result = objective(pixels, captions, normalizer=tokens)
+                result = objective(given, captions, normalizer=tokens)
             else:
-                result = self._weighted(pixels, captions, factors[columns], len(factors))
+                result = self._weighted(given, captions, factors[columns], len(factors))
             loss += result.item()
             if math.isfinite(loss):
                 result.backward()
@@ -209,17 +210,17 @@ class Trainer:
             raise Diverged(_report(str(error), self.step_number + 1, batch)) from error
         return StepResult(self.step_number + 1, loss, tokens, images, norms, rate)
 
-    def _weighted(self, pixels: ops.Pixels, tokens: Any, factors: Any, total: int) -> Tensor:
+    def _weighted(self, given: ops.Pixels | Tensor, tokens: Any, factors: Any, total: int) -> Tensor:
         """The sum of the captions' losses, each times its factor, over `total`."""
         size = targets.count(tokens, words_only=False)
-        wanted = targets.caption_targets(pixels.shape[0], tokens, len(tokens), size, total, factors)
-        return self.model.weighted_loss(pixels, targets.CaptionTargets(*map(to_device, vars(wanted).values())))
+        wanted = targets.caption_targets(given.shape[0], tokens, len(tokens), size, total, factors)
+        return self.model.weighted_loss(given, targets.CaptionTargets(*map(to_device, vars(wanted).values())))
 
     def _make_device_step(self) -> Step:
         return Step(
             self.model,
             self.optimizer,
-            self._pixels,
+            self._input,
             micro_batch=self.config.micro_batch,
             longest=self.config.max_length + 2,
             half=self.config.precision == "bf16",
@@ -240,7 +241,7 @@ class Trainer:
         with no_grad(), self.model.evaluating():
             for batch in batches:
                 tokens = targets.count(batch.tokens, words_only=False)
-                total += self.model.loss(self._pixels(batch.images, batch.crops), batch.tokens).item() * tokens
+                total += self.model.loss(self._input(batch.images, batch.crops), batch.tokens).item() * tokens
                 count += tokens
         return total / max(count, 1)
 
@@ -253,9 +254,9 @@ class Trainer:
         self.schedule.load_state(state["schedule"])
         self.optimizer.load_state_arrays(optimizer_arrays)
 
-    def _pixels(self, images: Any, crops: Any) -> ops.Pixels:
-        """The CNN's input: images uint8 [n,R,R,3] with their crops int32 [n,3]."""
-        return ops.pixels(images, crops, self.spec.crop, self.spec.mean, self.spec.std, self._dtype)
+    def _input(self, images: Any, crops: Any) -> ops.Pixels | Tensor:
+        """What the model takes of images, or features, and their crops int32 [n,3]."""
+        return network_input(images, crops, self.spec, self._dtype)
 
     def _forget_gradients(self) -> None:
         for parameter in self.model.named_parameters().values():
