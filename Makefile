@@ -33,12 +33,15 @@ MODULE = $(firstword $(wildcard pycap/_cpu.*.so))
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CSRC_CPP := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
 
-.PHONY: help dev run test lint format bench gpu cubins emulation wheel clean
+.PHONY: help dev run paper test lint format bench gpu cubins emulation wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 dev: $(VENV)/.built ## .venv with all dependencies; the C++ backend and, where nvcc is, the CUDA kernels built in place
+
+paper: dev ## the paper's chain on drawn demo domains, and its tables (docs/paper.md); continued where it was stopped
+	$(VENV)/bin/pycap paper --auto-select
 
 run: dev ## train on COCO if it is there, else on the demo set; then caption held-out images
 	$(PY) train.py --stage coco

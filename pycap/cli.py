@@ -1,4 +1,4 @@
-"""The command `pycap`: train, caption, evaluate, score, import-vgg, features, doctor."""
+"""The command `pycap`: train, caption, evaluate, score, paper, import-vgg, features, doctor."""
 
 from __future__ import annotations
 
@@ -40,6 +40,24 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("results", help="COCO results, what pycap caption wrote, or an ImageCLEF run")
     score.add_argument("annotations", help="COCO captions file, or lines of IMAGE_ID<TAB>sentence")
     score.add_argument("--separator", metavar="S", help="between id and caption of an ImageCLEF run (default: found)")
+
+    paper = commands.add_parser(
+        "paper",
+        help="the chain of the ImageCLEF 2016 paper, and its tables (options of pycap train may follow)",
+        allow_abbrev=False,
+    )
+    paper.add_argument(
+        "--data",
+        metavar="DIR",
+        help="holds coco/, flickr8k/, flickr30k/, imageclef/, target/ (none: drawn demo domains)",
+    )
+    paper.add_argument("--vgg-weights", "--vgg_weights", metavar="FILE", help="pre-trained VGG (needed with --data)")
+    paper.add_argument("--out-dir", "--out_dir", default="runs/paper", metavar="DIR", help="(default: %(default)s)")
+    pairs = paper.add_mutually_exclusive_group()
+    pairs.add_argument("--picks", metavar="FILE", help="picked pairs for the last fine-tuning, JSON Lines")
+    pairs.add_argument(
+        "--auto-select", "--auto_select", action="store_true", help="take the most probable distinct captions instead"
+    )
 
     vgg = commands.add_parser("import-vgg", help="convert a pre-trained VGG into a file of pycap's own")
     vgg.add_argument(
@@ -175,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     parser = _parser()
     args, options = parser.parse_known_args(argv)
-    if options and not (args.command == "doctor" and args.plan):
+    if options and args.command != "paper" and not (args.command == "doctor" and args.plan):
         parser.error(f"unrecognized arguments: {' '.join(options)}")
     args.options = options
     if args.command in ("caption", "evaluate"):
@@ -193,6 +211,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "caption": caption_files, "evaluate": evaluate_checkpoint, "score": score_files, "import-vgg": import_vgg,
         "features": extract_features, "doctor": examine,
     }  # fmt: skip
+    if args.command == "paper":  # training's modules take a while to load
+        from pycap.paper import run_paper
+
+        commands["paper"] = run_paper
     try:
         status = commands[args.command](args)
     except KeyboardInterrupt:

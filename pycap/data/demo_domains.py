@@ -12,6 +12,7 @@ right: training must not mirror these images.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -39,7 +40,8 @@ class Domain:
 
     settings: what is drawn, how it is painted and how much is told. usual: phrases that go before the others that say the
     same. never: phrases that this domain does not know. groups, pairs: templates of the grammar that have other weights than
-    in the demo set (0: never). captions: of each image, all different.
+    in the demo set (0: never). captions: of each image, all different. balanced: every shape of every colour in turn, as often
+    as any other.
     """
 
     splits: Mapping[str, int]
@@ -50,6 +52,16 @@ class Domain:
     groups: Mapping[str, float] = field(default_factory=dict)
     pairs: Mapping[str, float] = field(default_factory=dict)
     captions: int = 5
+    balanced: bool = False
+
+    def drawn(self, index: int) -> Settings:
+        """What its image of that number is drawn from."""
+        if not self.balanced:
+            return self.settings
+        things = list(itertools.product(self.settings.colours, self.settings.shapes))
+        colour, shape = things[index % len(things)]
+        others = {"backgrounds": {colour: 0.0}}
+        return replace(self.settings, shapes=(shape,), colours={colour: self.settings.colours[colour]}, weights=others)
 
     @cached_property
     def style(self) -> Style:
@@ -82,10 +94,11 @@ DOMAINS: dict[str, Domain] = {
         {"train": 5880, "val": 420},
         "classes",
         _settings({}, counts={1: 1.0}, pair=0.0, drift=9.0, wobble=4.0),
+        balanced=True,
     ),
     # By far the largest; plain speech in few words; no stars, no pink, nothing on green.
     "coco": Domain(
-        {"train": 6000, "val": 3000},
+        {"train": 8000, "val": 4000},
         "coco",
         _settings(
             {
@@ -115,13 +128,13 @@ DOMAINS: dict[str, Domain] = {
     ),
     # Larger and more varied than flickr8k, in the same speech; few crosses and triangles.
     "flickr30k": Domain(
-        {"train": 3000, "val": 150, "test": 150},
+        {"train": 2400, "val": 150, "test": 150},
         "flickr30k",
         _settings(
             {
-                "shapes": {"star": 2.0, "cross": 0.2, "triangle": 0.5},
-                "colours": {"pink": 1.5, "yellow": 0.3},
-                "backgrounds": {"green": 2.0, "black": 0.5},
+                "shapes": {"star": 2.0, "ring": 1.5, "cross": 0.2, "triangle": 0.3},
+                "colours": {"pink": 1.5, "yellow": 0.3, "white": 0.3},
+                "backgrounds": {"green": 2.0, "black": 0.2},
             },
             usual_phrase=0.5,
             mention_size=0.5,
@@ -137,9 +150,9 @@ DOMAINS: dict[str, Domain] = {
         "imageclef",
         _settings(
             {
-                "shapes": {"star": 1.5, "ring": 1.2},
-                "colours": {"pink": 1.3},
-                "backgrounds": {"green": 1.5},
+                "shapes": {"ring": 1.2},
+                "colours": {"pink": 1.2},
+                "backgrounds": {"green": 1.2},
             },
             usual_phrase=0.45,
             usual_order=0.6,
@@ -208,7 +221,7 @@ def examples(name: str, split: str, count: int, seed: int, size: int, seen: set[
         attempt = 0
         while True:
             rng = np.random.default_rng([seed, 1, *places, index, attempt])
-            scene = sample_scene(rng, domain.settings)
+            scene = sample_scene(rng, domain.drawn(index))
             captions: dict[str, None] = {}
             while len(captions) < domain.captions:
                 captions[write(scene, rng, domain.style)] = None
@@ -235,7 +248,10 @@ def _build(root: Path, counts: Mapping[str, Mapping[str, int]], seed: int, size:
 
 def _digest() -> str:
     """Changes with every setting, word and template of the table."""
-    table = [(name, asdict(domain.settings), repr(domain.style), domain.captions) for name, domain in DOMAINS.items()]
+    table = [
+        (name, asdict(domain.settings), repr(domain.style), domain.captions, domain.balanced)
+        for name, domain in DOMAINS.items()
+    ]
     return hashlib.sha256(repr(table).encode()).hexdigest()[:16]
 
 
