@@ -171,7 +171,7 @@ def test_steps_raise_the_expected_reward() -> None:
         def expected() -> list[float]:
             found = []
             for i, example in enumerate(CORPUS):
-                pixels = made._pixels(given.images[i : i + 1], given.crops[i : i + 1])
+                pixels = made._input(given.images[i : i + 1], given.crops[i : i + 1])
                 losses = [made.model.loss(pixels, as_tokens([s]), normalizer=1).item() for s in EVERY]
                 found.append(float(np.exp(-np.array(losses)) @ reward(example, EVERY)))
             return found
@@ -249,7 +249,7 @@ def test_what_is_drawn_depends_on_the_seed_and_the_step() -> None:
 
         def draw(step: int, **options: Any) -> Drawn:
             critic = Critic(made.model, Reward(talk(0), TALK), replace(made.config, **options))
-            return critic.draw(given, lambda part: made._pixels(given.images[part], given.crops[part]), step)
+            return critic.draw(given, lambda part: made._input(given.images[part], given.crops[part]), step)
 
         first, again, *others = draw(5), draw(5), draw(6), draw(5, seed=made.config.seed + 1)
     assert first.batch.tokens.tobytes() == again.batch.tokens.tobytes()
