@@ -199,6 +199,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.command in ("caption", "evaluate"):
         try:
             args.decoding, args.how = _decoding(args)
+            if args.ensemble:
+                args.how += f", {1 + len(args.ensemble)} checkpoints together"
         except ValueError as error:
             parser.error(str(error))
     from pycap.caption import caption_files

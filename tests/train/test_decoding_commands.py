@@ -132,6 +132,8 @@ def test_an_ensemble_is_named_by_further_checkpoints(
     assert code == code_together == 0
     captions = [[json.loads(line)["caption"] for line in text.splitlines()] for text in (alone, together)]
     assert captions[0] == captions[1] and len(captions[0]) == 4
+    code, text = run(capsys, "evaluate", trained, "--data", data, "--images", 2, "--ensemble", trained)
+    assert code == 0 and "beam 3, 2 checkpoints together" in text
     for command in (["evaluate", trained, "--data", data], ["caption", trained, *photos]):
         code, text = run(capsys, *command, "--ensemble", trained, tmp_path / "gone")
         assert code != 0 and "gone" in text
