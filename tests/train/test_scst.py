@@ -215,7 +215,7 @@ def told(made: Trainer, count: int = 4) -> list[tuple[Any, ...]]:
     return [(r.loss, *r.figures.values()) for r in results]
 
 
-@pytest.mark.parametrize("options", [{}, {"micro_batch": 3}, {"freeze_cnn": True}])
+@pytest.mark.parametrize("options", [{}, {"micro_batch": 3}, {"freeze_cnn": True}, {"model": "merge"}])
 def test_steps_that_stay_on_the_device_are_those_of_the_host(options: dict[str, Any]) -> None:
     with backends.use("reference"):
         plain, resident = told(trainer(False, **options)), told(trainer(True, **options))
