@@ -326,3 +326,14 @@ def test_what_a_run_cannot_do_is_said_before_it_begins(
     with pytest.raises(ConfigError, match=said):
         pycap.train(critical(data, tmp_path / "run", trained, **options))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("_automatic_backend")
+def test_a_merge_captioner_on_features(data: Path, tmp_path: Path) -> None:
+    fed = {"model": "merge", "freeze_cnn": True, "features": "auto", "epochs": 1, **PLAIN}
+    start = pycap.train(tiny(data, tmp_path / "merge", **fed)).folder
+    folder = pycap.train(critical(data, tmp_path / "run", start, **fed)).folder
+    assert [row["objective"] for row in rows(folder, "train")] == ["scst"] * 3
+    before, after = (checkpoint.load(run, prefer="last").model for run in (start, folder))
+    changed = {name.split(".")[0] for name, array in before.items() if not np.array_equal(array, after[name])}
+    assert "projection" in changed and "cnn" not in changed
