@@ -49,11 +49,14 @@ class Display:
         if self.bar:
             self.bar.stop()
 
-    def step(self, epoch: int, step: int, loss: float, rate: float, waited: float = 0.0) -> None:
+    def step(
+        self, epoch: int, step: int, loss: float, rate: float, waited: float = 0.0, reward: float | None = None
+    ) -> None:
         """After each step. epoch: from 1. rate: images a second. waited: the part of the time in which images were waited
-        for (`Stall.share`), shown where it is more than is tolerated.
+        for (`Stall.share`), shown where it is more than is tolerated. reward: shown in place of the loss, where there is one.
         """
-        note = f"loss {loss:.4f}  {rate:.0f} images/s"
+        note = f"loss {loss:.4f}" if reward is None else f"reward {reward:.4f}"
+        note += f"  {rate:.0f} images/s"
         if waited > TOLERATED:
             note += f"  {100 * waited:.0f} % waiting for images"
         if self.bar:

@@ -244,7 +244,8 @@ class _Run:
                     last = self.feed.stall()
                     stall += last
                     self._log_step(result, rate, last)
-                self.display.step(position.epoch + 1, result.step, result.loss, rate, last.share)
+                reward = result.figures.get("reward")
+                self.display.step(position.epoch + 1, result.step, result.loss, rate, last.share, reward)
 
         try:
             for fed in batches:

@@ -12,12 +12,14 @@ from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
 from pycap.training import sources
 
-#: Options that say what a model is, and the size of its images.
-MODEL = ("model", "blind", "cnn", "cnn_width", "fc_size", "rnn_size", "input_encoding_size", "image_size", "resize")
+#: Options that say what a model is, and how it is shown images: mirrored only where captions do not tell left from right.
+MODEL = (
+    "model", "blind", "cnn", "cnn_width", "fc_size", "rnn_size", "input_encoding_size", "image_size", "resize", "flip",
+)  # fmt: skip
 
 
 def like(config: TrainConfig, start: Checkpoint) -> TrainConfig:
-    """The config for a model that takes the checkpoint's weights: as large as that one, but for what the user gave."""
+    """The config for a model that takes the checkpoint's weights: `MODEL` as there, but for what the user gave."""
     return laid_under(config, {name: getattr(start.config, name) for name in MODEL})
 
 

@@ -26,3 +26,14 @@ def test_waiting_for_images_is_shown_where_it_is_too_much(
         now[0] = 60.0
         display.step(1, 2, 2.25, 30.0, **more)
     assert capsys.readouterr().out == f"epoch 1  step 2/100  loss 2.2500  30 images/s{told}  49.0 min left\n"
+
+
+def test_a_reward_is_shown_in_place_of_a_loss_that_means_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Display(100, 0) as display:
+        now[0] = 60.0
+        display.step(1, 2, -7.5, 30.0, reward=0.71588)
+    assert capsys.readouterr().out == "epoch 1  step 2/100  reward 0.7159  30 images/s  49.0 min left\n"

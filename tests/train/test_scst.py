@@ -26,6 +26,7 @@ from pycap.models.nic import NIC
 from pycap.models.vgg import VGG
 from pycap.training.run import Stopped
 from pycap.training.scst import Critic, Drawn, Reward
+from pycap.training.start import MODEL
 from pycap.training.trainer import Trainer
 from tests.train import test_step as steps
 from tests.train.runs import tiny
@@ -305,9 +306,10 @@ def test_a_run_resumes_bit_for_bit(data: Path, trained: Path, tmp_path: Path, mo
 def test_the_model_is_the_checkpoints(data: Path, trained: Path, tmp_path: Path) -> None:
     """The recipe says nothing of sizes, and the command line need not either."""
     line = f"--stage scst --init-from {trained} --data {data} --out-dir {tmp_path / 'run'} --epochs 1 --batch-size 24"
-    folder = pycap.train(parse_args([*line.split(), "--workers=1", "--threads=2", "--no-flip", "--log-every=1"])).folder
+    folder = pycap.train(parse_args([*line.split(), "--workers=1", "--threads=2", "--log-every=1"])).folder
     made, before = (checkpoint.load(run).config for run in (folder, trained))
-    assert (made.cnn, made.cnn_width, made.rnn_size) == (before.cnn, before.cnn_width, before.rnn_size)
+    assert all(getattr(made, name) == getattr(before, name) for name in MODEL)
+    assert (made.cnn, made.rnn_size, made.image_size, made.flip) == ("vgg_micro", 24, 64, False)
     assert made.save_best_on == "CIDEr" and len(rows(folder, "train")) == 1
 
 
