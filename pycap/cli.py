@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         status = commands[args.command](args)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:  # DataError, CheckpointError and BackendError among them
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:  # DataError and Diverged among them
         sys.exit(f"pycap {args.command}: error: {error}")
     except MemoryError as error:  # of the host, or CuPy's of the GPU
         sys.exit(f"pycap {args.command}: error: out of memory ({error}); a smaller --batch-size takes less")

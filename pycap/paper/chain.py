@@ -28,9 +28,9 @@ STATE = "chain.json"
 _PLACES = ("data", "out_dir", "store", "vgg_weights", "init_from", "picks", "resume")
 MACHINE = ("device", "backend", "threads", "workers", "log_every", "save_checkpoint_every", "micro_batch")
 #: Options that the chain itself decides.
-DECIDED = ("stage", "datasets", "freeze_cnn", "finetune_cnn_after", "extend_vocab", "model", *_PLACES)
+DECIDED = ("stage", "datasets", "freeze_cnn", "finetune_cnn_after", "extend_vocab", "features", "model", *_PLACES)
 _SHORT = {plan.ALL: "validation", plan.QUARTER: "quarter"}  # names of tests in file names
-_FROZEN_COST = 0.4  # of a step with a frozen CNN, beside a joint one
+_FROZEN_COST = 0.1  # of an image of which the features are known, beside a joint step
 
 
 @dataclass(frozen=True)

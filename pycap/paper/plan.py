@@ -35,7 +35,8 @@ class Stage:
     checkpoint: str = "best"
 
 
-_FROZEN = {"freeze_cnn": True, "finetune_cnn_after": 0}
+# On features made once, as the paper's LSTM was trained (with NeuralTalk).
+_FROZEN = {"freeze_cnn": True, "finetune_cnn_after": 0, "features": "auto"}
 _JOINT = {"finetune_cnn_after": 0}
 _SEEN = {"cnn_learning_rate": 1e-5}  # as the recipes say for a CNN that sees already
 

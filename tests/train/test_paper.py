@@ -264,6 +264,27 @@ def test_on_real_data_the_stages_have_their_own_recipes(done: Done, monkeypatch:
     assert chain.wanted == 1000
 
 
+def test_on_a_folder_of_data_the_chain_begins_with_the_vgg_that_is_given(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no java
+    for name in ("coco", "flickr8k", "flickr30k", "imageclef"):  # no target/
+        (tmp_path / "data" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(done.folder / "data" / "demo_domains" / name)
+    given = ["--data", "data", "--vgg-weights", str(done.out / "pretrain"), "--cnn", "vgg_micro", "--max-steps", "1"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["paper", *given, *TINY])
+    assert stop.value.code == 0
+    document = json.loads((tmp_path / "runs/paper/paper.json").read_text())
+    rows = [row for table in document["tables"] for row in table["rows"]]
+    assert [row["stage"] for row in rows if row["here"] is None] == [SELECTED] and not document["demo"]
+    assert "no images in data/target" in document["selection"]["todo"]
+    lines = (tmp_path / "runs/paper/id_sentence.txt").read_text().splitlines()
+    assert len(lines) == 8  # the validation images
+    assert "the numbers cannot be compared" not in capsys.readouterr().out
+
+
 def row(file_name: str, caption: str, logprob: float) -> dict[str, object]:
     return {"file_name": file_name, "caption": caption, "logprob": logprob, "beams": []}
 
