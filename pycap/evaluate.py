@@ -31,6 +31,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     from pycap.backends import select, set_threads
     from pycap.captioner import Captioner
     from pycap.data import load_split
+    from pycap.data.datasets import kinds
     from pycap.data.results import Writer
     from pycap.device import cpu_count
 
@@ -38,7 +39,8 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     select(args.device, args.backend)
     set_threads(args.threads or cpu_count())
     captioner = Captioner.load([args.checkpoint, *args.ensemble], args.precision)
-    examples, problems = load_split(args.stage or captioner.config.stage, Path(args.data), args.split)
+    stage = args.stage or kinds(captioner.config.datasets or captioner.config.stage)
+    examples, problems = load_split(stage, Path(args.data), args.split)
     examples = examples[: args.images] if args.images else examples
     captions = captioner.caption([e.path for e in examples], **args.decoding)
     results: dict[Any, str] = {}

@@ -72,7 +72,8 @@ def _cnn(source: Path, resize: int | None) -> tuple[VGG, PreprocessSpec, str | N
     if source.is_dir():
         saved = checkpoint.load(source)
         config, spec = saved.config, PreprocessSpec.from_dict(saved.preprocess)
-        size, width, stage, precision = config.image_size, config.cnn_width, config.stage, config.precision
+        size, width, precision = config.image_size, config.cnn_width, config.precision
+        stage = config.datasets or config.stage
     else:
         size, stage, precision = found.image_size, None, "fp32"
         spec = replace(found.preprocess(), resize=size)
@@ -88,10 +89,11 @@ def _cnn(source: Path, resize: int | None) -> tuple[VGG, PreprocessSpec, str | N
 def _data_set(stage: str | None, folder: Path, splits: Sequence[str]) -> list[Example]:
     """The images of a stage's splits."""
     from pycap.data import DataError, load_split
+    from pycap.data.datasets import kinds
 
     if stage is None:
         raise DataError(f"features: of which kind is {folder}? give --stage, as flickr8k")
-    return [example for split in splits for example in load_split(stage, folder, split)[0]]
+    return [example for split in splits for example in load_split(kinds(stage), folder, split)[0]]
 
 
 def _images(paths: Sequence[str]) -> list[Example]:

@@ -49,6 +49,11 @@ class Part:
         return _SETS.get(self.kind, self.kind)
 
 
+def kinds(spec: str) -> str:
+    """The data sets of `spec` without their folders, joined by `+`: to be read elsewhere. DataError as for `parse`."""
+    return "+".join(part.kind for part in parse(spec))
+
+
 def parse(spec: str, root: Path | None = None, picks_file: Path | None = None) -> tuple[Part, ...]:
     """The data sets of `spec`: a stage's name, or `KIND[=FOLDER]` joined by `+`.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pycap.data import DataError, load_split
-from pycap.data.datasets import Part, load, parse, photograph, remarks, require
+from pycap.data.datasets import Part, kinds, load, parse, photograph, remarks, require
 from tests.data.fixtures import coco_body, edit_json, karpathy_body, make_coco, make_flickr8k, write_jpeg, write_json
 from tests.data.test_imageclef import make_imageclef
 from tests.data.test_picks import write_rows
@@ -81,6 +81,12 @@ def test_where_parts_are_looked_for() -> None:
 def test_specs_that_are_refused(spec: str, said: str) -> None:
     with pytest.raises(DataError, match=said):
         parse(spec)
+
+
+def test_kinds_are_of_whichever_folders() -> None:
+    assert kinds("coco=/disk/a+b") == "coco"
+    assert kinds("flickr8k=/x+imageclef") == "flickr8k+imageclef"
+    assert kinds("selected") == "flickr8k+flickr30k+picks"
 
 
 def test_picks_that_nothing_reads_are_refused() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import pycap
-from pycap import backends, checkpoint
+from pycap import backends, checkpoint, cli
 from pycap.autograd import Tensor
 from pycap.config import ConfigError, TrainConfig, parse_args, resumed
 from pycap.data import Example
@@ -339,3 +339,14 @@ def test_a_merge_captioner_on_features(data: Path, tmp_path: Path) -> None:
     before, after = (checkpoint.load(run, prefer="last").model for run in (start, folder))
     changed = {name.split(".")[0] for name, array in before.items() if not np.array_equal(array, after[name])}
     assert "projection" in changed and "cnn" not in changed
+
+
+@pytest.mark.usefixtures("_automatic_backend")
+def test_evaluate_reads_the_data_sets_that_the_run_was_trained_on(
+    data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = critical(data, tmp_path / "run", trained, datasets=f"coco={data}", max_steps=1, val_images_use=2)
+    folder = pycap.train(replace(config, data=None)).folder
+    with pytest.raises(SystemExit) as done:
+        cli.main(["evaluate", str(folder), "--data", str(data), "--images", "2"])
+    assert done.value.code == 0 and "CIDEr" in capsys.readouterr().out
