@@ -36,13 +36,16 @@ def held_out(ids: list[str]) -> set[str]:
 
 
 def listed(root: Path, split: str) -> Listed:
-    """One split, in the caption file's order; ids as in there. Errors: see `pycap.data`."""
+    """One split, in the caption file's order. Ids are the images' names without suffix, which is what run files need; COCO's
+    JSON may number them otherwise. Errors: see `pycap.data`."""
     file = _caption_file(root)
     folder = next((root / name for name in FOLDERS if (root / name).is_dir()), root)
     if file.suffix.lower() == ".json":
         images, by_id, problems = coco.read_captions(file)
-        captions: dict[str, list[Any]] = {str(image_id): by_id[image_id] for image_id, _ in images}
-        names = {str(image_id): name for image_id, name in images}
+        names = {_without_suffix(Path(name).name): name for _, name in images}
+        captions: dict[str, list[Any]] = {name: [] for name in names}
+        for image_id, name in images:
+            captions[_without_suffix(Path(name).name)] += by_id[image_id]
     else:
         captions, problems = read_sentences(file)
         names = {}

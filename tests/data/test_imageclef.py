@@ -55,10 +55,11 @@ def test_cocos_json_serves_and_splits_the_same(tmp_path: Path) -> None:
     make_imageclef(tmp_path / "json", sharded=True)
     (tmp_path / "json" / "captions.txt").unlink()
     body = {
-        "images": [{"id": image_id, "file_name": f"{image_id}.jpg"} for image_id in IDS],
-        "annotations": [{"image_id": i, "caption": f"A dog number {k} ."} for i in IDS for k in "ab"],
+        "images": [{"id": i, "file_name": f"{image_id}.jpg"} for i, image_id in enumerate(IDS)],
+        "annotations": [{"image_id": i, "caption": f"A dog number {k} ."} for i in range(len(IDS)) for k in "ab"],
     }
     write_json(tmp_path / "json" / "annotations" / "captions.json", body)
+    assert len(load_split("imageclef", tmp_path / "json", "val")[0]) == 2
     text, json = (load_split("imageclef", tmp_path / name, "val") for name in ("text", "json"))
     assert json[1] == []
     assert by_id(json[0]) == by_id(text[0])

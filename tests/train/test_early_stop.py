@@ -10,10 +10,16 @@ import pytest
 
 import pycap
 from pycap import checkpoint
+from pycap.config import TrainConfig
 from pycap.training.captioning import Captioning, Validation
-from tests.train.runs import tiny
+from tests.train import runs
 
 SERIES = [3.0, 2.0, 2.5, 1.0, 1.0, 1.5, 1.25, 0.5]  # 2.5 is worse once; 1.0, 1.5 and 1.25 are no better than 1.0
+
+
+def tiny(data: Path, out: Path, **options: object) -> TrainConfig:
+    """An epoch is one step, and one image is captioned in the end."""
+    return runs.tiny(data, out, batch_size=24, val_images_use=1, threads=1, **options)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float], name: str = "val_loss") -> None:
@@ -39,7 +45,7 @@ def test_it_ends_after_validations_without_a_better_score(
     said = "early stop: 3 validations without a better val_loss than 1.0000; the best checkpoint is "
     assert said in " ".join(capsys.readouterr().out.split())
     (remark,) = rows(run, "remark")
-    assert str(remark["text"]).startswith(said) and remark["step"] == 7 * 3
+    assert str(remark["text"]).startswith(said) and remark["step"] == 7
 
 
 def test_more_is_better_for_other_scores(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +72,7 @@ def test_it_does_not_end_a_run_that_gets_better_in_time(
 def test_resuming_remembers(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
     scripted(monkeypatch, SERIES)
     out = tmp_path / "run"
-    pycap.train(tiny(data, out, epochs=8, early_stop=3, max_steps=3 * epochs))
+    pycap.train(tiny(data, out, epochs=8, early_stop=3, max_steps=epochs))
     assert len(rows(out, "val")) == epochs
     pycap.train(pycap.config.resumed(out, max_steps=0))
     assert [r["val_loss"] for r in rows(out, "val")] == SERIES[:7]
