@@ -4,8 +4,9 @@
 
 A small VGG learns to classify the images of a folder tree (train/<class>/, val/<class>/, or train.tar and val.tar of these:
 Tiny-ImageNet), then captioners learn Flickr8k: without any image, on a random frozen CNN, on the pre-trained one frozen, on
-the same jointly, and the merge model on its features. Every run is a command of train.py and goes into the record with its
-losses, the scores of beam-3 captions of the dev images, and its minutes. Finished runs are not repeated: --runs keeps them.
+the same jointly, from the start and after it, and the merge model on its features. Every run is a command of train.py and goes
+into the record with its losses, the scores of beam-3 captions of the dev images, and its minutes. Finished runs are not
+repeated: --runs keeps them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _SHOWN = 6  # images whose captions go into the record
 
 @dataclass(frozen=True)
 class System:
-    """A run. options: of train.py; `{pretrain}` is the folder of the classifier's run. also: scores to add."""
+    """A run. options: of train.py; `{runs}` is the folder of all runs. also: scores to add."""
 
     name: str
     what: str
@@ -43,22 +44,20 @@ class System:
 
 
 _NIC = "--recipe flickr8k_small --epochs 20 --learning-rate 2e-3 --lr-schedule cosine --warmup-steps 200 --val-every 5"
+_MORE = (
+    "--recipe flickr8k_small --epochs 10 --learning-rate 5e-4 --lr-schedule cosine --val-every 5 --drop-prob-cnn 0 "
+    "--init-from {runs}/pretrained-frozen"
+)
+_SEEN = "--vgg-weights {runs}/pretrain"
 PRETRAIN = System("pretrain", "the CNN as a classifier", "--recipe pretrain_small --epochs 16")
 CAPTIONERS = (
     System("blind", "no image: the language model alone", f"{_NIC} --blind --freeze-cnn"),
     System("random-frozen", "a random CNN, frozen", f"{_NIC} --freeze-cnn"),
-    System("pretrained-frozen", "the pre-trained CNN, frozen", f"{_NIC} --vgg-weights {{pretrain}} --freeze-cnn"),
-    System(
-        "pretrained-joint",
-        "the pre-trained CNN, learning with the LSTM",
-        f"{_NIC} --vgg-weights {{pretrain}} --cnn-learning-rate 2e-4",
-    ),
-    System(
-        "merge",
-        "the Keras article's merge model on the pre-trained CNN's features",
-        "--recipe merge_small --vgg-weights {pretrain}",
-        ("bleu_keras",),
-    ),
+    System("pretrained-frozen", "the pre-trained CNN, frozen", f"{_NIC} {_SEEN} --freeze-cnn"),
+    System("pretrained-joint", "the pre-trained CNN, joint from the start", f"{_NIC} {_SEEN} --cnn-learning-rate 2e-4"),
+    System("frozen-longer", "pre-trained and frozen, 10 epochs more", f"{_MORE} --freeze-cnn"),
+    System("then-joint", "the same 10 epochs, joint", f"{_MORE} --cnn-learning-rate 1e-4"),
+    System("merge", "the merge model on its features", f"--recipe merge_small {_SEEN}", ("bleu_keras",)),
 )
 
 
@@ -76,13 +75,14 @@ def unpacked(images: Path, into: Path) -> Path:
     return into
 
 
-def train(system: System, folder: Path, data: Path, pretrain: Path, threads: int) -> None:
+def train(system: System, runs: Path, data: Path, threads: int) -> None:
     """The run, unless it is finished; one that was interrupted is continued."""
+    folder = runs / system.name
     if minutes(folder) is not None:
         return
     options = ["--resume", str(folder)]
     if not (folder / "last" / "state.json").is_file():
-        options = [*system.options.format(pretrain=pretrain).split(), "--data", str(data), "--out-dir", str(folder)]
+        options = [*system.options.format(runs=runs).split(), "--data", str(data), "--out-dir", str(folder)]
     begin = time.perf_counter()
     command = [sys.executable, "train.py", *options, "--threads", str(threads)]
     subprocess.run(command, check=True, cwd=ROOT)
@@ -116,7 +116,7 @@ def record(system: System, folder: Path, references: dict[str, list[str]]) -> di
     return {
         "name": system.name,
         "what": system.what,
-        "options": system.options.format(pretrain="RUNS/pretrain"),
+        "options": system.options.format(runs="RUNS"),
         "minutes": minutes(folder),
         "val_loss": min(row["val_loss"] for row in validations),
         "scores": {**scores, "distinct": metrics.distinct_ratio(said.values())},
@@ -148,17 +148,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = parser.parse_args(argv)
     runs, threads = own.runs.absolute(), own.threads or cpu_count()
     runs.mkdir(parents=True, exist_ok=True)
-    pretrain = runs / PRETRAIN.name
-    train(PRETRAIN, pretrain, unpacked(own.images, runs / "images").absolute(), pretrain, threads)
+    train(PRETRAIN, runs, unpacked(own.images, runs / "images").absolute(), threads)
     examples, _ = load_split("flickr8k", own.flickr8k, "val")
     references = {str(example.image_id): list(example.captions) for example in examples}
     rows = []
     for system in CAPTIONERS:
         if own.only and system.name not in own.only:
             continue
-        folder = runs / system.name
-        train(system, folder, own.flickr8k.absolute(), pretrain, threads)
-        rows.append(record(system, folder, references))
+        train(system, runs, own.flickr8k.absolute(), threads)
+        rows.append(record(system, runs / system.name, references))
     result = {
         "command": "python -m benchmarks.photographs --flickr8k DIR --images DIR --json FILE",
         "commit": machine.commit(),
@@ -167,8 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "versions": machine.versions(("numpy", "pillow", "nltk", "pycocoevalcap")),
         "pretrain": {
             "options": PRETRAIN.options,
-            "minutes": minutes(pretrain),
-            "validations": losses(pretrain),
+            "minutes": minutes(runs / PRETRAIN.name),
+            "validations": losses(runs / PRETRAIN.name),
         },
         "captioners": rows,
     }

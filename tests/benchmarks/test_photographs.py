@@ -36,9 +36,9 @@ def test_a_record_has_the_least_loss_the_scores_and_some_captions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(photographs.metrics, "meteor_missing", lambda: "no Java")
-    system = photographs.System("merge", "a model", "--vgg-weights {pretrain}", ("bleu_keras",))
+    system = photographs.System("merge", "a model", "--vgg-weights {runs}", ("bleu_keras",))
     row = photographs.record(system, finished(tmp_path / "run"), REFERENCES)
-    assert (row["val_loss"], row["minutes"], row["options"]) == (3.25, 12.5, "--vgg-weights RUNS/pretrain")
+    assert (row["val_loss"], row["minutes"], row["options"]) == (3.25, 12.5, "--vgg-weights RUNS")
     assert [v["epoch"] for v in row["validations"]] == [1, 2, 3]
     assert row["scores"]["BLEU-1"] == 0.5 and row["scores"]["distinct"] == 0.5  # "b" shares no word with its reference
     assert any(name.startswith("bleu_keras") for name in row["scores"]) and "METEOR" not in row["scores"]
@@ -51,10 +51,11 @@ def test_a_finished_run_is_not_repeated_and_an_interrupted_one_goes_on(
 ) -> None:
     asked: list[list[str]] = []
     monkeypatch.setattr(subprocess, "run", lambda command, **_: asked.append(command[2:]))
-    system = photographs.System("x", "x", "--vgg-weights {pretrain}")
 
     def train(folder: Path) -> None:
-        photographs.train(system, folder, Path("data"), Path("pre"), 2)
+        photographs.train(
+            photographs.System(folder.name, "x", "--vgg-weights {runs}/pre"), folder.parent, Path("data"), 2
+        )
 
     train(finished(tmp_path / "done"))
     assert asked == []
@@ -65,7 +66,7 @@ def test_a_finished_run_is_not_repeated_and_an_interrupted_one_goes_on(
     assert asked == [["--resume", str(stopped), "--threads", "2"]]
     (tmp_path / "new").mkdir()
     train(tmp_path / "new")
-    assert asked[1][:4] == ["--vgg-weights", "pre", "--data", "data"]
+    assert asked[1][:4] == ["--vgg-weights", f"{tmp_path}/pre", "--data", "data"]
     assert photographs.minutes(tmp_path / "new") is not None
 
 
@@ -88,4 +89,4 @@ def test_images_in_tars_are_unpacked_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("system", [photographs.PRETRAIN, *photographs.CAPTIONERS], ids=lambda s: s.name)
 def test_every_system_is_a_command_that_training_takes(system: photographs.System) -> None:
-    configuration.parse_args(system.options.format(pretrain="runs/pretrain").split())
+    configuration.parse_args(system.options.format(runs="runs").split())
