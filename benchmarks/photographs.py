@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
+from pycap import config as configuration
 from pycap import metrics
 from pycap.data import load_split
 from pycap.device import cpu_count
@@ -95,6 +96,11 @@ def minutes(folder: Path) -> float | None:
     return float(note.read_text(encoding="utf-8")) if note.is_file() else None
 
 
+def effort(folder: Path) -> dict[str, Any]:
+    """What the run took: its minutes, on so many threads."""
+    return {"minutes": minutes(folder), "threads": configuration.load(folder / "config.yaml").threads or cpu_count()}
+
+
 def losses(folder: Path) -> list[dict[str, Any]]:
     """The validations in the run's log."""
     rows = map(json.loads, (folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
@@ -117,7 +123,7 @@ def record(system: System, folder: Path, references: dict[str, list[str]]) -> di
         "name": system.name,
         "what": system.what,
         "options": system.options.format(runs="RUNS"),
-        "minutes": minutes(folder),
+        **effort(folder),
         "val_loss": min(row["val_loss"] for row in validations),
         "scores": {**scores, "distinct": metrics.distinct_ratio(said.values())},
         "validations": validations,
@@ -161,11 +167,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "command": "python -m benchmarks.photographs --flickr8k DIR --images DIR --json FILE",
         "commit": machine.commit(),
         "hardware": machine.cpu_name(),
-        "threads": threads,
         "versions": machine.versions(("numpy", "pillow", "nltk", "pycocoevalcap")),
         "pretrain": {
             "options": PRETRAIN.options,
-            "minutes": minutes(runs / PRETRAIN.name),
+            **effort(runs / PRETRAIN.name),
             "validations": losses(runs / PRETRAIN.name),
         },
         "captioners": rows,

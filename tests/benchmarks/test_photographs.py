@@ -13,6 +13,7 @@ from PIL import Image
 
 from benchmarks import photographs
 from pycap import config as configuration
+from pycap.config import TrainConfig
 
 REFERENCES = {"a": ["a dog runs"], "b": ["two men sit"]}
 
@@ -29,6 +30,7 @@ def finished(folder: Path) -> Path:
     said = [{"image_id": "a", "caption": "a dog runs"}, {"image_id": "b", "caption": "a dog runs"}]
     (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
     (folder / "minutes.txt").write_text("12.50\n")
+    configuration.save(TrainConfig(threads=3), folder / "config.yaml")
     return folder
 
 
@@ -38,7 +40,8 @@ def test_a_record_has_the_least_loss_the_scores_and_some_captions(
     monkeypatch.setattr(photographs.metrics, "meteor_missing", lambda: "no Java")
     system = photographs.System("merge", "a model", "--vgg-weights {runs}", ("bleu_keras",))
     row = photographs.record(system, finished(tmp_path / "run"), REFERENCES)
-    assert (row["val_loss"], row["minutes"], row["options"]) == (3.25, 12.5, "--vgg-weights RUNS")
+    assert (row["val_loss"], row["minutes"], row["threads"]) == (3.25, 12.5, 3)
+    assert row["options"] == "--vgg-weights RUNS"
     assert [v["epoch"] for v in row["validations"]] == [1, 2, 3]
     assert row["scores"]["BLEU-1"] == 0.5 and row["scores"]["distinct"] == 0.5  # "b" shares no word with its reference
     assert any(name.startswith("bleu_keras") for name in row["scores"]) and "METEOR" not in row["scores"]
