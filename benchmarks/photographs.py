@@ -4,9 +4,9 @@
 
 A small VGG learns to classify the images of a folder tree (train/<class>/, val/<class>/, or train.tar and val.tar of these:
 Tiny-ImageNet), then captioners learn Flickr8k: without any image, on a random frozen CNN, on the pre-trained one frozen, on
-the same jointly, from the start and after it, and the merge model on its features. Every run is a command of train.py and goes
-into the record with its losses, the scores of beam-3 captions of the dev images, and its minutes. Finished runs are not
-repeated: --runs keeps them.
+the same jointly, from the start and after it, then for CIDEr-D itself, and the merge model on its features. Every run is a
+command of train.py and goes into the record with its losses, the scores of beam-3 captions of the dev images, and its minutes.
+Finished runs are not repeated: --runs keeps them.
 """
 
 from __future__ import annotations
@@ -58,6 +58,12 @@ CAPTIONERS = (
     System("pretrained-joint", "the pre-trained CNN, joint from the start", f"{_NIC} {_SEEN} --cnn-learning-rate 2e-4"),
     System("frozen-longer", "pre-trained and frozen, 10 epochs more", f"{_MORE} --freeze-cnn"),
     System("then-joint", "the same 10 epochs, joint", f"{_MORE} --cnn-learning-rate 1e-4"),
+    System(
+        "scst",
+        "and self-critical training after it",
+        "--stage scst --datasets flickr8k --init-from {runs}/then-joint --freeze-cnn --batch-size 50 --max-length 20 "
+        "--learning-rate 2e-4 --epochs 6",
+    ),
     System("merge", "the merge model on its features", f"--recipe merge_small {_SEEN}", ("bleu_keras",)),
 )
 
@@ -118,15 +124,15 @@ def record(system: System, folder: Path, references: dict[str, list[str]]) -> di
     said = captions(folder)
     also = [*system.also, *(() if metrics.meteor_missing() else ("METEOR",))]
     scores = metrics.score(said, references, also=also)
-    validations = losses(folder)
+    best = json.loads((folder / "best" / "state.json").read_text(encoding="utf-8"))
     return {
         "name": system.name,
         "what": system.what,
         "options": system.options.format(runs="RUNS"),
         **effort(folder),
-        "val_loss": min(row["val_loss"] for row in validations),
+        "val_loss": best["scores"]["val_loss"],
         "scores": {**scores, "distinct": metrics.distinct_ratio(said.values())},
-        "validations": validations,
+        "validations": losses(folder),
         "captions": {image: said[image] for image in sorted(said)[:_SHOWN]},
     }
 

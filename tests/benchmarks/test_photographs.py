@@ -30,11 +30,13 @@ def finished(folder: Path) -> Path:
     said = [{"image_id": "a", "caption": "a dog runs"}, {"image_id": "b", "caption": "a dog runs"}]
     (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
     (folder / "minutes.txt").write_text("12.50\n")
+    (folder / "best").mkdir()
+    (folder / "best" / "state.json").write_text(json.dumps({"scores": {"val_loss": 3.25}}))
     configuration.save(TrainConfig(threads=3), folder / "config.yaml")
     return folder
 
 
-def test_a_record_has_the_least_loss_the_scores_and_some_captions(
+def test_a_record_has_the_best_checkpoints_loss_the_scores_and_some_captions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(photographs.metrics, "meteor_missing", lambda: "no Java")
