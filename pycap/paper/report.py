@@ -56,7 +56,8 @@ def finding(claim: Claim, results: dict[tuple[str, str], Score]) -> Finding:
 def cells(row: Row, chain: Chain) -> list[str]:
     """A row's last columns: test, the paper's number, ours, CIDEr, BLEU-4, and the true captions where truth is known."""
     found = chain.results.get((row.stage, row.test))
-    test = f"{row.test} ({found.images} images)" if found else row.test
+    part = "1/4" if row.test == plan.QUARTER else "all"
+    test = f"{part}: {found.images}" if found else part
     paper = "" if row.paper is None else f"{row.paper:.4f}"
     if found is None:
         absent = chain.selection.todo if row.stage == plan.SELECTED and chain.selection.todo else "not trained yet"
@@ -68,7 +69,7 @@ def cells(row: Row, chain: Chain) -> list[str]:
 
 def heads(chain: Chain) -> list[str]:
     """The names of `cells`."""
-    return ["tested on", "paper (METEOR)", "METEOR", "CIDEr", "BLEU-4", *(["true"] if chain.request.demo else [])]
+    return ["validation images", "paper", "METEOR", "CIDEr", "BLEU-4", *(["true"] if chain.request.demo else [])]
 
 
 def remarks(chain: Chain) -> list[str]:
@@ -109,7 +110,7 @@ def show(chain: Chain, console: Console) -> None:
     for table in plan.TABLES:
         shown = Table(title=f"Table {table.number}: {table.title}", title_justify="left")
         for head in (*table.columns, *heads(chain)):
-            shown.add_column(head)
+            shown.add_column(head, overflow="fold")
         for row in table.rows:
             shown.add_row(*row.cells, *cells(row, chain))
         console.print(shown)
@@ -118,7 +119,7 @@ def show(chain: Chain, console: Console) -> None:
     metric = metric_of(chain)
     shown = Table(title=f"Submitted runs: median of the images' {metric}", title_justify="left")
     for head in ("file", "model", "paper (its server's images)", "here (validation set)"):
-        shown.add_column(head)
+        shown.add_column(head, overflow="fold")
     for cols in submissions(chain):
         shown.add_row(*cols)
     console.print(shown)
