@@ -156,6 +156,21 @@ def test_other_picks_train_the_last_stage_anew_and_no_other(
     assert all(machine._identity(stage) == old[stage.name] for stage in machine.stages)
 
 
+def test_the_time_that_is_left_is_that_of_the_stages_that_are_left(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(done.folder)
+    chain = Chain(request(done))
+    stages = {stage.name: stage for stage in chain.stages}
+    for name, entry in chain.state["stages"].items():  # a minute for an image trained on
+        entry |= {"seconds": 60.0 * chain._cost(stages[name]), "done": name != "coco_joint"}
+    own, last = (chain._cost(stages[name]) for name in ("coco_joint", SELECTED))
+    assert chain._remaining(stages["coco_joint"]) == (
+        f"Expected: {own:.1f} min for this stage, {own + last:.1f} min for all that are left."
+    )
+    for entry in chain.state["stages"].values():
+        entry["done"] = False
+    assert "told when this stage is done" in chain._remaining(stages["pretrain"])
+
+
 def request(done: Done, **changes: Any) -> Request:
     """As the fixture's last call."""
     options = SIZES | MACHINE | changes.pop("options", {})
