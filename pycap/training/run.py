@@ -12,25 +12,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pycap import __version__, backends, checkpoint, metrics, weights
+from pycap import __version__, backends, checkpoint, metrics
 from pycap import config as configuration
-from pycap.captioner import build_classifier, build_model, load_weights
 from pycap.config import ConfigError, TrainConfig
-from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
-from pycap.data.vocab import Vocabulary
 from pycap.device import cpu_count, current, to_host
 from pycap.models.classifier import Classifier
-from pycap.training import features, scst, sources
+from pycap.training import features, scst, sources, start
 from pycap.training import folder as run_folder
 from pycap.training import plan as memory_plan
 from pycap.training.captioning import Captioning
 from pycap.training.classification import Classification
-from pycap.training.extend import extend
 from pycap.training.feed import TOLERATED, Fed, Feed, Stall
 from pycap.training.folder import Log, Sample
 from pycap.training.progress import Display
-from pycap.training.start import check_task, like, preprocess_spec, take_vgg
 from pycap.training.trainer import Diverged, Pending, StepResult, Trainer
 
 
@@ -81,43 +76,18 @@ def run(config: TrainConfig) -> RunResult:
 class _Run:
     def __init__(self, config: TrainConfig) -> None:
         self.say: Callable[[str], None] = print
-        resumed = checkpoint.load(config.resume, prefer="last") if config.resume else None
-        start = checkpoint.load(config.init_from) if config.init_from else None
-        source, config = sources.find(config, lambda text: print(text, flush=True))
-        for each in filter(None, (resumed, start)):
-            check_task(config, each)
-        config = like(config, start) if start else config
-        self.config, self.source = config, source
-        self.folder = config.run_dir
-        if start and config.extend_vocab:
-            captions = [caption for example in source.train for caption in example.captions]
-            start, told = extend(start, captions, config.word_count_threshold, config.seed)
-            source.remarks.append(told)
-        loaded = resumed or start
-        self.vocab: Vocabulary = loaded.vocab if loaded else sources.vocabulary(source, config)
-        vgg = weights.load(config.vgg_weights) if config.vgg_weights and not loaded else None
-        self.spec: PreprocessSpec = (
-            PreprocessSpec.from_dict(resumed.preprocess) if resumed else preprocess_spec(config, start, vgg)
-        )
+        begun = start.find(config, lambda text: print(text, flush=True))
+        config, self.source, self.vocab, self.spec = begun.config, begun.source, begun.vocab, begun.spec
+        resumed = begun.resumed
+        self.config, self.folder = config, config.run_dir
         on_gpu = current() == "cuda"
         self.memory = memory_plan.fit(config, len(self.vocab), memory_plan.available_bytes()) if on_gpu else None
-        build = build_classifier if config.classifies else build_model
-        self.model = build(config, len(self.vocab))
-        if loaded:
-            load_weights(self.model, loaded)
-        if vgg:
-            self.say(take_vgg(self.model, vgg, config))
-        if not resumed:
-            self._new_folder(config)
-        elif self.folder.resolve() not in resumed.folder.resolve().parents:
-            raise ConfigError(
-                f"out_dir: {self.folder} is not the run of {resumed.folder}, which resume continues in its own folder; leave "
-                "--out-dir out (in Python: pycap.config.resumed), or start anew from its weights with --init-from"
-            )
-        self.position = Position()
+        self.model = begun.model(lambda text: self.say(text))
+        if not resumed and (aside := run_folder.make_room(self.folder)):
+            self.say(f"{self.folder} held an earlier run; it is now {aside} (continue it with --resume {aside})")
         fitting = self.memory.micro_batch if self.memory else config.micro_batch
         store = features.open_store(config, self.model.cnn, self.spec)
-        self.loaders = sources.loaders(source, self.vocab, self.spec, config, self.folder, fitting, store)
+        self.loaders = sources.loaders(self.source, self.vocab, self.spec, config, self.folder, fitting, store)
         self.feed = Feed(self.loaders.train)
         # Passes change gradients by their rounding only, so the run's own config does not say how many fitted here.
         passes = replace(config, micro_batch=fitting) if fitting else config
@@ -126,39 +96,38 @@ class _Run:
             passes,
             self.spec,
             len(self.loaders.train),
-            reward=scst.Reward(source.train, self.vocab) if config.stage == scst.STAGE else None,
+            reward=scst.Reward(self.source.train, self.vocab) if config.stage == scst.STAGE else None,
             log=lambda text: self.say(text),
         )
+        self.position, self.scores = Position(), dict[str, float]()
         if resumed:
-            if resumed.optimizer is None:
-                raise ConfigError(
-                    f"resume: {resumed.folder} was saved without the optimiser's state; take its weights with --init-from"
-                )
-            self.trainer.load_state(resumed.state["trainer"], resumed.optimizer)
-            self.position = Position(**resumed.state["position"])
+            self._continue(resumed)
         self.log = Log(self.folder / "log.jsonl", self.trainer.step_number if resumed else None)
         if not resumed:
-            run_folder.append_lines(self.folder / "skipped.jsonl", source.problems)
-            for remark in source.remarks:
-                self.log.write(kind="remark", step=0, text=remark)
-            self.vocab.save(self.folder / "vocab.json")
+            self._note_source()
         configuration.save(config, self.folder / "config.yaml")
         self.task = (
-            Classification(self.model, self.vocab, self.spec, config, source)
+            Classification(self.model, self.vocab, self.spec, config, self.source)
             if isinstance(self.model, Classifier)
-            else Captioning(self.model, self.trainer, self.vocab, self.spec, config, source)
+            else Captioning(self.model, self.trainer, self.vocab, self.spec, config, self.source)
         )
-        self.scores: dict[str, float] = dict(resumed.state["scores"]) if resumed else {}
         self.signal: int | None = None
         self.phase = ""
 
-    def _new_folder(self, config: TrainConfig) -> None:
-        for given in (config.init_from, config.vgg_weights, *self.source.folders):
-            if given and self.folder.resolve() in (given.resolve(), *given.resolve().parents):
-                raise ConfigError(f"out_dir: {self.folder} holds {given}, which this run reads; give another --out-dir")
-        aside = run_folder.make_room(self.folder)
-        if aside:
-            self.say(f"{self.folder} held an earlier run; it is now {aside} (continue it with --resume {aside})")
+    def _continue(self, resumed: checkpoint.Checkpoint) -> None:
+        if resumed.optimizer is None:
+            raise ConfigError(
+                f"resume: {resumed.folder} was saved without the optimiser's state; take its weights with --init-from"
+            )
+        self.trainer.load_state(resumed.state["trainer"], resumed.optimizer)
+        self.position, self.scores = Position(**resumed.state["position"]), dict(resumed.state["scores"])
+
+    def _note_source(self) -> None:
+        """What a new run's folder says of its data."""
+        run_folder.append_lines(self.folder / "skipped.jsonl", self.source.problems)
+        for remark in self.source.remarks:
+            self.log.write(kind="remark", step=0, text=remark)
+        self.vocab.save(self.folder / "vocab.json")
 
     # the loop -----------------------------------------------------------------------------------------------------
 

@@ -1,16 +1,21 @@
-"""What a run starts from besides random weights: another run's model, or a pre-trained VGG, and how they see images."""
+"""What a run starts from: a run that it continues, another run's model, or a pre-trained VGG; and how images are seen there."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from pycap import weights
+from pycap import checkpoint, weights
+from pycap.captioner import build_classifier, build_model, load_weights
 from pycap.checkpoint import Checkpoint
 from pycap.config import ConfigError, TrainConfig, laid_under
 from pycap.data.images import PreprocessSpec
+from pycap.data.vocab import Vocabulary
 from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
 from pycap.training import sources
+from pycap.training.extend import extend
+from pycap.training.sources import Source
 
 #: Options that say what a model is, and how it is shown images: mirrored only where captions do not tell left from right.
 MODEL = (
@@ -18,31 +23,105 @@ MODEL = (
 )  # fmt: skip
 
 
-def like(config: TrainConfig, start: Checkpoint) -> TrainConfig:
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    config: with what the data and the checkpoint decide. saved: the checkpoint of `resume` or of `init_from`, with the new
+    data's words where `extend_vocab` says so; None where the model starts at random. vgg: for the CNN of such a model.
+    """
+
+    config: TrainConfig
+    source: Source
+    vocab: Vocabulary
+    spec: PreprocessSpec
+    saved: Checkpoint | None
+    vgg: weights.VGGWeights | None
+
+    @property
+    def resumed(self) -> Checkpoint | None:
+        """The checkpoint of a run that is continued, of which more is taken than weights."""
+        return self.saved if self.config.resume else None
+
+    def model(self, say: Callable[[str], None]) -> CaptionModel | Classifier:
+        """A new model with the weights. say: told what a VGG gave. CheckpointError, WeightsError where weights do not fit."""
+        build = build_classifier if self.config.classifies else build_model
+        model = build(self.config, len(self.vocab))
+        if self.saved:
+            load_weights(model, self.saved)
+        if self.vgg:
+            say(_take_vgg(model, self.vgg, self.config))
+        return model
+
+
+def find(config: TrainConfig, say: Callable[[str], None]) -> Start:
+    """Read all that the run starts from; nothing is written.
+
+    say: told of a demo set that stands in for the data. Raises ConfigError for options that the checkpoint contradicts, and for
+    a run's folder that cannot be this run's; DataError, CheckpointError, WeightsError of what is read.
+    """
+    saved = None
+    if config.resume:
+        saved = checkpoint.load(config.resume, prefer="last")
+    elif config.init_from:
+        saved = checkpoint.load(config.init_from)
+    source, config = sources.find(config, say)
+    if saved:
+        _check_task(config, saved)
+    if saved and not config.resume:
+        config = _like(config, saved)
+        if config.extend_vocab:
+            captions = [caption for example in source.train for caption in example.captions]
+            saved, told = extend(saved, captions, config.word_count_threshold, config.seed)
+            source.remarks.append(told)
+    vocab = saved.vocab if saved else sources.vocabulary(source, config)
+    vgg = weights.load(config.vgg_weights) if config.vgg_weights and not saved else None
+    start = Start(config, source, vocab, _spec(config, saved, vgg), saved, vgg)
+    _check_folder(start)
+    return start
+
+
+def _like(config: TrainConfig, saved: Checkpoint) -> TrainConfig:
     """The config for a model that takes the checkpoint's weights: `MODEL` as there, but for what the user gave."""
-    return laid_under(config, {name: getattr(start.config, name) for name in MODEL})
+    return laid_under(config, {name: getattr(saved.config, name) for name in MODEL})
 
 
-def check_task(config: TrainConfig, start: Checkpoint) -> None:
+def _check_task(config: TrainConfig, saved: Checkpoint) -> None:
     """ConfigError where a captioner is to start from a classifier's weights, or the other way round."""
-    if config.classifies != start.config.classifies:
-        kind, own = ("classifier", "captioner") if start.config.classifies else ("captioner", "classifier")
+    if config.classifies != saved.config.classifies:
+        kind, own = ("classifier", "captioner") if saved.config.classifies else ("captioner", "classifier")
         raise ConfigError(
-            f"init_from: {start.folder} holds a {kind}, and stage {config.stage} trains a {own}; take its CNN with "
-            f"--vgg-weights {start.folder}"
+            f"init_from: {saved.folder} holds a {kind}, and stage {config.stage} trains a {own}; take its CNN with "
+            f"--vgg-weights {saved.folder}"
         )
 
 
-def preprocess_spec(config: TrainConfig, start: Checkpoint | None, vgg: weights.VGGWeights | None) -> PreprocessSpec:
-    """Sizes as the config says; mean and deviation as of the weights that the run starts from, else ImageNet's."""
+def _check_folder(start: Start) -> None:
+    """ConfigError where a resumed run would go on in another folder than its own, or a new one move aside what it reads."""
+    config, folder = start.config, start.config.run_dir.resolve()
+    if start.resumed:
+        if folder not in start.resumed.folder.resolve().parents:
+            raise ConfigError(
+                f"out_dir: {config.run_dir} is not the run of {start.resumed.folder}, which resume continues in its own "
+                "folder; leave --out-dir out (in Python: pycap.config.resumed), or start anew from its weights with --init-from"
+            )
+        return
+    for given in (config.init_from, config.vgg_weights, *start.source.folders):
+        if given and folder in (given.resolve(), *given.resolve().parents):
+            raise ConfigError(f"out_dir: {config.run_dir} holds {given}, which this run reads; give another --out-dir")
+
+
+def _spec(config: TrainConfig, saved: Checkpoint | None, vgg: weights.VGGWeights | None) -> PreprocessSpec:
+    """A resumed run's own; else sizes as the config says; mean and deviation as of the weights that the run starts from, or
+    ImageNet's."""
     spec = sources.preprocess_spec(config)
-    if start is not None:
-        before = PreprocessSpec.from_dict(start.preprocess)
-        return replace(spec, mean=before.mean, std=before.std)
+    if saved is not None:
+        before = PreprocessSpec.from_dict(saved.preprocess)
+        return before if config.resume else replace(spec, mean=before.mean, std=before.std)
     return replace(spec, mean=vgg.mean, std=vgg.std) if vgg else spec
 
 
-def take_vgg(model: CaptionModel | Classifier, vgg: weights.VGGWeights, config: TrainConfig) -> str:
+def _take_vgg(model: CaptionModel | Classifier, vgg: weights.VGGWeights, config: TrainConfig) -> str:
     """Give the model's CNN the weights; returns what to tell.
 
     fc6 and fc7 keep their random values where they do not fit. WeightsError where the convolutions do not, or where the CNN

@@ -18,7 +18,7 @@ from pycap.checkpoint import CheckpointError
 from pycap.config import ConfigError, TrainConfig
 from pycap.data import DataError, demo
 from pycap.train import main
-from pycap.training import run as run_module
+from pycap.training import start as starting
 from pycap.training.run import Stopped
 from pycap.training.trainer import Diverged, Trainer
 from tests.train.runs import tiny
@@ -106,14 +106,14 @@ def test_a_frozen_cnn_stays_identical_and_a_joint_one_moves_everywhere(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts: list[dict[str, np.ndarray]] = []
-    build = run_module.build_model
+    build = starting.build_model
 
     def remembered(*args: object) -> object:
         model = build(*args)  # type: ignore[arg-type]
         starts.append({n: a.copy() for n, a in model.state_arrays().items()})
         return model
 
-    monkeypatch.setattr(run_module, "build_model", remembered)
+    monkeypatch.setattr(starting, "build_model", remembered)
     pycap.train(tiny(data, tmp_path / "frozen", freeze_cnn=True))
     pycap.train(tiny(data, tmp_path / "joint"))
     pycap.train(tiny(data, tmp_path / "later", finetune_cnn_after=1, epochs=1))
