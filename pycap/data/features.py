@@ -1,9 +1,9 @@
 """An HDF5 file of what a CNN sees in images, its fc7 vectors, so that a frozen CNN looks at each image once.
 
 File: attributes `format`, `version`, `cnn`, `weights` (SHA-256 of the CNN's arrays), `preprocess` (JSON); `data`, float32
-[N, F], a vector an image; `index`, one row for each of them: `name` (of the image's file, as its data set has it), `bytes`
-(the file's size, so that two images of one name are told apart) and `crc` (CRC-32 of the vector). Vectors are of the centre
-crop, not mirrored.
+[N, F], a vector an image; `index`, one row for each of them: `name` (of the image's file, as its data set has it, in UTF-8,
+255 bytes at most), `key` (BLAKE2b of the whole name and of the file's size, so that two images of one name are told apart)
+and `crc` (CRC-32 of the vector). Vectors are of the centre crop, not mirrored.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from pycap.data.images import ImageError, PreprocessSpec
 VERSION = 1
 _CHUNK_ROWS = 64
 _READ_ROWS = 1024
-_INDEX_DTYPE = np.dtype([("name", h5py.string_dtype()), ("bytes", "<u8"), ("crc", "<u4")])
+# Names of a fixed length: those of variable length lie in a heap, which a kill between two writes leaves in pieces.
+_INDEX_DTYPE = np.dtype([("name", "S255"), ("key", "u1", 16), ("crc", "<u4")])
 
 Vectors = NDArray[np.float32]
-Key = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class FeatureStore(GrowingFile):
         """Open or create. DataError when the file holds vectors of another origin (both are named), is open elsewhere, or
         cannot be written."""
         self.origin = origin
-        self._rows: dict[Key, int] = {}
-        self._failed: dict[Key, ImageError] = {}
+        self._rows: dict[bytes, int] = {}
+        self._failed: dict[bytes, ImageError] = {}
         self._end = 0
         super().__init__(path)
 
@@ -104,11 +104,12 @@ class FeatureStore(GrowingFile):
         self._end = len(index)
         for first in range(0, len(index), _READ_ROWS):
             block = data[first : first + _READ_ROWS]
-            for row, (name, nbytes, crc) in enumerate(index[first : first + _READ_ROWS].tolist(), first):
-                if zlib.crc32(block[row - first].data) == crc:
-                    self._rows[name.decode(), nbytes] = row
+            for row, (vector, known) in enumerate(zip(block, index[first : first + _READ_ROWS], strict=False), first):
+                if zlib.crc32(vector.data) == known["crc"]:
+                    self._rows[known["key"].tobytes()] = row
                 else:
-                    self._note(f"{self.path}: the features of {name.decode()} are damaged; they are made anew")
+                    name = known["name"].decode(errors="replace")
+                    self._note(f"{self.path}: the features of {name} are damaged; they are made anew")
 
     def _flush(self) -> None:
         """Nothing is pending: vectors are written as they are added."""
@@ -118,7 +119,7 @@ class FeatureStore(GrowingFile):
 
     def missing(self, examples: Iterable[Example]) -> list[Example]:
         """Those of the examples that have no vector here, each image once. An image whose file has gone is among them."""
-        wanted: dict[Key, Example] = {}
+        wanted: dict[bytes, Example] = {}
         for example in examples:
             key = _key(example)
             if key not in self._rows:
@@ -130,8 +131,9 @@ class FeatureStore(GrowingFile):
         written (a full disk)."""
         rows = np.empty(len(examples), _INDEX_DTYPE)
         keys = [_key(example) for example in examples]
-        for row, (name, nbytes), vector in zip(rows, keys, vectors, strict=True):
-            row["name"], row["bytes"], row["crc"] = name, nbytes, zlib.crc32(np.ascontiguousarray(vector, "<f4").data)
+        for row, example, key, vector in zip(rows, examples, keys, vectors, strict=True):
+            row["name"], row["key"] = example.file_name.encode(), np.frombuffer(key, np.uint8)
+            row["crc"] = zlib.crc32(np.ascontiguousarray(vector, "<f4").data)
         with self._lock:
             self._require_open()
             try:
@@ -158,8 +160,9 @@ class FeatureStore(GrowingFile):
             return self._data[row]
 
 
-def _key(example: Example) -> Key:
+def _key(example: Example) -> bytes:
     try:
-        return example.file_name, os.stat(example.path).st_size
-    except OSError:
-        return example.file_name, 0
+        nbytes = os.stat(example.path).st_size
+    except OSError:  # gone: no file of this size has features
+        nbytes = -1
+    return hashlib.blake2b(f"{example.file_name}\0{nbytes}".encode(), digest_size=16).digest()

@@ -107,6 +107,15 @@ def test_two_images_of_one_name_are_told_apart(tmp_path: Path) -> None:
         assert held(store, [one, other])
 
 
+def test_a_name_longer_than_its_place_in_the_file_is_one_all_the_same(tmp_path: Path) -> None:
+    image = write_jpeg(tmp_path / "a.jpg")
+    one, other = (Example(i, "\u00e9" * 300 + f"/{i}.jpg", image, ()) for i in (1, 2))
+    with FeatureStore(tmp_path / "f.h5", ORIGIN) as store:
+        store.add([one], vectors([one]))
+    with FeatureStore(tmp_path / "f.h5", ORIGIN) as store:
+        assert store.missing([one, other]) == [other] and held(store, [one])
+
+
 def test_a_damaged_vector_is_noticed_and_made_anew(tmp_path: Path) -> None:
     examples = make_examples(tmp_path / "images", 3)
     with FeatureStore(tmp_path / "f.h5", ORIGIN) as store:
@@ -132,6 +141,20 @@ def test_what_a_killed_writer_had_begun_is_written_over(tmp_path: Path) -> None:
         assert held(store, examples)
     with FeatureStore(tmp_path / "f.h5", ORIGIN) as store:
         assert held(store, examples) and len(store) == 4
+
+
+def test_vectors_reach_the_file_before_the_rows_that_point_at_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = make_examples(tmp_path / "images", 3)
+    lengths: list[tuple[int, int]] = []
+    flush = h5py.File.flush
+    with FeatureStore(tmp_path / "f.h5", ORIGIN) as store:
+        monkeypatch.setattr(
+            h5py.File, "flush", lambda file: lengths.append((len(file["data"]), len(file["index"]))) or flush(file)
+        )
+        store.add(examples, vectors(examples))
+    assert lengths == [(3, 0), (3, 3)]
 
 
 def test_an_index_longer_than_the_data_is_corruption(tmp_path: Path) -> None:
