@@ -114,8 +114,12 @@ class Chain:
 
     def run(self, report: Callable[[], None]) -> None:
         """Do what is not done yet; report is called after each stage. Raises what a training run raises, and Stopped."""
-        for stage in self.stages:
-            self._dataset(stage)  # what is missing is told before anything is trained
+        for stage in self.stages:  # what is missing is told before anything is trained
+            self._dataset(stage)
+        if self.request.picks:
+            self._picked(self.request.picks)
+        else:
+            _ = self.target
         for number, stage in enumerate(self.stages, 1):
             if stage.name == plan.SELECTED and not self._select():
                 self.say(f"[{number}/{len(self.stages)}] {stage.name}: {self.selection.todo}")
@@ -235,9 +239,7 @@ class Chain:
                 self._picks,
                 [{**row, "file_name": str(self.request.root.absolute() / row["file_name"])} for row in picked],
             )
-        part = datasets.parse("selected", self.request.root, self._picks)
-        pairs = [e for e in datasets.load(part, "train")[0] if str(e.image_id).startswith("picks/")]
-        selection.require_untested(self._picks, (e.file_name for e in pairs), tested)
+        pairs = self._picked(self._picks)
         how = f"{len(pairs)} pairs of {self._picks}"
         if self.request.picks is None:
             how = f"automatic: the {len(pairs)} most probable distinct captions of {len(self.target)} images"
@@ -247,6 +249,13 @@ class Chain:
         self.selection = Selection(how, len(pairs), true)
         self.say(f"selection: {how}" + ("" if true is None else f"; {100 * true:.1f} % of them are true"))
         return True
+
+    def _picked(self, file: Path) -> list[Example]:
+        """The usable pairs of a file. DataError where there are none, or some are of images that are tested on."""
+        part = datasets.parse("selected", self.request.root, file)
+        pairs = [e for e in datasets.load(part, "train")[0] if str(e.image_id).startswith("picks/")]
+        selection.require_untested(file, (e.file_name for e in pairs), {e.path.stem for e in self.validation})
+        return pairs
 
     def _submit(self) -> None:
         """The run files, as far as their models are there."""

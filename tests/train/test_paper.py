@@ -376,6 +376,24 @@ def test_real_data_needs_a_pre_trained_vgg(tmp_path: Path) -> None:
         cli.main(["paper", "--data", str(tmp_path)])
 
 
+def test_picks_that_cannot_be_used_are_told_before_anything_is_trained(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(done.folder)
+    tested = next((done.folder / "data/demo_domains/imageclef").rglob("*.jpg"))
+    for name, line, told in (
+        ("gone.jsonl", None, "gone.jsonl"),
+        ("bad.jsonl", {"file_name": "nowhere.jpg", "caption": "a disc"}, "none of 0 images can be used"),
+        ("leak.jsonl", {"file_name": str(tested), "caption": "a disc"}, "images of the validation set"),
+    ):
+        if line:
+            (tmp_path / name).write_text(json.dumps(line) + "\n")
+        asked = dataclasses.replace(request(done), picks=tmp_path / name, out=tmp_path / "runs")
+        with pytest.raises(DataError, match=told):
+            Chain(asked).run(lambda: None)
+        assert not (tmp_path / "runs").exists()
+
+
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     (tmp_path / "chain.json").write_text("{")
     with pytest.raises(DataError, match=r"chain\.json is damaged"):
