@@ -124,15 +124,16 @@ def record(system: System, folder: Path, references: dict[str, list[str]]) -> di
     said = captions(folder)
     also = [*system.also, *(() if metrics.meteor_missing() else ("METEOR",))]
     scores = metrics.score(said, references, also=also)
-    best = json.loads((folder / "best" / "state.json").read_text(encoding="utf-8"))
+    validations, judge = losses(folder), configuration.load(folder / "config.yaml").save_best_on
+    best = min(validations, key=lambda row: row[judge] if judge == "val_loss" else -row[judge])
     return {
         "name": system.name,
         "what": system.what,
         "options": system.options.format(runs="RUNS"),
         **effort(folder),
-        "val_loss": best["scores"]["val_loss"],
+        "val_loss": best["val_loss"],
         "scores": {**scores, "distinct": metrics.distinct_ratio(said.values())},
-        "validations": losses(folder),
+        "validations": validations,
         "captions": {image: said[image] for image in sorted(said)[:_SHOWN]},
     }
 

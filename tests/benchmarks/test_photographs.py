@@ -23,15 +23,13 @@ def finished(folder: Path) -> Path:
     rows = [
         {"kind": "train", "step": 10, "loss": 9.0},
         {"kind": "val", "step": 10, "epoch": 1, "val_loss": 3.5, "CIDEr": 0.1},
-        {"kind": "val", "step": 20, "epoch": 2, "val_loss": 3.25, "CIDEr": 0.2},
+        {"kind": "val", "step": 20, "epoch": 2, "val_loss": 3.25, "CIDEr": 0.1},
         {"kind": "val", "step": 30, "epoch": 3, "val_loss": 3.75, "CIDEr": 0.2},
     ]
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = [{"image_id": "a", "caption": "a dog runs"}, {"image_id": "b", "caption": "a dog runs"}]
     (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
     (folder / "minutes.txt").write_text("12.50\n")
-    (folder / "best").mkdir()
-    (folder / "best" / "state.json").write_text(json.dumps({"scores": {"val_loss": 3.25}}))
     configuration.save(TrainConfig(threads=3), folder / "config.yaml")
     return folder
 
@@ -43,6 +41,8 @@ def test_a_record_has_the_best_checkpoints_loss_the_scores_and_some_captions(
     system = photographs.System("merge", "a model", "--vgg-weights {runs}", ("bleu_keras",))
     row = photographs.record(system, finished(tmp_path / "run"), REFERENCES)
     assert (row["val_loss"], row["minutes"], row["threads"]) == (3.25, 12.5, 3)
+    configuration.save(TrainConfig(save_best_on="CIDEr"), tmp_path / "run" / "config.yaml")
+    assert photographs.record(system, tmp_path / "run", REFERENCES)["val_loss"] == 3.75
     assert row["options"] == "--vgg-weights RUNS"
     assert [v["epoch"] for v in row["validations"]] == [1, 2, 3]
     assert row["scores"]["BLEU-1"] == 0.5 and row["scores"]["distinct"] == 0.5  # "b" shares no word with its reference
