@@ -226,6 +226,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def test_the_plan_counts_features_in_place_of_pixels() -> None:
+    with backends.use("reference"):
+        fed, seeing = (plan.plan(trainer(True, features=how).config, VOCABULARY) for how in ("auto", "none"))
+    assert seeing.inputs - fed.inputs == 3 * 4 * (40 * 40 * 3 - F * 4)
+    assert fed.validation < seeing.validation and fed.weights == seeing.weights
+
+
 def batches(options: dict[str, Any]) -> list[Batch]:
     from tests.train.test_step import batch
 
