@@ -84,8 +84,10 @@ def contents(tmp_path_factory):
 
 
 def test_it_holds_the_packages(contents):
-    assert {"pycap/__init__.py", "pycap/backends/cuda/native.py", "pycap/kernels/configs.py"} <= contents
-    assert "pycap/recipes/coco.yaml" in contents
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pycap").rglob("*.py")}
+    recipes = {f"pycap/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
+    assert {"pycap/config/options.py", "pycap/backends/cuda/native.py"} <= modules and len(recipes) > 10
+    assert modules | recipes | {"pycap/kernels/configs.py"} <= contents
     assert not [name for name in contents if name.startswith(("tests", "benchmarks", "csrc", "kernels"))]
 
 

@@ -1,8 +1,10 @@
-"""The smallest run that has all parts of a real one."""
+"""The smallest run that has all parts of a real one, and what it wrote."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from pycap.config import TrainConfig
 
@@ -15,3 +17,13 @@ def tiny(data: Path, out: Path, **options: object) -> TrainConfig:
         "word_count_threshold": 1, "epochs": 2, "log_every": 1, "learning_rate": 1e-3, "threads": 2, "workers": 1,
     }  # fmt: skip
     return TrainConfig(**(base | options))  # type: ignore[arg-type]
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON Lines."""
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def rows(run: Path, kind: str) -> list[dict[str, Any]]:
+    """A run's log, of one kind: train, val, remark."""
+    return [row for row in lines(run / "log.jsonl") if row["kind"] == kind]

@@ -8,14 +8,9 @@ from typing import Any
 import pytest
 
 import pycap
-from pycap import backends, checkpoint, metrics
+from pycap import checkpoint, metrics
 from pycap.config import SCORES, ConfigError
 from tests.train.runs import tiny
-
-
-@pytest.fixture(autouse=True)
-def _automatic_backend() -> None:
-    backends.select()
 
 
 @pytest.mark.parametrize("name", ["CIDEr", "METEOR"])

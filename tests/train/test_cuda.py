@@ -9,7 +9,6 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,7 @@ from pycap.training.trainer import Trainer
 from tests import cupy_standin
 from tests.train.runs import tiny
 
-
-@pytest.fixture(autouse=True)
-def _gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(sys.modules, "cupy", cupy_standin.make())
-    monkeypatch.setattr(device, "missing_driver", lambda: "")
-    monkeypatch.setattr("pycap.training.run.Trainer", partial(Trainer, resident=True))
-    with backends.use("reference"):
-        yield
+pytestmark = pytest.mark.usefixtures("gpu_standin")
 
 
 def losses(folder: Path) -> list[tuple[str, float]]:

@@ -7,23 +7,19 @@ import json
 from pathlib import Path
 from statistics import fmean, median
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 import pycap
 from pycap import metrics
 from pycap.decode import Sampling
+from tests.train.runs import lines
 from tests.train.test_commands import run
 
 
 @pytest.fixture
 def photos(data: Path) -> list[Path]:
     return sorted((data / "val2017").iterdir())[:4]
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_samples_by_command_are_those_from_python_best_first(
@@ -35,13 +31,13 @@ def test_samples_by_command_are_those_from_python_best_first(
     assert code == 0, text
     drawn = Sampling(temperature=1.5, top_k=9, top_p=0.95, samples=5, seed=3)
     expected = list(pycap.load(trained).caption(photos, sampling=drawn, max_length=4))
-    for row, caption in zip(rows(output), expected, strict=True):
+    for row, caption in zip(lines(output), expected, strict=True):
         assert row.keys() == {"image_id", "file_name", "caption", "logprob", "samples"}
         assert [each["caption"] for each in row["samples"]] == [text for text, _ in caption.beams]
         logprobs = [each["logprob"] for each in row["samples"]]
         assert len(logprobs) == 5 and logprobs == sorted(logprobs, reverse=True) and row["logprob"] == logprobs[0]
         assert row["caption"] == caption.text and len(row["caption"].split()) <= 4
-    assert len({each["caption"] for row in rows(output) for each in row["samples"]}) > 5
+    assert len({each["caption"] for row in lines(output) for each in row["samples"]}) > 5
 
 
 def test_what_is_drawn_for_a_file_depends_on_its_name_alone(trained: Path, photos: list[Path], tmp_path: Path) -> None:
@@ -105,10 +101,10 @@ def test_other_forms_hold_the_same_captions_and_score_takes_them(
     assert run(capsys, "caption", trained, folder, "--output", other, "--format", form, *separator)[0] == 0
     if form == "coco":
         assert json.loads(other.read_text()) == [
-            {"image_id": int(row["image_id"]), "caption": row["caption"]} for row in rows(plain)
+            {"image_id": int(row["image_id"]), "caption": row["caption"]} for row in lines(plain)
         ]
     else:
-        assert other.read_text() == "".join(f"{row['image_id']} | {row['caption']}\n" for row in rows(plain))
+        assert other.read_text() == "".join(f"{row['image_id']} | {row['caption']}\n" for row in lines(plain))
     scores = [run(capsys, "score", plain, annotations), run(capsys, "score", other, annotations, *separator)]
     assert scores[0] == scores[1] and scores[0][0] == 0 and "CIDEr" in scores[0][1]
 
@@ -202,7 +198,7 @@ def test_scores_of_each_image_are_written(
     output = tmp_path / "images.jsonl"
     code, text = run(capsys, "score", *scored, "--per-image", output, "--also", "bleu_keras")
     assert code == 0 and f"scores of 3 images: {output}" in text
-    found = rows(output)
+    found = lines(output)
     assert [(row["image_id"], row["caption"]) for row in found] == RESULTS
     assert found[0]["references"] == ["A dog runs.", "a cat"]
     assert found[0]["BLEU-3"] == pytest.approx(1) and found[1]["BLEU-1"] == pytest.approx(0.5 * 2.718281828**-0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from pycap import checkpoint
 from pycap.config import TrainConfig
 from pycap.training.captioning import Captioning, Validation
 from tests.train import runs
+from tests.train.runs import rows
 
 SERIES = [3.0, 2.0, 2.5, 1.0, 1.0, 1.5, 1.25, 0.5]  # 2.5 is worse once; 1.0, 1.5 and 1.25 are no better than 1.0
 
@@ -29,10 +29,6 @@ def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float], name: str = "
         return Validation({"val_loss": 1.0, name: next(series)}, [])
 
     monkeypatch.setattr(Captioning, "validate", validate)
-
-
-def rows(folder: Path, kind: str) -> list[dict[str, object]]:
-    return [r for r in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if r["kind"] == kind]
 
 
 def test_it_ends_after_validations_without_a_better_score(

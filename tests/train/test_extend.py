@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import pycap
-from pycap import backends, checkpoint, device
+from pycap import backends, checkpoint
 from pycap.captioner import build_model, load_weights
 from pycap.checkpoint import Checkpoint
 from pycap.config import ConfigError, TrainConfig
 from pycap.data import DataError
 from pycap.data.vocab import Vocabulary
 from pycap.training.extend import AVERAGED, DRAWN, extend
-from pycap.training.trainer import Trainer
-from tests import cupy_standin
 from tests.train import runs
 
 OLD = ("a", "dog", "runs", "zebra", "the", "sleeps")
@@ -170,16 +166,13 @@ def test_without_it_the_vocabulary_stays(data: Path, tmp_path: Path) -> None:
     assert checkpoint.load(second).vocab == checkpoint.load(first).vocab
 
 
-def test_on_the_stand_in_for_a_gpu_it_is_the_cpus(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("gpu_standin")
+def test_on_the_stand_in_for_a_gpu_it_is_the_cpus(data: Path, tmp_path: Path) -> None:
     first = few_words(data, tmp_path / "first")
-    monkeypatch.setitem(sys.modules, "cupy", cupy_standin.make())
-    monkeypatch.setattr(device, "missing_driver", lambda: "")
-    monkeypatch.setattr("pycap.training.run.Trainer", partial(Trainer, resident=True))
     made = []
-    with backends.use("reference"):
-        for where in ("cpu", "cuda"):
-            options = {"init_from": first, "extend_vocab": True, "epochs": 1, "device": where, "backend": "reference"}
-            made.append(checkpoint.load(pycap.train(tiny(data, tmp_path / where, **options)).folder, prefer="last"))
+    for where in ("cpu", "cuda"):
+        options = {"init_from": first, "extend_vocab": True, "epochs": 1, "device": where, "backend": "reference"}
+        made.append(checkpoint.load(pycap.train(tiny(data, tmp_path / where, **options)).folder, prefer="last"))
     one, other = made
     assert len(one.vocab) > len(checkpoint.load(first).vocab)
     assert all(one.model[name].tobytes() == array.tobytes() for name, array in other.model.items())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pycap import backends, checkpoint, optim
+from pycap import checkpoint, optim
 from pycap.autograd import Tensor
 from pycap.captioner import Captioner, build_model, load_weights
 from pycap.data.images import PreprocessSpec
@@ -19,11 +19,6 @@ from tests.train.runs import tiny
 
 SPEC = PreprocessSpec(resize=64, crop=64)
 VOCAB = Vocabulary(("a", "dog", "runs"))
-
-
-@pytest.fixture(autouse=True)
-def _automatic_backend() -> None:
-    backends.select()
 
 
 def save(folder: Path, **options: Any) -> dict[str, np.ndarray]:

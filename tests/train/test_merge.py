@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,16 +25,11 @@ from pycap.training import plan
 from pycap.training.features import origin
 from pycap.training.run import Stopped, _Run
 from pycap.training.trainer import Trainer
-from tests import cupy_standin
-from tests.train.runs import tiny
+from tests.train.runs import rows, tiny
 from tests.train.test_commands import run as command
+from tests.train.test_step import batch, standin
 
 FED: dict[str, Any] = {"freeze_cnn": True, "features": "auto"}
-
-
-def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [row for row in found if row["kind"] == kind]
 
 
 def losses(folder: Path) -> list[float]:
@@ -195,8 +189,6 @@ VOCABULARY, F = 37, 16
 
 
 def fed(seed: int, images: int = 4, longest: int = 9) -> Batch:
-    from tests.train.test_step import batch
-
     made = batch(seed, images, longest)
     features = np.random.default_rng(seed).standard_normal((images, F)).astype(np.float32)
     return replace(made, images=np.maximum(features, 0))
@@ -234,8 +226,6 @@ def test_the_plan_counts_features_in_place_of_pixels() -> None:
 
 
 def batches(options: dict[str, Any]) -> list[Batch]:
-    from tests.train.test_step import batch
-
     make = batch if options.get("features") == "none" else fed
     return [make(number) for number in range(4)] + [make(9, 3, 7)]
 
@@ -254,9 +244,7 @@ def test_steps_on_the_device_have_the_hosts_losses_and_recorded_ones_the_same_bi
     rel = 2e-6 if options.get("precision") != "bf16" else 2e-3
     assert launched[: len(given)] == pytest.approx(expected, rel=rel) and len(set(expected)) == len(expected)
     assert resident._device_step is not None and resident._device_step.arena_bytes <= planned.activations
-    monkeypatch.setitem(sys.modules, "cupy", cupy_standin.make())
-    monkeypatch.setattr(device, "missing_driver", lambda: "")
-    with backends.use("reference", "cuda"):
+    with standin(monkeypatch):
         recorded = trainer(True, said.append, **options)
         assert [recorded.step(each).loss for _ in range(3) for each in given] == launched
         step = recorded._device_step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +20,6 @@ def backend(request: pytest.FixtureRequest) -> str:
     if backends.available(request.param):
         pytest.skip(f"backend {request.param}: {backends.available(request.param)}")
     return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def _selection() -> Iterator[None]:
-    """A run selects its backend for good; other tests want the one that they would have had."""
-    with backends.use("auto"):
-        yield
 
 
 def losses(folder: Path) -> list[float]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 from PIL import Image
 
 import pycap
-from pycap import backends, checkpoint, cli, device, weights
+from pycap import backends, checkpoint, cli, weights
 from pycap.captioner import Captioner, build_classifier, load_weights
 from pycap.config import ConfigError, TrainConfig, recipe, resumed
 from pycap.data import DataError
@@ -21,9 +19,8 @@ from pycap.data.images import PreprocessSpec
 from pycap.training import plan
 from pycap.training.classification import rank
 from pycap.training.trainer import Trainer
-from tests import cupy_standin
 from tests.train import test_step
-from tests.train.runs import tiny
+from tests.train.runs import rows, tiny
 
 COLOURS = {"n01": (220, 40, 40), "n02": (40, 220, 40), "n03": (40, 40, 220)}
 
@@ -46,12 +43,6 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(tree: Path, out: Path, **options: Any) -> TrainConfig:
     own: dict[str, Any] = {"stage": "pretrain", "image_size": 32, "resize": 36, "batch_size": 8, "drop_prob_cnn": 0.0}
     return tiny(tree, out, **(own | options))
-
-
-def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
-    return [
-        row for line in (folder / "log.jsonl").read_text().splitlines() if (row := json.loads(line))["kind"] == kind
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -270,17 +261,12 @@ def test_steps_on_a_device_are_the_hosts_and_recorded_bit_for_bit(
     assert said == []
 
 
-def test_a_run_on_the_stand_in_for_a_gpu_is_the_cpus(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", cupy_standin.make())
-    monkeypatch.setattr(device, "missing_driver", lambda: "")
-    monkeypatch.setattr("pycap.training.run.Trainer", partial(Trainer, resident=True))
-    with backends.use("reference"):
-        made = [
-            pycap.train(config(tree, tmp_path / name, device=name, backend="reference", epochs=1))
-            for name in ("cpu", "cuda")
-        ]
+@pytest.mark.usefixtures("gpu_standin")
+def test_a_run_on_the_stand_in_for_a_gpu_is_the_cpus(tree: Path, tmp_path: Path) -> None:
+    made = [
+        pycap.train(config(tree, tmp_path / name, device=name, backend="reference", epochs=1))
+        for name in ("cpu", "cuda")
+    ]
     assert made[0].scores == made[1].scores
     a, b = (checkpoint.load(done.folder, prefer="last").model for done in made)
     assert all(a[name].tobytes() == b[name].tobytes() for name in a)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import pycap
-from pycap import backends
 from pycap.captioner import Captioner
 from pycap.checkpoint import CheckpointError
 from pycap.config import ConfigError, TrainConfig
@@ -22,11 +21,6 @@ from pycap.training import start as starting
 from pycap.training.run import Stopped
 from pycap.training.trainer import Diverged, Trainer
 from tests.train.runs import tiny
-
-
-@pytest.fixture(autouse=True)
-def _automatic_backend() -> None:
-    backends.select()
 
 
 def losses(run: Path) -> list[tuple[int, float]]:

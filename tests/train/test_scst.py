@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +28,7 @@ from pycap.training.scst import Critic, Drawn, Reward
 from pycap.training.start import MODEL
 from pycap.training.trainer import Trainer
 from tests.train import test_step as steps
-from tests.train.runs import tiny
+from tests.train.runs import rows, tiny
 from tests.train.test_run import stop_after
 
 # A language of two words, of which a sentence has two at most.
@@ -273,16 +272,6 @@ def critical(data: Path, out: Path, start: Path, **options: Any) -> TrainConfig:
     return tiny(data, out, **how)
 
 
-def rows(run: Path, kind: str) -> list[dict[str, Any]]:
-    return [row for line in (run / "log.jsonl").read_text().splitlines() if (row := json.loads(line))["kind"] == kind]
-
-
-@pytest.fixture
-def _automatic_backend() -> None:
-    backends.select()
-
-
-@pytest.mark.usefixtures("_automatic_backend")
 def test_a_run_resumes_bit_for_bit(data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pycap.train(critical(data, tmp_path / "whole", trained)).folder
     with monkeypatch.context() as patch:
@@ -302,7 +291,6 @@ def test_a_run_resumes_bit_for_bit(data: Path, trained: Path, tmp_path: Path, mo
         np.testing.assert_array_equal(checkpoint.load(parts, prefer="last").model[name], array)
 
 
-@pytest.mark.usefixtures("_automatic_backend")
 def test_the_model_is_the_checkpoints(data: Path, trained: Path, tmp_path: Path) -> None:
     """The recipe says nothing of sizes, and the command line need not either."""
     line = f"--stage scst --init-from {trained} --data {data} --out-dir {tmp_path / 'run'} --epochs 1 --batch-size 24"
@@ -330,7 +318,6 @@ def test_what_a_run_cannot_do_is_said_before_it_begins(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.usefixtures("_automatic_backend")
 def test_a_merge_captioner_on_features(data: Path, tmp_path: Path) -> None:
     fed = {"model": "merge", "freeze_cnn": True, "features": "auto", "epochs": 1, **PLAIN}
     start = pycap.train(tiny(data, tmp_path / "merge", **fed)).folder
@@ -341,7 +328,6 @@ def test_a_merge_captioner_on_features(data: Path, tmp_path: Path) -> None:
     assert "projection" in changed and "cnn" not in changed
 
 
-@pytest.mark.usefixtures("_automatic_backend")
 def test_evaluate_reads_the_data_sets_that_the_run_was_trained_on(
     data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from pycap.data import DataError, demo_domains
 from pycap.data.datasets import KINDS, STAGES
 from pycap.data.vocab import Vocabulary
 from tests.train import runs
+from tests.train.runs import lines, rows
 
 
 def tiny(data: Path, out: Path, **options: object) -> TrainConfig:
@@ -24,10 +25,6 @@ def tiny(data: Path, out: Path, **options: object) -> TrainConfig:
 def domains(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn sets in the layouts of COCO, Flickr8k, Flickr30k and ImageCLEF; the smallest ones."""
     return demo_domains.generate(tmp_path_factory.mktemp("domains") / "set", share=0.01, size=64)
-
-
-def lines(path: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("stage", stages())
@@ -52,13 +49,13 @@ def test_a_frozen_cnn_on_the_demo_set_goes_before_its_recipe(tmp_path: Path, mon
 def test_a_run_on_several_sets(domains: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held_out = (domains / "flickr8k" / "Flickr8k_text" / "Flickr_8k.devImages.txt").read_text().split()[0]
     new = next((domains / "imageclef" / "scaleconcepts16_images").rglob("*.jpg"))
-    rows = [
+    pairs = [
         {"file_name": str(new), "caption": "a zebra"},
         {"file_name": f"flickr8k/Flicker8k_Dataset/{held_out}", "caption": "a dog"},
         {"file_name": str(new)},
     ]
     picks = tmp_path / "picks.jsonl"
-    picks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    picks.write_text("".join(json.dumps(row) + "\n" for row in pairs))
     done = pycap.train(tiny(domains, tmp_path / "run", stage="selected", picks=picks, max_steps=2, val_images_use=6))
     captions = lines(done.folder / "captions.jsonl")
     kinds = [str(row["image_id"]).split("/")[0] for row in captions]
@@ -68,7 +65,7 @@ def test_a_run_on_several_sets(domains: Path, tmp_path: Path, capsys: pytest.Cap
     skipped = {row["file"]: row for row in lines(done.folder / "skipped.jsonl")}
     assert skipped[f"picks/flickr8k/Flicker8k_Dataset/{held_out}"]["held_out_by"] == "flickr8k"
     assert skipped["picks/picks.jsonl"]["line"] == 3
-    told = [row["text"] for row in lines(done.folder / "log.jsonl") if row["kind"] == "remark"]
+    told = [row["text"] for row in rows(done.folder, "remark")]
     picked = f"picks: 1 images to train on, 0 to validate, from {picks}; 1 left out of training, which another set"
     assert len(told) == 3 and str(told[2]).startswith(picked)
     assert picked in " ".join(capsys.readouterr().out.split())
@@ -76,15 +73,15 @@ def test_a_run_on_several_sets(domains: Path, tmp_path: Path, capsys: pytest.Cap
 
 def test_a_run_on_all_of_coco_says_that_it_has_seen_what_it_is_validated_on(domains: Path, tmp_path: Path) -> None:
     done = pycap.train(tiny(domains / "coco", tmp_path / "run", stage="coco_all", max_steps=1, val_images_use=4))
-    (remark,) = [row for row in lines(done.folder / "log.jsonl") if row["kind"] == "remark"]
+    (remark,) = rows(done.folder, "remark")
     assert "trains on COCO's validation images too" in str(remark["text"])
 
 
 def test_the_option_goes_before_the_stages_own_sets(domains: Path, tmp_path: Path) -> None:
     spec = f"imageclef+flickr8k={domains / 'flickr8k'}"
     config = tiny(domains, tmp_path / "run", datasets=spec, max_steps=1, val_images_use=2)
-    rows = lines(pycap.train(config).folder / "captions.jsonl")
-    assert [str(row["image_id"]).split("/")[0] for row in rows] == ["imageclef", "flickr8k"]
+    captions = lines(pycap.train(config).folder / "captions.jsonl")
+    assert [str(row["image_id"]).split("/")[0] for row in captions] == ["imageclef", "flickr8k"]
 
 
 def test_a_run_folder_that_holds_one_of_the_sets_is_refused(domains: Path, tmp_path: Path) -> None:

@@ -22,11 +22,6 @@ from tests.train.runs import tiny
 SPEC = PreprocessSpec(resize=64, crop=64)
 
 
-@pytest.fixture(autouse=True)
-def _automatic_backend() -> None:
-    backends.select()
-
-
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
