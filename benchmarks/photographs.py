@@ -62,7 +62,7 @@ CAPTIONERS = (
         "scst",
         "and self-critical training after it",
         "--stage scst --datasets flickr8k --init-from {runs}/then-joint --freeze-cnn --batch-size 50 --max-length 20 "
-        "--learning-rate 2e-4 --epochs 6",
+        "--learning-rate 3e-5 --epochs 5",
     ),
     System("merge", "the merge model on its features", f"--recipe merge_small {_SEEN}", ("bleu_keras",)),
 )
