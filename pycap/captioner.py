@@ -15,7 +15,7 @@ from pycap.autograd import Tensor, no_grad
 from pycap.backends import WeightCache, constant_weights, select, set_float32_products
 from pycap.config import TrainConfig
 from pycap.data.images import ImageError, PreprocessSpec, centre_crops, iterate_images
-from pycap.data.vocab import Vocabulary
+from pycap.data.vocab import SPECIALS, Vocabulary
 from pycap.decode import Ensemble, Sampling, Searches, Views, beam_search, sample
 from pycap.decode.rules import best
 from pycap.device import DeviceError, activation_dtype, current, float32_products, to_device
@@ -253,8 +253,8 @@ def _member(saved: checkpoint.Checkpoint, precision: str | None) -> Captioner:
     """The captioner that a checkpoint holds."""
     if saved.config.classifies:
         raise checkpoint.CheckpointError(
-            f"{saved.folder}: a classifier of {len(saved.vocab) - 4} classes (--stage pretrain), which captions nothing; "
-            f"train a captioner that starts from its CNN, with --vgg-weights {saved.folder}"
+            f"{saved.folder}: a classifier of {len(saved.vocab) - len(SPECIALS)} classes (--stage pretrain), which captions "
+            f"nothing; train a captioner that starts from its CNN, with --vgg-weights {saved.folder}"
         )
     model = build_model(saved.config, len(saved.vocab), draw=False, word_head="word_head.weight" in saved.model)
     load_weights(model, saved, copy=False)

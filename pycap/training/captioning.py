@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pycap import checkpoint, metrics
-from pycap.captioner import Captioner
+from pycap.captioner import Caption, Captioner
 from pycap.config import TrainConfig
 from pycap.data.demo import is_true
 from pycap.data.images import PreprocessSpec, decode_image
@@ -111,15 +111,8 @@ class Captioning:
             for i, (example, beams) in enumerate(zip(batch.examples, captions, strict=True)):
                 text, logprob = beams[0]
                 references[example.image_id] = list(example.captions)
-                rows.append(
-                    {
-                        "image_id": example.image_id,
-                        "file_name": example.file_name,
-                        "caption": text,
-                        "logprob": logprob,
-                        "beams": [{"caption": t, "logprob": p} for t, p in beams],
-                    }
-                )
+                row = Caption(example.file_name, text, logprob, tuple(beams)).row(drawn=False)
+                rows.append({"image_id": example.image_id, "file_name": example.file_name, **row})
                 if self._source.scenes is not None:
                     rows[-1]["true"] = is_true(text, self._source.scenes[int(example.image_id)])
                 if len(samples) < MOST_SAMPLES:

@@ -193,6 +193,7 @@ class _Run:
             phase = "the CNN learns to classify" if joint else "the classifier learns, the CNN is frozen"
         else:
             phase = "CNN and LSTM learn jointly" if joint else "the LSTM learns, the CNN is frozen"
+            phase = "the LSTM learns, and sees no image" if config.blind else phase
             phase += ", from what their own captions are worth" if self.trainer.objective == "scst" else ""
         if phase != self.phase:
             self.phase = phase

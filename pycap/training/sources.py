@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Loaders:
             file.close()
 
 
-def find(config: TrainConfig, say: Any) -> tuple[Source, TrainConfig]:
+def find(config: TrainConfig, say: Callable[[str], None]) -> tuple[Source, TrainConfig]:
     """The stage's data, and the config, changed by recipes/demo.yaml where the demo set stands in, and for a classifier, whose
     images have one caption of one word each.
 

@@ -19,7 +19,7 @@ SERIES = [3.0, 2.0, 2.5, 1.0, 1.0, 1.5, 1.25, 0.5]  # 2.5 is worse once; 1.0, 1.
 
 def tiny(data: Path, out: Path, **options: object) -> TrainConfig:
     """An epoch is one step, and one image is captioned in the end."""
-    return runs.tiny(data, out, batch_size=24, val_images_use=1, threads=1, **options)
+    return runs.tiny(data, out, batch_size=24, val_images_use=1, **options)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float], name: str = "val_loss") -> None:

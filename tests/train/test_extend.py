@@ -16,15 +16,10 @@ from pycap.config import ConfigError, TrainConfig
 from pycap.data import DataError
 from pycap.data.vocab import Vocabulary
 from pycap.training.extend import AVERAGED, DRAWN, extend
-from tests.train import runs
+from tests.train.runs import tiny
 
 OLD = ("a", "dog", "runs", "zebra", "the", "sleeps")
 CAPTIONS = ["A cat runs fast.", "The cat naps, a dog naps!", "a cow"]  # cat, naps twice; fast, cow once
-
-
-def tiny(data: Path, out: Path, **options: object) -> TrainConfig:
-    """On one thread: several wait for each other where the machine has other work."""
-    return runs.tiny(data, out, **{"threads": 1, **options})
 
 
 def start_of(config: TrainConfig, words: tuple[str, ...] = OLD) -> Checkpoint:

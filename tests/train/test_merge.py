@@ -166,6 +166,7 @@ def test_a_blind_run_says_the_same_of_every_image(
     model: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = pycap.train(tiny(data, tmp_path / "run", model=model, blind=True, epochs=1)).folder
+    assert "from epoch 1 on, the LSTM learns, and sees no image\n" in capsys.readouterr().out
     before, after = (build_model(checkpoint.load(folder).config, 9).cnn.state_arrays(), checkpoint.load(folder).model)
     assert all(array.tobytes() == after[f"cnn.{name}"].tobytes() for name, array in before.items())
     code, text = command(capsys, "caption", folder, data / "val2017")

@@ -61,7 +61,7 @@ def test_a_run_leaves_what_the_design_promises(data: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("step", [2, 3, 5])  # inside the first epoch, at its end, inside the second
-@pytest.mark.parametrize("options", [{"optimizer": "rmsprop"}, {"pretrain_words": 1}])
+@pytest.mark.parametrize("options", [{"optimizer": "rmsprop", "threads": 2}, {"pretrain_words": 1}])
 def test_resuming_after_a_signal_continues_bit_for_bit(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, options: dict[str, object]
 ) -> None:

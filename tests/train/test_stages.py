@@ -12,13 +12,7 @@ from pycap.config import TrainConfig, parse_args, stages
 from pycap.data import DataError, demo_domains
 from pycap.data.datasets import KINDS, STAGES
 from pycap.data.vocab import Vocabulary
-from tests.train import runs
-from tests.train.runs import lines, rows
-
-
-def tiny(data: Path, out: Path, **options: object) -> TrainConfig:
-    """On one thread: several wait for each other where the machine has other work."""
-    return runs.tiny(data, out, **{"threads": 1, **options})
+from tests.train.runs import lines, rows, tiny
 
 
 @pytest.fixture(scope="module")
