@@ -349,6 +349,12 @@ def test_every_package_is_installed() -> None:
     assert sorted(listed) == sorted(found | {"pycap.kernels", "pycap.recipes"})
 
 
+@pytest.mark.parametrize("path", [p for p in PYTHON if p.endswith("__init__.py") and "| file |" in _read(p)])
+def test_a_packages_table_names_all_its_files(path: str) -> None:
+    files = {Path(other).name for other in PYTHON if Path(other).parent == Path(path).parent} - {"__init__.py"}
+    assert set(re.findall(r"`(\w+\.py)`", ast.get_docstring(ast.parse(_read(path))) or "")) == files
+
+
 # -- the checks find what is planted ----------------------------------------------------------------------------------
 
 

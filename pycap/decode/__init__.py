@@ -1,4 +1,4 @@
-"""Decoding: greedy and beam search, and sampling, over a batch of images at once, on the host or on the device."""
+"""Decoding: greedy and beam search, sampling, and ensembles, over a batch of images at once, on the host or on the device."""
 
 from __future__ import annotations
 

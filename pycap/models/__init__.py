@@ -1,1 +1,1 @@
-"""The models: VGG image encoders and the joint captioner of the ImageCLEF paper."""
+"""The models: VGG image encoders, the captioners NIC (of the ImageCLEF paper) and Merge, a classifier of images."""
