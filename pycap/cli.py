@@ -84,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="resize images to this before the centre crop (default: as in training; for --vgg-weights: nothing is cut off)",
     )
-    features.add_argument("--output", required=True, metavar="FILE", help="made, or completed where it is there")
+    features.add_argument(
+        "--output", required=True, metavar="FILE", help="an HDF5 file: made, or completed where it is there"
+    )
 
     doctor = commands.add_parser(
         "doctor",

@@ -32,9 +32,11 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     from pycap.captioner import Captioner
     from pycap.data import load_split
     from pycap.data.datasets import kinds
-    from pycap.data.results import Writer
+    from pycap.data.results import Writer, require_place
     from pycap.device import cpu_count
 
+    if args.per_image:
+        require_place(Path(args.per_image))
     writer = Writer(args.output, args.format, args.separator) if args.output else None
     select(args.device, args.backend)
     set_threads(args.threads or cpu_count())
@@ -64,8 +66,10 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
 
 def score_files(args: argparse.Namespace) -> int:
     """`pycap score`: score a file of captions against one of human captions."""
-    from pycap.data.results import read_references, read_results, renamed
+    from pycap.data.results import read_references, read_results, renamed, require_place
 
+    if args.per_image:
+        require_place(Path(args.per_image))
     results, references = read_results(Path(args.results), args.separator), read_references(Path(args.annotations))
     _tell_scores(renamed(results, references), references, args)
     return 0

@@ -73,7 +73,7 @@ def _cnn(source: Path, resize: int | None) -> tuple[VGG, PreprocessSpec, str | N
         saved = checkpoint.load(source)
         config, spec = saved.config, PreprocessSpec.from_dict(saved.preprocess)
         size, width, precision = config.image_size, config.cnn_width, config.precision
-        stage = config.datasets or config.stage
+        stage = None if config.classifies else config.datasets or config.stage
     else:
         size, stage, precision = found.image_size, None, "fp32"
         spec = replace(found.preprocess(), resize=size)
@@ -92,7 +92,7 @@ def _data_set(stage: str | None, folder: Path, splits: Sequence[str]) -> list[Ex
     from pycap.data.datasets import kinds
 
     if stage is None:
-        raise DataError(f"features: of which kind is {folder}? give --stage, as flickr8k")
+        raise DataError(f"features: of which kind is {folder}? give --stage, as flickr8k (images: without --data)")
     return [example for split in splits for example in load_split(kinds(stage), folder, split)[0]]
 
 

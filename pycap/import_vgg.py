@@ -12,7 +12,7 @@ def import_vgg(args: argparse.Namespace) -> int:
 
     source, output = Path(args.file), Path(args.output)
     target = output if output.suffix == ".safetensors" else output / f"{source.stem}.safetensors"
-    if target.exists() and target.samefile(source):
+    if target.exists() and source.exists() and target.samefile(source):
         raise weights.WeightsError(f"{target}: is the file to read; give another --output")
     found = weights.load(source)
     weights.save(found, target)

@@ -31,11 +31,18 @@ class TrainConfig:
     """All that decides a training run. `None` in a `cnn_` option means: as for the rest of the model."""
 
     stage: str = _opt("coco", "what to train on; each stage has a recipe of the same name")
-    data: Path | None = _opt(None, "folder with the data set (none: where the stage's loader looks first)")
-    datasets: str = _opt(
-        "", "data sets to train on instead of the stage's own: KIND or KIND=FOLDER, joined by +; KIND is a stage's name"
+    data: Path | None = _opt(
+        None, "the data set's folder (none: data/KIND); of several sets, the one that holds theirs"
     )
-    picks: Path | None = _opt(None, "selected: picked pairs, JSON Lines (none: picks.jsonl in the data folder)")
+    datasets: str = _opt(
+        "",
+        "data sets to train on instead of the stage's own: KIND or KIND=FOLDER, joined by +; KIND: coco, coco_all, "
+        "flickr8k, flickr30k, imageclef, picks (docs/data.md)",
+    )
+    picks: Path | None = _opt(
+        None,
+        "stage selected, or data sets with picks: JSON Lines (none: picks.jsonl in the data folder)",
+    )
     out_dir: Path | None = _opt(None, "the run's folder (none: runs/STAGE)")
     store: str = _opt("auto", "HDF5 store of resized images: auto (in the run's folder when it pays), none, or a file")
     workers: int | None = _opt(
@@ -212,6 +219,8 @@ class TrainConfig:
             raise ConfigError(
                 f"vgg_weights: {self.vgg_weights} contradicts init_from {self.init_from}, which has a CNN; drop one"
             )
+        if self.blind and self.vgg_weights:
+            raise ConfigError(f"vgg_weights: {self.vgg_weights} contradicts blind: no CNN runs; drop one")
         self._check_task()
         return self
 

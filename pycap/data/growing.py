@@ -26,6 +26,7 @@ _open_lock = threading.Lock()
 
 #: What h5py raises where a file is not what it should be.
 _READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError)
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"  # the first bytes of HDF5 files
 Self = TypeVar("Self", bound="GrowingFile")
 
 
@@ -79,8 +80,13 @@ class GrowingFile(ABC):
     def _open(self) -> h5py.File:
         if not self.path.exists():
             self._create()
-        elif self.path.is_file() and self.path.stat().st_size == 0:
-            raise Corrupt("the file is empty")  # HDF5 would take it for a new file
+        elif self.path.is_file():
+            with open(self.path, "rb") as file:
+                start = file.read(len(_SIGNATURE))
+            if not start:
+                raise Corrupt("the file is empty")  # HDF5 would take it for a new file
+            if start != _SIGNATURE:
+                raise DataError(f"{self.path}: not an HDF5 file, so no {self.what}; name another file")
         try:
             # No chunk cache: a random read of a few kB must not fetch its whole chunk, and writes must reach the file.
             file = h5py.File(self.path, "r+", rdcc_nbytes=0)
@@ -111,7 +117,8 @@ class GrowingFile(ABC):
             os.replace(temporary, self.path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise DataError(f"{self.path}: cannot make the {self.what} ({error}); name another file") from error
+            why = error if self.path.parent.is_dir() else f"there is no folder {self.path.parent}"
+            raise DataError(f"{self.path}: cannot make the {self.what} ({why}); name another file") from error
 
     def _append(self, end: int, block: Any, rows: Any) -> None:
         """Write a block of data behind the first `end` entries, then the rows of the index that point into it. Raises what

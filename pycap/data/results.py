@@ -50,6 +50,14 @@ def image_id(path: Path, form: str) -> int | str:
     return int(number[1]) if number else path.stem
 
 
+def require_place(path: Path) -> None:
+    """DataError where no file `path` can be made: what takes long asks before it begins."""
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, not a file; name a file in it")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: there is no folder {path.parent}; make it, or name another")
+
+
 class Writer:
     """A file of captions, written one by one: under NAME.partial until it is whole; without a path, the screen.
 
@@ -58,8 +66,8 @@ class Writer:
 
     def __init__(self, path: str | Path | None, form: str, separator: str = TAB) -> None:
         """DataError for an unknown form, a bad separator, or a folder that is not there."""
-        if path and not Path(path).parent.is_dir():
-            raise DataError(f"{path}: there is no folder {Path(path).parent}; make it, or name another")
+        if path:
+            require_place(Path(path))
         if form not in FORMATS:
             raise DataError(f"format {form!r} is unknown; choose from {', '.join(FORMATS)}")
         self.path = Path(path) if path else None
@@ -200,4 +208,10 @@ def _run(path: Path, text: str, separator: str | None) -> list[tuple[str, str]]:
                 "name what stands between them with --separator"
             )
         pairs.append((name.strip(), caption.strip()))
+    mark, *others = {caption.partition(" ")[0] for _, caption in pairs} or {""}
+    if separator is None and len(pairs) > 1 and not others and re.fullmatch(r"[^\w'\"]+", mark):
+        raise DataError(
+            f"{path}: every caption begins with {mark!r}, which looks like what stands between id and caption; "
+            f"say so with --separator '{mark}'"
+        )
     return pairs

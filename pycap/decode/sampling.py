@@ -40,12 +40,11 @@ class Sampling:
             raise ValueError(
                 f"sampling: temperature {self.temperature:g} is not 0 (greedy), or {LEAST_TEMPERATURE:g} or more"
             )
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"sampling: top_k {self.top_k} must be 1 or more (0: all words), top_p {self.top_p:g} above 0 and at most 1"
-            )
-        if self.samples < 1 or self.seed < 0:
-            raise ValueError(f"sampling: samples {self.samples} must be 1 or more, seed {self.seed} 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"sampling: top_p {self.top_p:g} is not above 0 and at most 1 (all words)")
+        for name, low in (("top_k", 0), ("samples", 1), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"sampling: {name} {getattr(self, name)} is not {low} or more")
 
 
 def sample(

@@ -83,10 +83,12 @@ class _Run:
         on_gpu = current() == "cuda"
         self.memory = memory_plan.fit(config, len(self.vocab), memory_plan.available_bytes()) if on_gpu else None
         self.model = begun.model(lambda text: self.say(text))
+        inside = config.features == "auto"  # in the run's folder, which a wrong file must not have made
+        store = None if inside else features.open_store(config, self.model.cnn, self.spec)
         if not resumed and (aside := run_folder.make_room(self.folder)):
             self.say(f"{self.folder} held an earlier run; it is now {aside} (continue it with --resume {aside})")
         fitting = self.memory.micro_batch if self.memory else config.micro_batch
-        store = features.open_store(config, self.model.cnn, self.spec)
+        store = features.open_store(config, self.model.cnn, self.spec) if inside else store
         self.loaders = sources.loaders(self.source, self.vocab, self.spec, config, self.folder, fitting, store)
         self.feed = Feed(self.loaders.train)
         # Passes change gradients by their rounding only, so the run's own config does not say how many fitted here.

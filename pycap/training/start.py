@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pycap import checkpoint, weights
 from pycap.captioner import build_classifier, build_model, load_weights
@@ -66,9 +67,10 @@ def find(config: TrainConfig, say: Callable[[str], None]) -> Start:
     elif config.init_from:
         saved = checkpoint.load(config.init_from)
     source, config = sources.find(config, say)
-    if saved:
+    if saved and config.resume:
+        _check_resumed(config, saved)
+    elif saved:
         _check_task(config, saved)
-    if saved and not config.resume:
         config = _like(config, saved)
         if config.extend_vocab:
             captions = [caption for example in source.train for caption in example.captions]
@@ -96,6 +98,17 @@ def _check_task(config: TrainConfig, saved: Checkpoint) -> None:
         )
 
 
+def _check_resumed(config: TrainConfig, saved: Checkpoint) -> None:
+    """ConfigError where a resumed run is asked to be another one than it began as."""
+    for name in ("stage", *MODEL, "extend_vocab", "vgg_weights"):
+        asked, began = getattr(config, name), getattr(saved.config, name)
+        if asked != began:
+            raise ConfigError(
+                f"{name}: {asked} contradicts resume: the run of {saved.folder} began with {began}, and is continued exactly; "
+                "leave it out, or start anew from its weights with --init-from"
+            )
+
+
 def _check_folder(start: Start) -> None:
     """ConfigError where a resumed run would go on in another folder than its own, or a new one move aside what it reads."""
     config, folder = start.config, start.config.run_dir.resolve()
@@ -106,7 +119,8 @@ def _check_folder(start: Start) -> None:
                 "folder; leave --out-dir out (in Python: pycap.config.resumed), or start anew from its weights with --init-from"
             )
         return
-    for given in (config.init_from, config.vgg_weights, *start.source.folders):
+    features = None if config.features in ("none", "auto") else Path(config.features)
+    for given in (config.init_from, config.vgg_weights, features, *start.source.folders):
         if given and folder in (given.resolve(), *given.resolve().parents):
             raise ConfigError(f"out_dir: {config.run_dir} holds {given}, which this run reads; give another --out-dir")
 

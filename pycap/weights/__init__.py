@@ -32,7 +32,7 @@ def load(path: str | os.PathLike[str]) -> VGGWeights:
     try:
         return canonical.check(_reader(path)(path))
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
 
 
 def _reader(path: Path) -> Callable[[Path], VGGWeights]:

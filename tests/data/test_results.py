@@ -156,3 +156,14 @@ def test_images_of_one_name_and_ids_that_hold_the_separator_are_refused() -> Non
     with pytest.raises(DataError, match="the image id holds the separator ' '"):
         check_names([Path("my photo.jpg")], "imageclef", " ")
     check_names([Path("my photo.jpg")], "coco", " ")
+
+
+def test_a_separator_that_is_taken_for_captions_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.txt"
+    rows = [{"image_id": "a", "caption": "two dogs"}, {"image_id": "b", "caption": "a cat"}]
+    written(path, "imageclef", *rows, separator=" | ")
+    with pytest.raises(DataError, match=r"every caption begins with '\|'.*--separator '\|'"):
+        read_results(path)
+    assert read_results(path, "|") == {"a": "two dogs", "b": "a cat"}
+    path.write_text('a "two dogs"\nb "a cat"\n', "utf-8")
+    assert read_results(path) == {"a": '"two dogs"', "b": '"a cat"'}

@@ -293,3 +293,11 @@ def test_a_killed_writer_leaves_a_usable_store(tmp_path, delay):
         images.put(examples[0], b"after")
         images.flush()
         assert images.get(examples[0]) == b"after"
+
+
+def test_a_file_of_another_kind_is_left_alone(tmp_path):
+    path = tmp_path / "picks.jsonl"
+    path.write_text("{}")
+    with pytest.raises(DataError, match="not an HDF5 file, so no image store; name another file"):
+        ImageStore(path, 72)
+    assert path.read_text() == "{}" and [p.name for p in tmp_path.iterdir()] == ["picks.jsonl"]

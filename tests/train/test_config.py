@@ -170,6 +170,8 @@ def test_validate_refuses_wrong_types_from_python() -> None:
             TrainConfig(**bad).validate()  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="pretrain_words: 2 contradicts freeze_cnn"):
         TrainConfig(freeze_cnn=True, pretrain_words=2).validate()
+    with pytest.raises(ConfigError, match="vgg_weights: a contradicts blind"):
+        TrainConfig(blind=True, vgg_weights=Path("a")).validate()
     with pytest.raises(ConfigError, match="init_from: a contradicts resume b"):
         TrainConfig(init_from=Path("a"), resume=Path("b")).validate()
 

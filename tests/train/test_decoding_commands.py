@@ -65,7 +65,7 @@ def test_what_is_drawn_for_a_file_depends_on_its_name_alone(trained: Path, photo
         ),
         (["--seed", 1], "--seed is of what is drawn, and nothing is: give --temperature"),
         (["--temperature", -1], "temperature -1 is not 0"),
-        (["--top-p", 1.5], "top_p 1.5 above 0"),
+        (["--top-p", 1.5], "top_p 1.5 is not above 0"),
         (["--samples", 0], "0 is not 1 or more"),
         (["--format", "imageclef", "--separator", "x"], "separator 'x'"),
         (["--output", "/no/such/folder/a.jsonl"], "there is no folder /no/such/folder"),
@@ -210,3 +210,11 @@ def test_scores_of_each_image_are_written(
 def test_a_score_that_there_is_not_is_named(scored: list[object], capsys: pytest.CaptureFixture[str]) -> None:
     code, text = run(capsys, "score", *scored, "--also", "bleu_keras,SPICE")
     assert code == 2 and "'SPICE' is none of bleu_keras, meteor_nltk" in text
+
+
+def test_a_place_for_scores_that_there_is_not_is_told_at_once(
+    scored: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for output, why in ((tmp_path / "no" / "i.jsonl", "there is no folder"), (tmp_path, "is a folder, not a file")):
+        code, text = run(capsys, "score", *scored, "--per-image", output)
+        assert code and f"pycap score: error: {output}: {why}" in text and "BLEU" not in text

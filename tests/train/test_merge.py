@@ -161,6 +161,20 @@ def test_features_of_a_cnn_that_learns_are_refused() -> None:
         TrainConfig(features="auto").validate()
 
 
+def test_a_run_that_a_wrong_file_of_features_ends_leaves_folders_as_they_were(
+    merged: Path, data: Path, tmp_path: Path
+) -> None:
+    picks = tmp_path / "picks.jsonl"
+    picks.write_text("{}")
+    for out in (tmp_path / "new", merged):
+        with pytest.raises(DataError, match="picks.jsonl: not an HDF5 file, so no feature file"):
+            pycap.train(tiny(data, out, freeze_cnn=True, features=str(picks)))
+    assert [path.name for path in tmp_path.iterdir()] == ["picks.jsonl"]
+    with pytest.raises(ConfigError, match="out_dir: .* holds .*features.h5, which this run reads"):
+        pycap.train(tiny(data, merged, freeze_cnn=True, features=str(merged / "features.h5")))
+    assert (merged / "best").is_dir() and not merged.with_name("run.1").exists()
+
+
 @pytest.mark.parametrize("model", ["merge", "nic"])
 def test_a_blind_run_says_the_same_of_every_image(
     model: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

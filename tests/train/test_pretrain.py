@@ -21,6 +21,7 @@ from pycap.training.classification import rank
 from pycap.training.trainer import Trainer
 from tests.train import test_step
 from tests.train.runs import rows, tiny
+from tests.train.test_commands import run
 
 COLOURS = {"n01": (220, 40, 40), "n02": (40, 220, 40), "n03": (40, 40, 220)}
 
@@ -141,6 +142,16 @@ def test_its_cnn_can_be_exported(trained: Path, tmp_path: Path) -> None:
     assert (found.cnn, found.source, found.image_size) == ("vgg_micro", "pycap-pretrain", 32)
     for name, array in found.arrays.items():
         np.testing.assert_array_equal(array, saved.model[f"cnn.{name}"], err_msg=name)
+
+
+def test_its_features_of_a_data_set_need_the_data_sets_kind(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["features", "--vgg-weights", trained, "--data", data, "--split", "val", "--output", tmp_path / "f.h5"]
+    code, text = run(capsys, *argv)
+    assert code and f"of which kind is {data}? give --stage" in text
+    code, text = run(capsys, *argv, "--stage", "coco")
+    assert code == 0 and "10 made" in text
 
 
 def test_a_captioner_and_a_classifier_are_told_apart(

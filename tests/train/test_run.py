@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import pycap
+from pycap import config as configuration
 from pycap.captioner import Captioner
 from pycap.checkpoint import CheckpointError
 from pycap.config import ConfigError, TrainConfig
@@ -181,6 +182,22 @@ def test_a_folder_that_is_no_run_is_left_alone(data: Path, tmp_path: Path, monke
         pycap.train(tiny(data, Path(".")))
     assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"cat" and (run / "last").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "run"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"stage": "coco_all"}, "stage: coco_all contradicts resume.*began with coco,.*--init-from"),
+        ({"blind": True}, "blind: True contradicts resume"),
+        ({"extend_vocab": True}, "extend_vocab: True contradicts resume"),
+        ({"vgg_weights": Path("vgg.h5")}, "vgg_weights: vgg.h5 contradicts resume"),
+    ],
+)
+def test_a_resumed_run_is_not_made_another(data: Path, trained: Path, changed: dict[str, object], named: str) -> None:
+    before = (trained / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=named):
+        pycap.train(configuration.resumed(trained, epochs=9, **changed))
+    assert (trained / "config.yaml").read_bytes() == before
 
 
 def test_resuming_into_another_folder_is_refused(data: Path, trained: Path, tmp_path: Path) -> None:
