@@ -127,7 +127,7 @@ def _resolve(typed: dict[str, Any]) -> TrainConfig:
     stage = user.get("stage") or resumed.get("stage") or (None if recipe_name else "coco")
     if stage is not None:
         check_stage(stage)
-    base = agreeing(recipe(recipe_name or str(stage)), bool(user.get("freeze_cnn")))
+    base = agreeing(recipe(recipe_name or str(stage)), user)
     config = TrainConfig(**{**base, **resumed, **user})
     config.given = frozenset(user) | frozenset(resumed)
     return config.validate()

@@ -62,15 +62,16 @@ def laid_under(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
     given = config.given
     if given is None:
         given = frozenset(n for n, f in FIELDS.items() if getattr(config, n) != f.default)
-    base = agreeing(options, config.freeze_cnn and "freeze_cnn" in given)
+    base = agreeing(options, {name: getattr(config, name) for name in given})
     new = replace(config, **{k: v for k, v in base.items() if k not in given})
     new.given = config.given
     return new.validate()
 
 
-def agreeing(base: Mapping[str, Any], frozen: bool) -> dict[str, Any]:
-    """A recipe's options; where the user freezes the CNN (frozen), without those that say when it learns."""
-    return {k: v for k, v in base.items() if not frozen or k not in ("finetune_cnn_after", "pretrain_words")}
+def agreeing(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's options; where the user's (given) freeze the CNN, or do without it, without those that say when it learns."""
+    learns = not (given.get("freeze_cnn") or given.get("blind"))
+    return {k: v for k, v in base.items() if learns or k not in ("finetune_cnn_after", "pretrain_words")}
 
 
 def _read_yaml(path: Path) -> Mapping[Any, Any]:

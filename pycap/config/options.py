@@ -197,10 +197,9 @@ class TrainConfig:
                 f"finetune_cnn_after: {self.finetune_cnn_after} contradicts freeze_cnn, "
                 "which never trains the CNN; drop one"
             )
-        if self.freeze_cnn and self.pretrain_words:
-            raise ConfigError(
-                f"pretrain_words: {self.pretrain_words} contradicts freeze_cnn, which never trains the CNN; drop one"
-            )
+        for name, why in (("freeze_cnn", "never trains the CNN"), ("blind", "has no use for a CNN")):
+            if getattr(self, name) and self.pretrain_words:
+                raise ConfigError(f"pretrain_words: {self.pretrain_words} contradicts {name}, which {why}; drop one")
         if self.features != "none" and not self.freeze_cnn:
             raise ConfigError(
                 f"features: {self.features} are of a frozen CNN, and this one learns, so that they would not stay as they "

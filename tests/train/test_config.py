@@ -172,6 +172,8 @@ def test_validate_refuses_wrong_types_from_python() -> None:
         TrainConfig(freeze_cnn=True, pretrain_words=2).validate()
     with pytest.raises(ConfigError, match="vgg_weights: a contradicts blind"):
         TrainConfig(blind=True, vgg_weights=Path("a")).validate()
+    with pytest.raises(ConfigError, match="pretrain_words: 2 contradicts blind, which has no use for a CNN"):
+        TrainConfig(blind=True, pretrain_words=2).validate()
     with pytest.raises(ConfigError, match="init_from: a contradicts resume b"):
         TrainConfig(init_from=Path("a"), resume=Path("b")).validate()
 

@@ -32,11 +32,12 @@ def test_every_kind_but_picks_and_every_combination_has_a_recipe() -> None:
     assert {*KINDS, *STAGES} - {"picks"} <= set(stages())
 
 
-def test_a_frozen_cnn_on_the_demo_set_goes_before_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = parse_args(["--stage", "coco", "--freeze-cnn"])
+@pytest.mark.parametrize("flag", ["--freeze-cnn", "--blind"])
+def test_a_cnn_that_does_not_learn_goes_before_the_demo_sets_recipe(flag: str) -> None:
+    config = parse_args(["--stage", "coco", flag])
     changed = pycap.config.with_recipe(config, "demo")
-    assert (changed.freeze_cnn, changed.pretrain_words, changed.cnn) == (True, 0, "vgg_micro")
+    assert (changed.freeze_cnn or changed.blind, changed.pretrain_words, changed.cnn) == (True, 0, "vgg_micro")
+    assert parse_args(["--recipe", "demo", flag]).pretrain_words == 0
     assert pycap.config.with_recipe(parse_args(["--stage", "coco"]), "demo").pretrain_words > 0
 
 
