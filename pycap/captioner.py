@@ -304,7 +304,8 @@ def _ids_of(first: Vocabulary, other: Vocabulary, its_name: str, other_name: str
         missing = next((word for word in has.words if word not in lacks.ids), None)
         if missing is not None:
             raise ValueError(
-                f"an ensemble needs one vocabulary: {name} lacks the word {missing!r} of {owner} (they know {len(lacks)} and "
-                f"{len(has)}); train the members on the same captions, or one from the other with --init-from"
+                f"an ensemble needs one vocabulary: {name} lacks the word {missing!r} of {owner} (they know "
+                f"{len(lacks) - len(SPECIALS)} and {len(has) - len(SPECIALS)}); train the members on the same captions, or one "
+                "from the other with --init-from"
             )
     return np.array([other.ids[word] for word in first.words], np.int32)

@@ -13,7 +13,7 @@ from pycap.config import TrainConfig
 from pycap.data.demo import is_true
 from pycap.data.images import PreprocessSpec, decode_image
 from pycap.data.loader import Batch
-from pycap.data.vocab import Vocabulary
+from pycap.data.vocab import SPECIALS, Vocabulary
 from pycap.models.captions import CaptionModel
 from pycap.training.folder import Sample, write_lines
 from pycap.training.sources import Source
@@ -65,7 +65,7 @@ class Captioning:
     def about(self) -> str:
         """What is to be learned, in a sentence."""
         unknown = self._vocab.coverage(c for e in self._source.train for c in e.captions)["unk_percent"]
-        return f"{len(self._vocab)} words; {unknown:.1f} % of the training captions' words are not among them"
+        return f"{len(self._vocab) - len(SPECIALS)} words; {unknown:.1f} % of the training captions' words are not among them"
 
     def validate(self, held_out: HeldOut) -> Validation:
         """Loss and scores of the held-out images as the model stands."""

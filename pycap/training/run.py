@@ -79,7 +79,7 @@ class _Run:
         begun = start.find(config, lambda text: print(text, flush=True))
         config, self.source, self.vocab, self.spec = begun.config, begun.source, begun.vocab, begun.spec
         resumed = begun.resumed
-        self.config, self.folder = config, config.run_dir
+        self.config, self.folder, self.data = config, config.run_dir, begun.source.digest()
         on_gpu = current() == "cuda"
         self.memory = memory_plan.fit(config, len(self.vocab), memory_plan.available_bytes()) if on_gpu else None
         self.model = begun.model(lambda text: self.say(text))
@@ -299,6 +299,7 @@ class _Run:
             "trainer": self.trainer.state(),
             "position": asdict(self.position),
             "scores": self.scores,
+            "data": self.data,
             "pycap": __version__,
         }
         checkpoint.save(

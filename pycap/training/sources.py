@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +44,13 @@ class Source:
     problems: list[Problem]
     remarks: list[str] = field(default_factory=list)
     scenes: dict[int, Any] | None = None
+
+    def digest(self) -> str:
+        """Of names and captions, in their order; not of where they lie."""
+        told = hashlib.sha256()
+        for example in (*self.train, *self.val):
+            told.update(repr((example.image_id, example.file_name, tuple(example.captions))).encode())
+        return f"{len(self.train)} + {len(self.val)} images, {told.hexdigest()[:16]}"
 
 
 @dataclass

@@ -69,6 +69,11 @@ def find(config: TrainConfig, say: Callable[[str], None]) -> Start:
     source, config = sources.find(config, say)
     if saved and config.resume:
         _check_resumed(config, saved)
+        before, now = saved.state.get("data"), source.digest()
+        if before and before != now:  # checkpoints of older versions do not tell
+            source.remarks.append(
+                f"the data is not what the run was saved with ({before}; now {now}): it goes on, but not as it would have"
+            )
     elif saved:
         _check_task(config, saved)
         config = _like(config, saved)

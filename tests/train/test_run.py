@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -182,6 +183,20 @@ def test_a_folder_that_is_no_run_is_left_alone(data: Path, tmp_path: Path, monke
         pycap.train(tiny(data, Path(".")))
     assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"cat" and (run / "last").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "run"]
+
+
+def test_a_resumed_run_says_that_its_data_has_changed(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = Path(shutil.copytree(data, tmp_path / "moved"))
+    run = pycap.train(tiny(data, tmp_path / "run", max_steps=1)).folder
+    capsys.readouterr()
+    pycap.train(configuration.resumed(run, max_steps=2, data=moved))
+    assert "the data is not what" not in capsys.readouterr().out
+    min((moved / "train2017").iterdir()).unlink()
+    pycap.train(configuration.resumed(run, max_steps=3, data=moved))
+    said = capsys.readouterr().out
+    assert "saved with (24 + 10 images, " in said and "; now 23 + 10 images, " in said
 
 
 @pytest.mark.parametrize(
