@@ -55,15 +55,20 @@ def request(args: argparse.Namespace) -> Request:
     """What the command line asks for; the demo domains are made where it names no data. ConfigError and DataError."""
     options = _options(args.options)
     vgg = Path(args.vgg_weights) if args.vgg_weights else None
+    picks = Path(args.picks) if args.picks else None
+    if picks and not picks.is_file():
+        raise DataError(
+            f"{picks}: no such file; --picks wants picked pairs, a line each (docs/data.md), or give --auto-select"
+        )
     demo = args.data is None
     if demo:
         share = options.pop("demo_train", 0) / demo_domains.DOMAINS["coco"].splits["train"] or 1.0
-        root = demo_domains.generate(DEMO_FOLDER, share=share)
         print(
-            f"No --data: the chain runs on the drawn demo domains in {root} (docs/paper.md). On real data: --data DIR with "
-            f"{', '.join(f'{name}/' for name in _WANTED)} and target/, and --vgg-weights FILE",
+            f"No --data: the chain runs on the drawn demo domains in {DEMO_FOLDER} (docs/paper.md). On real data: --data DIR "
+            f"with {', '.join(f'{name}/' for name in _WANTED)} and target/, and --vgg-weights FILE",
             flush=True,
         )
+        root = demo_domains.generate(DEMO_FOLDER, share=share)
     else:
         root = Path(args.data)
         missing = [name for name in _WANTED if not (root / name).is_dir()]
@@ -76,7 +81,6 @@ def request(args: argparse.Namespace) -> Request:
                 "vgg_weights: the chain begins with a VGG that is pre-trained on ImageNet; give its file with --vgg-weights "
                 "(docs/weights.md says which files serve)"
             )
-    picks = Path(args.picks) if args.picks else None
     return Request(root, Path(args.out_dir), vgg, demo, picks, args.auto_select, options)
 
 

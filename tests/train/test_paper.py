@@ -356,6 +356,7 @@ def test_directions_are_told_by_the_numbers_alone() -> None:
     ("arguments", "told"),
     [
         (["--data", "nowhere"], "nowhere: no coco/, flickr8k/, flickr30k/, imageclef/ in it"),
+        (["--picks", "nowhere.jsonl"], "nowhere.jsonl: no such file; --picks wants picked pairs"),
         (["--freeze-cnn"], "freeze_cnn: the chain decides it itself"),
         (["--stage", "flickr"], "stage: the chain decides it itself"),
     ],
