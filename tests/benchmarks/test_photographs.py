@@ -94,4 +94,6 @@ def test_images_in_tars_are_unpacked_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("system", [photographs.PRETRAIN, *photographs.CAPTIONERS], ids=lambda s: s.name)
 def test_every_system_is_a_command_that_training_takes(system: photographs.System) -> None:
-    configuration.parse_args(system.options.format(runs="runs").split())
+    config = configuration.parse_args(system.options.format(runs="runs").split())
+    assert config.given  # what the options said got through
+    assert config.classifies == (system is photographs.PRETRAIN)
