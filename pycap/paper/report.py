@@ -83,6 +83,10 @@ def remarks(chain: Chain) -> list[str]:
         told.append(
             f"METEOR cannot be computed here ({missing}). Directions and medians are by CIDEr, which is another score."
         )
+    told.append(
+        "± is of the images alone. Another seed, or as little as another number of threads, trains other models, whose "
+        "scores may differ by more where training was short."
+    )
     told.append(f"Selected pairs: {chain.selection.todo or chain.selection.how}.")
     if chain.selection.true is not None:
         told.append(f"{100 * chain.selection.true:.1f} % of the selected pairs are true of their images.")

@@ -217,6 +217,11 @@ def test_without_meteor_the_other_score_is_never_called_so(done: Done) -> None:
     assert all("METEOR" not in row["here"]["scores"] for table in document["tables"] for row in table["rows"])
 
 
+def test_a_reader_is_told_of_the_chance_that_the_errors_leave_out(done: Done) -> None:
+    assert "± is of the images alone" in done.printed[2]
+    assert "± is of the images alone" in (done.out / "paper.html").read_text("utf-8")
+
+
 def test_run_files_hold_a_line_for_each_target_image(done: Done) -> None:
     files = {s.file: (done.out / s.file).read_text().splitlines() for s in SUBMISSIONS}
     target = sorted(path.stem for path in (done.folder / "data/demo_domains/target").rglob("*.jpg"))
