@@ -41,7 +41,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     select(args.device, args.backend)
     set_threads(args.threads or cpu_count())
     captioner = Captioner.load([args.checkpoint, *args.ensemble], args.precision)
-    stage = args.stage or kinds(captioner.config.datasets or captioner.config.stage)
+    stage = args.stage or kinds(captioner.config.reads)
     examples, problems = load_split(stage, Path(args.data), args.split)
     examples = examples[: args.images] if args.images else examples
     captions = captioner.caption([e.path for e in examples], **args.decoding)

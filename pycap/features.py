@@ -73,7 +73,7 @@ def _cnn(source: Path, resize: int | None) -> tuple[VGG, PreprocessSpec, str | N
         saved = checkpoint.load(source)
         config, spec = saved.config, PreprocessSpec.from_dict(saved.preprocess)
         size, width, precision = config.image_size, config.cnn_width, config.precision
-        stage = None if config.classifies else config.datasets or config.stage
+        stage = None if config.classifies else config.reads
     else:
         size, stage, precision = found.image_size, None, "fp32"
         spec = replace(found.preprocess(), resize=size)

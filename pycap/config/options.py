@@ -94,7 +94,7 @@ class TrainConfig:
     lr_decay_start: float = _opt(0.0, "step: epoch from which on the rate decays", low=0)
     lr_decay_every: float = _opt(1.0, "step: epochs between decays")
     lr_decay_rate: float = _opt(0.5, "step, plateau: factor of each decay, in (0, 1]")
-    plateau_patience: int = _opt(2, "plateau: validations without improvement before a decay", low=0)
+    plateau_patience: int = _opt(2, "plateau: validations without a better save_best_on before a decay", low=0)
     warmup_steps: int = _opt(0, "steps over which the rate rises linearly from 0", low=0)
     min_learning_rate: float = _opt(0.0, "the schedule never goes below this", low=0)
     freeze_cnn: bool = _opt(False, "never train the CNN")
@@ -149,6 +149,11 @@ class TrainConfig:
     def run_dir(self) -> Path:
         """The run's folder: `out_dir`, or runs/STAGE."""
         return self.out_dir or Path("runs") / self.stage
+
+    @property
+    def reads(self) -> str:
+        """The data sets that the run is trained on, as `pycap.data.datasets.parse` takes them."""
+        return self.datasets or self.stage
 
     @property
     def classifies(self) -> bool:

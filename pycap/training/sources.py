@@ -73,7 +73,7 @@ def find(config: TrainConfig, say: Callable[[str], None]) -> tuple[Source, Train
     if config.classifies:
         folder = config.data or DATA_FOLDER / config.stage
         return Source([folder], *folders.load(folder)), replace(config, seq_per_img=1, max_length=1)
-    parts = datasets.parse(config.datasets or config.stage, config.data, config.picks)
+    parts = datasets.parse(config.reads, config.data, config.picks)
     folder = parts[0].path
     if config.stage == "coco" and not config.datasets and config.data is None and not folder.exists():
         place = DATA_FOLDER / "demo"
