@@ -277,8 +277,8 @@ class _Run:
         if found.warning:
             self.say(found.warning)
         self._write_samples(found.samples)
-        self.trainer.schedule.observe(self.scores["val_loss"])
         score = self.scores[config.save_best_on] * (1 if config.save_best_on == "val_loss" else -1)
+        self.trainer.schedule.observe(score)
         if self.position.best is None or score < self.position.best:
             self.position.best, self.position.stale = score, 0
             self._save("best")

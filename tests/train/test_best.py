@@ -24,9 +24,12 @@ def test_the_best_checkpoint_is_that_of_the_highest_score(data: Path, tmp_path: 
 
     monkeypatch.setattr(metrics, "score", score)
     monkeypatch.setattr(metrics, "meteor_missing", lambda: "")
-    folder = pycap.train(tiny(data, tmp_path / "run", epochs=3, save_best_on=name)).folder
+    plateau = {"lr_schedule": "plateau", "plateau_patience": 0, "lr_decay_rate": 0.5}
+    folder = pycap.train(tiny(data, tmp_path / "run", epochs=3, save_best_on=name, **plateau)).folder
     assert checkpoint.load(folder, prefer="best").state["scores"][name] == 0.9
     assert checkpoint.load(folder, prefer="last").state["scores"][name] == 0.5
+    schedule = checkpoint.load(folder, prefer="last").state["trainer"]["schedule"]
+    assert schedule == {"scale": 0.5, "best": -0.9, "waited": 0}, "the rate falls where that score gets no better"
     assert asked == [["METEOR"] if name == "METEOR" else []] * 3, "a Java program is started only where it decides"
 
 
