@@ -1,0 +1,80 @@
+"""Processes that work together, each with its own part: who they are, and what they tell each other.
+
+Elsewhere nothing knows how they were started: `current()` gives them, and with one process every exchange is the identity.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Summing(Protocol):
+    """A sum over all ranks that is under way."""
+
+    def wait(self) -> None:
+        """Until the array holds the sum."""
+
+
+class Ranks(Protocol):
+    """The processes of a job. Each of them makes the same exchanges in the same order.
+
+    rank: which this one is, from 0; size: how many there are; local_rank, local_size: among those on this machine.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+    def each(self, value: T) -> list[T]:
+        """Every rank's value, by rank: small things that pickle takes."""
+
+    def first(self, value: T) -> T:
+        """The value of rank 0."""
+
+    def total(self, values: Any) -> Any:
+        """The sum over ranks of a small array of the host, the same bits on every one of them."""
+
+    def barrier(self) -> None:
+        """Wait for all."""
+
+    def start_sum(self, array: Any) -> Summing:
+        """Replace a float32 or float64 array of the host, large as it may be, by the sum over ranks, the same bits on every one
+        of them. It must not be touched until the result's `wait`."""
+
+
+class _Done:
+    def wait(self) -> None:
+        return
+
+
+class Alone:
+    """One process: nobody to exchange anything with."""
+
+    rank, size, local_rank, local_size = 0, 1, 0, 1
+
+    def each(self, value: T) -> list[T]:
+        return [value]
+
+    def first(self, value: T) -> T:
+        return value
+
+    def total(self, values: Any) -> Any:
+        return values
+
+    def barrier(self) -> None:
+        return
+
+    def start_sum(self, array: Any) -> Summing:
+        return _Done()
+
+
+ALONE = Alone()
+_current: Ranks = ALONE
+
+
+def current() -> Ranks:
+    """The processes that work together with this one; `ALONE` where there are no others."""
+    return _current
