@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,11 +71,11 @@ class Tensor:
         """The value of a one-element tensor as a Python number."""
         return self.data.item()
 
-    def backward(self, seed: Any = None) -> None:
+    def backward(self, seed: Any = None, after: Callable[[tuple[Any, ...]], None] | None = None) -> None:
         """Write the gradient of this tensor into the `grad` of every leaf it depends on.
 
-        seed: the gradient of this tensor itself, of its shape; ones by default. Leaves whose `grad` is `fresh` get the
-        new gradient added. Raises RuntimeError where there is no graph, or where it has been used up already.
+        seed: this tensor's own gradient, of its shape; ones by default. after: called with a node's parents once its backward
+        has run. A `fresh` leaf gets the new gradient added. RuntimeError where there is no graph, or it has been used up.
         """
         if not self.requires_grad:
             raise RuntimeError("backward on a tensor that requires no gradient: was it made under no_grad()?")
@@ -88,7 +88,7 @@ class Tensor:
         elif getattr(seed, "shape", None) != self.shape:
             raise ValueError(f"backward seed has shape {getattr(seed, 'shape', None)}, the tensor has {self.shape}")
         self.node.douts[self.index] = seed
-        _walk(self.node)
+        _walk(self.node, after)
 
 
 class Function:
@@ -171,23 +171,23 @@ class Function:
             parent.node.douts[parent.index], parent.node.owned[parent.index] = gradient, not shared
 
 
-def _walk(root: Function) -> None:
+def _walk(root: Function, after: Callable[[tuple[Any, ...]], None] | None) -> None:
     heap, seen = [(-root.id, root)], {root.id}
     while heap:
         _, node = heapq.heappop(heap)  # creation order is a topological order: all of the node's consumers are done
-        above = [p.node if need else None for p, need in zip(node.parents, node.needs, strict=True)]
-        for parent_node in above:
-            if parent_node is not None and parent_node.done:
-                raise _used_up(parent_node)
+        above = [p.node for p, need in zip(node.parents, node.needs, strict=True) if need and p.node is not None]
+        if spent := next((lower for lower in above if lower.done), None):
+            raise _used_up(spent)
         gradients = node.backward(*node.douts) if any(d is not None for d in node.douts) else ()
-        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-        for i, gradient in enumerate(gradients):
+        for i, gradient in enumerate(gradients if isinstance(gradients, tuple) else (gradients,)):
             if gradient is not None and node.needs[i]:
                 node._accept(i, gradient, node.douts)
-        for parent_node in above:
-            if parent_node is not None and parent_node.id not in seen:
-                seen.add(parent_node.id)
-                heapq.heappush(heap, (-parent_node.id, parent_node))
+        if after is not None:
+            after(node.parents)
+        for lower in above:
+            if lower.id not in seen:
+                seen.add(lower.id)
+                heapq.heappush(heap, (-lower.id, lower))
         node.__dict__.clear()  # saved arrays and gradients die here
         node.done = True
 
