@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from pycap import memory
 from pycap.autograd import Function, Tensor
 from pycap.distributed import Ranks, Summing
