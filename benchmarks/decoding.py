@@ -18,7 +18,8 @@ from pathlib import Path
 
 from benchmarks.machine import cpu_name
 from pycap.data import DataError, Example
-from pycap.data.images import PreprocessSpec, find_images
+from pycap.data.images import PreprocessSpec
+from pycap.data.inputs import images_below
 from pycap.data.loader import Loader
 from pycap.data.store import ImageStore
 from pycap.data.vocab import Vocabulary
@@ -30,7 +31,7 @@ CAPTIONS = ("a photograph",)
 
 def rates(folder: Path, threads: int, resize: int, batch_size: int, images: int) -> Iterator[tuple[str, float]]:
     """Images a second of each of PASSES, in its order, as they are measured."""
-    files = islice(cycle(find_images([folder])), images)
+    files = islice(cycle([folder / name for name in images_below(folder)]), images)
     vocab, spec = Vocabulary.build(CAPTIONS, 1), PreprocessSpec(resize=resize, crop=resize)
     with tempfile.TemporaryDirectory() as place, ImageStore(Path(place) / "images.h5", resize) as store:
         examples = []

@@ -31,17 +31,18 @@ def caption_files(args: argparse.Namespace) -> int:
     from rich.progress import track
 
     from pycap.backends import select, set_threads
-    from pycap.data.images import find_images
+    from pycap.data.inputs import find
     from pycap.data.results import Writer, check_names, image_id
     from pycap.device import cpu_count
 
     writer = Writer(args.output, args.format, args.separator)
     select(args.device, args.backend)
     set_threads(args.threads or cpu_count())
-    paths = find_images(args.images)
+    inputs = find(args.images)
+    paths = [Path(item.name) for item in inputs]
     check_names(paths, args.format, writer.separator)
     captioner = load([args.checkpoint, *args.ensemble], args.precision)
-    captions: Iterable[Caption] = captioner.caption(paths, **args.decoding)
+    captions: Iterable[Caption] = captioner.caption(inputs, **args.decoding)
     failed = 0
     with writer:
         if writer.path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from pycap import checkpoint, ops
 from pycap.autograd import Tensor, no_grad
 from pycap.backends import WeightCache, constant_weights, select, set_float32_products
 from pycap.config import TrainConfig
-from pycap.data.images import ImageError, PreprocessSpec, centre_crops, iterate_images
+from pycap.data.images import PreprocessSpec, centre_crops
+from pycap.data.inputs import Array, Inputs, Item, find, read_ahead
 from pycap.data.vocab import SPECIALS, Vocabulary
 from pycap.decode import Ensemble, Sampling, Searches, Views, beam_search, sample
 from pycap.decode.rules import best
@@ -28,14 +30,20 @@ from pycap.models.vgg import VGG
 
 @dataclass(frozen=True)
 class Caption:
-    """What the model says of an image. `logprob`: natural logarithm, END included. `beams`: (text, logprob) of all that
-    were found, or drawn, the most probable first. `error`: why there is no caption, else empty."""
+    """What the model says of an image. `name`: of the image, with what folder or archive it is in. `logprob`: natural
+    logarithm, END included. `beams`: (text, logprob) of all that were found, or drawn, the most probable first. `error`: why
+    there is no caption, else empty."""
 
-    file_name: str
+    name: str
     text: str
     logprob: float
     beams: tuple[tuple[str, float], ...]
     error: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """The name without folder or archive."""
+        return os.path.basename(self.name)
 
     def row(self, drawn: bool) -> dict[str, Any]:
         """As a line of JSON has it, without the image. drawn: `beams` were sampled, and are called so."""
@@ -107,10 +115,6 @@ def network_input(images: Any, crops: Any, spec: PreprocessSpec, dtype: DTypeLik
     if images.ndim == 2:
         return ops.cast(Tensor(to_device(images)), dtype)
     return ops.pixels(images, crops, spec.crop, spec.mean, spec.std, dtype)
-
-
-#: A batch as it was read: the paths that could be, their pixels and crops as `caption_batch` takes them, what failed.
-ReadImages = tuple[list[Path], Any, Any, list[ImageError]]
 
 
 class Captioner:
@@ -201,13 +205,37 @@ class Captioner:
         """What the model's `begin` takes."""
         return network_input(images, crops, self.spec, self._dtype)
 
-    def _read(self, files: Sequence[Path], batch_size: int, workers: int) -> Iterator[ReadImages]:
-        for good, images, errors in iterate_images(files, self.spec, batch_size, workers):
-            yield good, images, centre_crops(self.spec, len(good)), errors
+    def _arrays(self, read: Mapping[int, Array]) -> tuple[Any, Any]:
+        """Images and crops as `caption_batch` takes them, of arrays by size."""
+        images = read[self.spec.resize]
+        return images, centre_crops(self.spec, len(images))
+
+    @property
+    def _sizes(self) -> list[int]:
+        """To which images are resized."""
+        return [self.spec.resize]
 
     def caption(
         self,
-        paths: Sequence[str | Path] | str | Path,
+        paths: Inputs | Sequence[str | Path] | str | Path,
+        *,
+        batch_size: int = 16,
+        workers: int = 2,
+        **decoding: Any,
+    ) -> Iterator[Caption]:
+        """Caption images, in the order given. One that cannot be read yields a Caption with `error` set.
+
+        paths: image files, or what else `data.inputs.find` finds. decoding: as `batches` takes it.
+        """
+        inputs = (
+            paths if isinstance(paths, Inputs) else find([paths] if isinstance(paths, (str, Path)) else paths, False)
+        )
+        for captions in self.batches(inputs, batch_size=batch_size, workers=workers, **decoding):
+            yield from captions
+
+    def batches(
+        self,
+        items: Iterable[Item],
         *,
         beam_size: int = 3,
         batch_size: int = 16,
@@ -215,38 +243,38 @@ class Captioner:
         length_penalty: float = 0.0,
         sampling: Sampling | None = None,
         workers: int = 2,
-    ) -> Iterator[Caption]:
-        """Caption image files, in the order given. One that cannot be read yields a Caption with `error` set.
+    ) -> Generator[list[Caption], None, None]:
+        """Captions of items in their order, `batch_size` at a time as they are made; the next ones are read meanwhile.
 
-        sampling: draw captions in place of searching for them. What is drawn for an image depends on the seed and the file's
-        name, not on its folder or on the other images. docs/decoding.md says what each argument does.
+        A caption may depend in its last bits on which others are in its batch. sampling: draw captions in place of searching
+        for them. What is drawn for an image depends on the seed and the file's name, not on its folder or on the other images.
+        docs/decoding.md says what each argument does.
         """
-        files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(p) for p in paths]
-        failed: dict[str, ImageError] = {}
-        made: dict[str, tuple[tuple[str, float], ...]] = {}
-        position = 0
-        for good, images, crops, errors in self._read(files, batch_size, workers):
-            failed.update({error.file: error for error in errors})
-            if good:
-                beams = self.caption_batch(
-                    images,
-                    crops,
-                    beam_size=beam_size,
-                    max_length=max_length,
-                    length_penalty=length_penalty,
-                    sampling=sampling,
-                    keys=[path.name for path in good],
-                )
-                made.update({str(path): tuple(found) for path, found in zip(good, beams, strict=True)})
-            for path in files[position : position + len(good) + len(errors)]:
-                if str(path) in failed:
-                    yield Caption(path.name, "", float("nan"), (), failed[str(path)].reason)
-                else:
-                    found = made[str(path)]
-                    yield Caption(path.name, found[0][0], found[0][1], found)
-            position += len(good) + len(errors)
-            failed.clear()
-            made.clear()
+        reading = read_ahead(items, self._sizes, batch_size, workers)
+        try:
+            for names, arrays, errors in reading:
+                readable = [name for name, error in zip(names, errors, strict=True) if error is None]
+                found: Iterator[list[tuple[str, float]]] = iter(())
+                if readable:
+                    made = self.caption_batch(
+                        *self._arrays(arrays),
+                        beam_size=beam_size,
+                        max_length=max_length,
+                        length_penalty=length_penalty,
+                        sampling=sampling,
+                        keys=[os.path.basename(name) for name in readable],
+                    )
+                    found = iter(made)
+                yield [
+                    _caption(name, next(found)) if error is None else Caption(name, "", float("nan"), (), error.reason)
+                    for name, error in zip(names, errors, strict=True)
+                ]
+        finally:
+            reading.close()
+
+
+def _caption(name: str, beams: Sequence[tuple[str, float]]) -> Caption:
+    return Caption(name, *beams[0], tuple(beams))
 
 
 def _member(saved: checkpoint.Checkpoint, precision: str | None) -> Captioner:
@@ -282,18 +310,13 @@ class EnsembleCaptioner(Captioner):
     def _pixels(self, images: Any, crops: Any) -> Views:
         return Views(m._pixels(*own) for m, *own in zip(self.members, images, crops, strict=True))
 
-    def _read(self, files: Sequence[Path], batch_size: int, workers: int) -> Iterator[ReadImages]:
-        """Each file is decoded once for each size that a member takes."""
-        sizes = {m.spec.resize: m.spec for m in self.members}
-        readers = [iterate_images(files, spec, batch_size, workers) for spec in sizes.values()]
-        for batches in zip(*readers, strict=True):
-            failed = {error.file: error for *_, errors in batches for error in errors}
-            pixels = {}
-            for size, (paths, images, _) in zip(sizes, batches, strict=True):
-                good = [path for path in paths if str(path) not in failed]
-                pixels[size] = images if len(good) == len(paths) else images[[str(p) not in failed for p in paths]]
-            crops = [centre_crops(m.spec, len(good)) for m in self.members]
-            yield good, [pixels[m.spec.resize] for m in self.members], crops, list(failed.values())
+    def _arrays(self, read: Mapping[int, Array]) -> tuple[Any, Any]:
+        images, crops = zip(*(m._arrays(read) for m in self.members), strict=True)
+        return list(images), list(crops)
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [m.spec.resize for m in self.members]
 
 
 def _ids_of(first: Vocabulary, other: Vocabulary, its_name: str, other_name: str) -> np.ndarray | None:

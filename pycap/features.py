@@ -99,11 +99,13 @@ def _data_set(stage: str | None, folder: Path, splits: Sequence[str]) -> list[Ex
 def _images(paths: Sequence[str]) -> list[Example]:
     """Image files, and those in folders, which are named as they stand below their folder."""
     from pycap.data import Example
-    from pycap.data.images import find_images
+    from pycap.data.inputs import find, images_below
 
     found: list[Example] = []
     for given in map(Path, paths):
-        for path in find_images([given]):
-            name = path.relative_to(given).as_posix() if given.is_dir() else path.name
-            found.append(Example(path.stem, name, path, ()))
+        if given.is_dir():
+            found += [Example(Path(name).stem, name, given / name, ()) for name in images_below(given)]
+        else:
+            find([given])  # tells what is not there
+            found.append(Example(given.stem, given.name, given, ()))
     return found

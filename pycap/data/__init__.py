@@ -8,6 +8,7 @@
 | `layout.py` | what the layouts share: listing folders, reading JSON, dropping what cannot be used |
 | `vocab.py` | tokeniser and vocabulary |
 | `images.py` | the one decoder and resizer of images, and the preprocessing spec |
+| `inputs.py` | what is to be captioned: files, folders and lists as one lazy sequence, decoded ahead |
 | `store.py` | HDF5 store of resized JPEG bytes |
 | `features.py` | HDF5 file of a CNN's fc7 vectors |
 | `growing.py` | what both HDF5 files are: they grow by whole records, and survive a kill |

@@ -1,4 +1,4 @@
-"""Images: the one decoder and resizer, the preprocessing spec, finding and reading images to caption."""
+"""Images: the one decoder and resizer, the preprocessing spec, and work done ahead in threads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import math
 import os
 import struct
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
-from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pycap.data import DataError
-from pycap.data.layout import IMAGE_SUFFIXES
 
 # Formats whose decoders only decode; Pillow's EPS reader, for one, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -194,64 +191,6 @@ def encode_jpeg(pixels: Pixels) -> bytes:
         Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         file.seek(0)
         return file.read()
-
-
-def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Image files named or inside folders, in the order given; folders recursively, sorted, hidden and unknown suffixes
-    left out.
-
-    DataError for a path that is not there, and for a folder without any image.
-    """
-    found: list[Path] = []
-    for given in map(Path, paths):
-        if given.is_dir():
-            inside = sorted(
-                Path(folder, name)
-                for folder, _, names in os.walk(given)
-                for name in names
-                if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-            )
-            if not inside:
-                raise DataError(
-                    f"{given}: no images in the folder; suffixes looked for: {', '.join(sorted(IMAGE_SUFFIXES))}"
-                )
-            found.extend(inside)
-        elif given.exists():
-            found.append(given)
-        else:
-            raise DataError(f"{given}: no such file or folder; check the path")
-    return found
-
-
-def _read_batch(paths: Sequence[Path], size: int) -> tuple[list[Path], Pixels, list[ImageError]]:
-    kept: list[Path] = []
-    pixels: list[Pixels] = []
-    errors: list[ImageError] = []
-    for path in paths:
-        try:
-            pixels.append(decode_image(path, size))
-        except ImageError as error:
-            errors.append(error)
-        else:
-            kept.append(path)
-    stacked = np.stack(pixels) if pixels else np.empty((0, size, size, 3), dtype=np.uint8)
-    return kept, stacked, errors
-
-
-def iterate_images(
-    paths: Sequence[str | os.PathLike[str]], spec: PreprocessSpec, batch_size: int, workers: int = 2
-) -> Iterator[tuple[list[Path], Pixels, list[ImageError]]]:
-    """Read images in order, decoding ahead in `workers` threads (0: in the caller's).
-
-    Yields, for every `batch_size` paths: the paths that could be read, their pixels uint8 [B, R, R, 3] (R =
-    spec.resize; crop with `centre_crops`), and the ImageErrors of the others. A batch of only bad images is yielded
-    with B = 0, so that none is lost.
-    """
-    if batch_size < 1:
-        raise DataError(f"batch size {batch_size}: must be 1 or more")
-    every = [Path(p) for p in paths]
-    chunks = (every[i : i + batch_size] for i in range(0, len(every), batch_size))
-    yield from run_ahead((partial(_read_batch, chunk, spec.resize) for chunk in chunks), workers, workers + 1)
 
 
 def run_ahead(tasks: Iterator[Callable[[], T]], workers: int, ahead: int) -> Generator[T, None, None]:

@@ -113,7 +113,7 @@ class Loader:
             raise DataError("loader: no examples; load_split names what a data folder lacks")
         bare = next((example for example in examples if not example.captions), None)
         if bare is not None:
-            raise DataError(f"loader: {bare.file_name} has no captions; leave it out, or read it with iterate_images")
+            raise DataError(f"loader: {bare.file_name} has no captions; leave it out")
         if store is not None and store.size != spec.resize:
             raise DataError(
                 f"{store.path}: the store holds {store.size} px, the spec resizes to {spec.resize}; name another store"

@@ -13,7 +13,8 @@ from pycap.backends import WeightCache, constant_weights, set_float32_products
 from pycap.config import TrainConfig
 from pycap.data import Example
 from pycap.data.features import FeatureStore, Origin, weights_hash
-from pycap.data.images import ImageError, PreprocessSpec, centre_crops, iterate_images
+from pycap.data.images import ImageError, PreprocessSpec, centre_crops
+from pycap.data.inputs import Reference, read_ahead
 from pycap.device import activation_dtype, float32_products, to_host
 from pycap.models.vgg import VGG
 
@@ -46,18 +47,17 @@ def extract(
     spec, dtype = store.origin.preprocess, activation_dtype(precision)
     set_float32_products(float32_products(precision))
     forms = WeightCache()
-    batches = iterate_images([example.path for example in examples], spec, batch_size, workers)
-    for first, (_, images, errors) in zip(range(0, len(examples), batch_size), batches, strict=True):
+    items = (Reference(str(example.path)).item() for example in examples)
+    batches = read_ahead(items, [spec.resize], batch_size, workers)
+    for first, (_, arrays, errors) in zip(range(0, len(examples), batch_size), batches, strict=True):
         batch = examples[first : first + batch_size]
-        failed = {error.file: error for error in errors}
-        readable = [example for example in batch if str(example.path) not in failed]
+        readable = [example for example, error in zip(batch, errors, strict=True) if error is None]
         if readable:
             crops = centre_crops(spec, len(readable))
             with no_grad(), cnn.evaluating(), constant_weights(forms):
-                seen = cnn(ops.pixels(images, crops, spec.crop, spec.mean, spec.std, dtype))
+                seen = cnn(ops.pixels(arrays[spec.resize], crops, spec.crop, spec.mean, spec.std, dtype))
                 store.add(readable, to_host(ops.cast(seen, np.float32).data))
-        for example in batch:
-            error = failed.get(str(example.path))
+        for example, error in zip(batch, errors, strict=True):
             if error is not None:
                 store.fail(example, error)
             yield error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import threading
 
 import numpy as np
 import pytest
@@ -18,8 +17,6 @@ from pycap.data.images import (
     centre_crops,
     decode_image,
     encode_jpeg,
-    find_images,
-    iterate_images,
 )
 from tests.data.fixtures import pattern, quadrants, truncate, write_jpeg
 
@@ -312,50 +309,3 @@ def test_centre_crops():
     crops = centre_crops(PreprocessSpec(73, 64), 3)
     assert crops.dtype == np.int32
     assert crops.tolist() == [[4, 4, 0]] * 3
-
-
-# -- folders ----------------------------------------------------------------------------------------------------------
-
-
-def test_find_images_is_sorted_recursive_and_knows_images(tmp_path):
-    for name in ("b.jpg", "a/z.PNG", "a/c.jpeg", "a/.hidden.jpg", "notes.txt", "model.h5"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"x")
-    inside = [tmp_path / "a" / "c.jpeg", tmp_path / "a" / "z.PNG", tmp_path / "b.jpg"]
-    assert find_images([tmp_path]) == inside
-    assert find_images([str(tmp_path / "notes.txt"), tmp_path]) == [tmp_path / "notes.txt", *inside]
-
-
-def test_find_images_errors(tmp_path):
-    with pytest.raises(DataError, match=r"gone.jpg: no such file or folder"):
-        find_images([tmp_path / "gone.jpg"])
-    with pytest.raises(DataError, match="no images in the folder"):
-        find_images([tmp_path])
-
-
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_iterate_images_keeps_the_order_and_reports_bad_ones(tmp_path, workers):
-    paths = [write_jpeg(tmp_path / f"{i}.jpg", seed=i) for i in range(7)]
-    truncate(paths[1])
-    truncate(paths[6])
-    spec = PreprocessSpec(20, 16)
-    batches = list(iterate_images(paths, spec, batch_size=3, workers=workers))
-    assert [kept for kept, _, _ in batches] == [[paths[0], paths[2]], paths[3:6], []]
-    assert [pixels.shape for _, pixels, _ in batches] == [(2, 20, 20, 3), (3, 20, 20, 3), (0, 20, 20, 3)]
-    assert [[e.file for e in errors] for _, _, errors in batches] == [[str(paths[1])], [], [str(paths[6])]]
-    assert batches[0][1][1].tolist() == decode_image(paths[2], 20).tolist()
-
-
-def test_iterate_images_closes_its_threads(tmp_path):
-    paths = [write_jpeg(tmp_path / f"{i}.jpg", seed=i) for i in range(8)]
-    batches = iterate_images(paths, PreprocessSpec(20, 16), batch_size=1, workers=2)
-    next(batches)
-    assert any(t.name.startswith("pycap-data") for t in threading.enumerate())
-    batches.close()
-    assert not any(t.name.startswith("pycap-data") for t in threading.enumerate())
-
-
-def test_iterate_images_refuses_no_batch():
-    with pytest.raises(DataError, match="batch size 0"):
-        next(iterate_images([], PreprocessSpec(), 0))

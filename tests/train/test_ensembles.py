@@ -14,7 +14,9 @@ import pycap
 from pycap import backends, checkpoint, device, memory
 from pycap.captioner import Captioner, EnsembleCaptioner, build_model
 from pycap.data import images as images_module
+from pycap.data import inputs as inputs_module
 from pycap.data.images import PreprocessSpec
+from pycap.data.inputs import find, read_ahead
 from pycap.data.vocab import Vocabulary
 from pycap.decode import Sampling
 from pycap.models.nic import NIC
@@ -69,14 +71,15 @@ def test_members_of_other_kinds_and_sizes_see_the_images_as_they_were_trained_to
     together, single = pycap.load(paths), [pycap.load(path) for path in paths]
     files = photos(data)
     # What each model by itself gives for the first word, END included, and the mean of it.
-    batches = [next(each._read(files, 5, 0)) for each in single]
+    read = next(read_ahead(find(files), [64, 40], 5, 0))
+    batches = [each._arrays(read.arrays) for each in single]
     means = []
-    for each, (_, images, crops, _) in zip(single, batches, strict=True):
+    for each, (images, crops) in zip(single, batches, strict=True):
         logits, _ = each.model.advance(each.model.begin(each._pixels(images, crops)), np.full(5, 1, np.int32))
         mass = np.exp(logits.astype(np.float64))
         means.append(mass / mass.sum(1, keepdims=True) / 2)
     mean = means[0] + means[1]
-    images, crops = zip(*((images, crops) for _, images, crops, _ in batches), strict=True)
+    images, crops = zip(*batches, strict=True)
     for p, sentences in zip(mean, together.caption_batch(images, crops, beam_size=7, max_length=1), strict=True):
         shares = {text: p[together.vocab.ids.get(text, 2)] / (1 - p[[0, 1, 3]].sum()) for text, _ in sentences}
         assert len(shares) == 7
@@ -125,18 +128,18 @@ def test_products_are_those_of_the_most_exact_member(
 def test_an_image_that_one_member_cannot_read_is_no_image(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each member decodes for itself, and a file may change meanwhile: the batch stays in step."""
+    """A file may change between decoding it for one member and for the other: the batch stays in step."""
     paths = [member(tmp_path / "one"), member(tmp_path / "two", spec=replace(SPEC, resize=70))]
     together, files = pycap.load(paths), photos(data)
     complete = list(together.caption(files))
     plain = images_module.decode_image
 
-    def decode(path: Path, size: int) -> np.ndarray:
-        if (path, size) in ((files[1], 64), (files[3], 70)):
-            raise images_module.ImageError(str(path), "gone")
-        return plain(path, size)
+    def decode(path: str, size: int, name: str) -> np.ndarray:
+        if (path, size) in ((str(files[1]), 64), (str(files[3]), 70)):
+            raise images_module.ImageError(name, "gone")
+        return plain(path, size, name)
 
-    monkeypatch.setattr(images_module, "decode_image", decode)
+    monkeypatch.setattr(inputs_module, "decode_image", decode)
     captions = list(together.caption(files))
     assert [c.error for c in captions] == ["", "gone", "", "gone", ""]
     for place in (0, 2, 4):

@@ -1,0 +1,151 @@
+"""What is to be captioned: folders, lists, their order, and reading ahead."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from pycap.data import DataError
+from pycap.data.images import decode_image
+from pycap.data.inputs import Item, find, images_below, read_ahead
+from tests.data.fixtures import truncate, write_jpeg
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def names(*paths: str | Path) -> list[str]:
+    return [item.name for item in find(paths)]
+
+
+# -- folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_sorted_recursive_and_knows_images(tmp_path):
+    touch(tmp_path, "b.jpg", "a/z.PNG", "a/c.jpeg", "a/.hidden.jpg", "a-b/1.jpg", "a.jpg", "notes.md", "model.h5")
+    inside = [str(tmp_path / name) for name in ("a/c.jpeg", "a/z.PNG", "a-b/1.jpg", "a.jpg", "b.jpg")]
+    assert inside == [str(path) for path in sorted(map(Path, inside))]  # by their parts
+    assert names(tmp_path) == inside
+    assert names(str(tmp_path / "notes.md"), tmp_path) == [str(tmp_path / "notes.md"), *inside]
+    assert list(images_below(tmp_path)) == [os.path.relpath(path, tmp_path) for path in inside]
+
+
+def test_many_names_are_merged_from_their_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr("pycap.data.inputs._BLOCK_NAMES", 3)
+    wanted = sorted(f"{i * 7919 % 1000:03}.jpg" for i in range(50))
+    touch(tmp_path, *wanted)
+    assert list(images_below(tmp_path)) == wanted
+
+
+def test_the_current_folder_is_not_part_of_a_name(tmp_path, monkeypatch):
+    touch(tmp_path, "a.jpg", "in/b.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert names(".") == ["a.jpg", "in/b.jpg"]
+    assert names("./in/") == ["in/b.jpg"]
+
+
+def test_links_are_followed_to_files_and_not_to_folders(tmp_path):
+    touch(tmp_path, "a.jpg", "in/b.jpg")
+    (tmp_path / "link.jpg").symlink_to("a.jpg")
+    (tmp_path / "loop").symlink_to(".")
+    (tmp_path / "folder.jpg").symlink_to("in")
+    (tmp_path / "itself.jpg").symlink_to("itself.jpg")
+    assert list(images_below(tmp_path)) == ["a.jpg", "in/b.jpg", "itself.jpg", "link.jpg"]
+
+
+def test_what_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"gone.jpg: no such file or folder"):
+        find([tmp_path / "gone.jpg"])
+    with pytest.raises(DataError, match="no images in the folder"):
+        find([tmp_path])
+    assert [item.name for item in find([tmp_path / "gone.jpg"], strict=False)] == [str(tmp_path / "gone.jpg")]
+
+
+# -- lists ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_list_has_a_path_on_each_line(tmp_path):
+    text = tmp_path / "list.txt"
+    text.write_bytes("\ufeffa.jpg\r\n\n#1.jpg\n  \n b c.jpg\nd\u00e9j\u00e0.jpg".encode())
+    assert names(text) == ["a.jpg", "#1.jpg", " b c.jpg", "d\u00e9j\u00e0.jpg"]
+    inputs = find([text])
+    assert inputs.count() == 4 and list(inputs) == list(inputs)
+
+
+def test_what_is_no_list_is_told(tmp_path):
+    text = tmp_path / "list.txt"
+    text.write_bytes(b"a.jpg\nb\0c.jpg\n")
+    with pytest.raises(DataError, match=r"list.txt: line 2 is no path"):
+        names(text)
+
+
+def test_standard_input_is_a_list_that_can_be_gone_through_again(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"b.jpg\na.jpg\n")))
+    inputs = find(["-"])
+    assert [item.name for item in inputs] == [item.name for item in inputs] == ["b.jpg", "a.jpg"]
+
+
+# -- all of them ------------------------------------------------------------------------------------------------------
+
+
+def test_a_part_of_the_items(tmp_path):
+    touch(tmp_path, *(f"{i}.jpg" for i in range(7)))
+    inputs = find([tmp_path, tmp_path / "3.jpg"])
+    every = list(inputs)
+    assert inputs.count() == len(every) == 8
+    for start in range(9):
+        for step in (1, 2, 3):
+            assert list(inputs.iterate(start, step)) == every[start::step]
+    wanted = {every[2].name, every[4].name}
+    assert list(inputs.iterate(0, 2, wanted.__contains__)) == [every[2], every[4]]
+
+
+def test_the_digest_is_of_what_was_named(tmp_path):
+    touch(tmp_path, "a/1.jpg", "b/1.jpg", "b/2.jpg")
+    digest = find([tmp_path / "a", tmp_path / "b"]).digest()
+    assert digest == find([str(tmp_path / "a/"), tmp_path / "b"]).digest()
+    assert digest != find([tmp_path / "b", tmp_path / "a"]).digest() != find([tmp_path / "b"]).digest()
+
+
+# -- reading ahead ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_reading_keeps_the_order_and_reports_bad_ones(tmp_path, workers):
+    paths = [str(write_jpeg(tmp_path / f"{i}.jpg", seed=i)) for i in range(7)]
+    for bad in (1, 6):
+        truncate(Path(paths[bad]))
+    batches = list(read_ahead(find(paths), [20, 16, 20], batch_size=3, workers=workers))
+    assert [batch.names for batch in batches] == [paths[:3], paths[3:6], paths[6:]]
+    assert [batch.arrays[20].shape for batch in batches] == [(2, 20, 20, 3), (3, 20, 20, 3), (0, 20, 20, 3)]
+    assert [batch.arrays[16].shape for batch in batches] == [(2, 16, 16, 3), (3, 16, 16, 3), (0, 16, 16, 3)]
+    assert [[e and e.file for e in batch.errors] for batch in batches] == [
+        [None, paths[1], None],
+        [None] * 3,
+        [paths[6]],
+    ]
+    assert batches[0].arrays[20][1].tolist() == decode_image(paths[2], 20).tolist()
+    assert batches[0].arrays[16][1].tolist() == decode_image(paths[2], 16).tolist()
+
+
+def test_reading_closes_its_threads(tmp_path):
+    paths = [write_jpeg(tmp_path / f"{i}.jpg", seed=i) for i in range(8)]
+    batches = read_ahead(find(paths), [20], batch_size=1, workers=2)
+    next(batches)
+    assert any(t.name.startswith("pycap-data") for t in threading.enumerate())
+    batches.close()
+    assert not any(t.name.startswith("pycap-data") for t in threading.enumerate())
+
+
+def test_reading_refuses_no_batch():
+    with pytest.raises(DataError, match="batch size 0"):
+        next(read_ahead(iter([Item("a", "a")]), [20], 0))
