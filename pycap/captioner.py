@@ -6,7 +6,7 @@ import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -15,17 +15,22 @@ from pycap import checkpoint, ops
 from pycap.autograd import Tensor, no_grad
 from pycap.backends import WeightCache, constant_weights, select, set_float32_products
 from pycap.config import TrainConfig
+from pycap.data import DataError
 from pycap.data.images import PreprocessSpec, centre_crops
-from pycap.data.inputs import Array, Inputs, Item, find, read_ahead
+from pycap.data.inputs import Inputs, find
+from pycap.data.items import Array, Item, read_ahead
 from pycap.data.vocab import SPECIALS, Vocabulary
 from pycap.decode import Ensemble, Sampling, Searches, Views, beam_search, sample
 from pycap.decode.rules import best
-from pycap.device import DeviceError, activation_dtype, current, float32_products, to_device
+from pycap.device import DeviceError, activation_dtype, current, float32_products, to_device, to_host
 from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
 from pycap.models.merge import Merge
 from pycap.models.nic import NIC
 from pycap.models.vgg import VGG
+
+if TYPE_CHECKING:
+    from pycap.data.features import Origin
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,14 @@ def network_input(images: Any, crops: Any, spec: PreprocessSpec, dtype: DTypeLik
     if images.ndim == 2:
         return ops.cast(Tensor(to_device(images)), dtype)
     return ops.pixels(images, crops, spec.crop, spec.mean, spec.std, dtype)
+
+
+def cnn_origin(cnn: VGG, spec: PreprocessSpec) -> Origin:
+    """What makes a CNN's features, as their file says it; hashes the weights (a second for VGG16)."""
+    from pycap.data.features import Origin, weights_hash
+
+    arrays = {name: to_host(array) for name, array in cnn.state_arrays().items()}
+    return Origin(cnn.name, weights_hash(arrays), spec, cnn.output_size)
 
 
 class Captioner:
@@ -211,9 +224,35 @@ class Captioner:
         return images, centre_crops(self.spec, len(images))
 
     @property
-    def _sizes(self) -> list[int]:
-        """To which images are resized."""
-        return [self.spec.resize]
+    def members(self) -> tuple[Captioner, ...]:
+        """Those that write the captions: itself, or an ensemble's."""
+        return (self,)
+
+    def check(self, inputs: Inputs) -> None:
+        """DataError where a store among what is to be captioned is not for this model: features of another CNN, images of
+        another size, features beside images (`batches` takes one or the other)."""
+        stores = inputs.stores()
+        features = [name for name, held in stores if not isinstance(held, int)]
+        images = [name for name in inputs.named if name not in features]
+        if features and images:
+            raise DataError(f"{features[0]}: holds features, and {images[0]} images; caption them into two files")
+        for name, held in stores:
+            for member in self.members:
+                own = member.spec.resize if isinstance(held, int) else member._origin()
+                if held != own:
+                    holds = (
+                        f"images of {held} px, and the model takes"
+                        if isinstance(held, int)
+                        else f"features of {held}, not of"
+                    )
+                    raise DataError(
+                        f"{name}: holds {holds} {own}; make it anew for this model, or caption the image files"
+                    )
+
+    def _origin(self) -> Origin:
+        """What makes the features that may stand in the CNN's place."""
+        assert isinstance(self.model, CaptionModel)
+        return cnn_origin(self.model.cnn, self.spec)
 
     def caption(
         self,
@@ -225,11 +264,13 @@ class Captioner:
     ) -> Iterator[Caption]:
         """Caption images, in the order given. One that cannot be read yields a Caption with `error` set.
 
-        paths: image files, or what else `data.inputs.find` finds. decoding: as `batches` takes it.
+        paths: image files, or what else `data.inputs.find` takes. decoding: as `batches` has it. DataError for a folder without
+        images, and for a list or a store that is none or not for this model.
         """
         inputs = (
             paths if isinstance(paths, Inputs) else find([paths] if isinstance(paths, (str, Path)) else paths, False)
         )
+        self.check(inputs)
         for captions in self.batches(inputs, batch_size=batch_size, workers=workers, **decoding):
             yield from captions
 
@@ -250,7 +291,7 @@ class Captioner:
         for them. What is drawn for an image depends on the seed and the file's name, not on its folder or on the other images.
         docs/decoding.md says what each argument does.
         """
-        reading = read_ahead(items, self._sizes, batch_size, workers)
+        reading = read_ahead(items, [member.spec.resize for member in self.members], batch_size, workers)
         try:
             for names, arrays, errors in reading:
                 readable = [name for name, error in zip(names, errors, strict=True) if error is None]
@@ -304,8 +345,12 @@ class EnsembleCaptioner(Captioner):
         ids = [_ids_of(first.vocab, m.vocab, names[0], name) for m, name in zip(members, names, strict=True)]
         together = Ensemble([m.model for m in members], ids)
         super().__init__(together, first.vocab, first.spec, first.config, first.precision)
-        self.members = tuple(members)
+        self._members = tuple(members)
         self._products = min(m._products for m in members)  # "fp32" before "tf32"
+
+    @property
+    def members(self) -> tuple[Captioner, ...]:
+        return self._members
 
     def _pixels(self, images: Any, crops: Any) -> Views:
         return Views(m._pixels(*own) for m, *own in zip(self.members, images, crops, strict=True))
@@ -313,10 +358,6 @@ class EnsembleCaptioner(Captioner):
     def _arrays(self, read: Mapping[int, Array]) -> tuple[Any, Any]:
         images, crops = zip(*(m._arrays(read) for m in self.members), strict=True)
         return list(images), list(crops)
-
-    @property
-    def _sizes(self) -> list[int]:
-        return [m.spec.resize for m in self.members]
 
 
 def _ids_of(first: Vocabulary, other: Vocabulary, its_name: str, other_name: str) -> np.ndarray | None:

@@ -21,10 +21,11 @@ def extract_features(args: argparse.Namespace) -> int:
     from rich.progress import track
 
     from pycap.backends import select, set_threads
+    from pycap.captioner import cnn_origin
     from pycap.data import DataError
     from pycap.data.features import FeatureStore
     from pycap.device import cpu_count
-    from pycap.training.features import extract, origin
+    from pycap.training.features import extract
 
     select(args.device, args.backend)
     set_threads(args.threads or cpu_count())
@@ -39,7 +40,7 @@ def extract_features(args: argparse.Namespace) -> int:
         raise DataError("features: of which images? give image files or folders, or --data DIR")
     cnn, spec, stage, precision = _cnn(Path(source), args.resize)
     examples = _data_set(args.stage or stage, Path(args.data), args.split or ["all"]) if args.data else _images(paths)
-    with FeatureStore(args.output, origin(cnn, spec)) as store:
+    with FeatureStore(args.output, cnn_origin(cnn, spec)) as store:
         missing = store.missing(examples)
         here = f"{len(examples) - len(missing)} of {len(examples)} vectors are there already; " if len(store) else ""
         print(f"{here}{store.origin}", flush=True)
@@ -103,9 +104,9 @@ def _images(paths: Sequence[str]) -> list[Example]:
 
     found: list[Example] = []
     for given in map(Path, paths):
+        find([given])  # tells what is not there, and where no images are
         if given.is_dir():
             found += [Example(Path(name).stem, name, given / name, ()) for name in images_below(given)]
         else:
-            find([given])  # tells what is not there
             found.append(Example(given.stem, given.name, given, ()))
     return found

@@ -8,7 +8,9 @@
 | `layout.py` | what the layouts share: listing folders, reading JSON, dropping what cannot be used |
 | `vocab.py` | tokeniser and vocabulary |
 | `images.py` | the one decoder and resizer of images, and the preprocessing spec |
-| `inputs.py` | what is to be captioned: files, folders and lists as one lazy sequence, decoded ahead |
+| `inputs.py` | what is to be captioned: files, folders, lists, archives and stores as one lazy sequence of items |
+| `items.py` | an item, wherever its image is, and reading items ahead |
+| `shards.py` | the images in tar archives |
 | `store.py` | HDF5 store of resized JPEG bytes |
 | `features.py` | HDF5 file of a CNN's fc7 vectors |
 | `growing.py` | what both HDF5 files are: they grow by whole records, and survive a kill |

@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pycap.data import DataError, Example
-from pycap.data.growing import Corrupt, GrowingFile
+from pycap.data.growing import READ_ERRORS, Corrupt, GrowingFile
 from pycap.data.images import ImageError, PreprocessSpec
+from pycap.data.items import Reference
 
 VERSION = 1
 _CHUNK_ROWS = 64
@@ -58,6 +60,17 @@ def weights_hash(arrays: Mapping[str, Any]) -> str:
     return found.hexdigest()
 
 
+def read_origin(file: h5py.File, path: str | Path) -> Origin:
+    """What the vectors of an open file were made by. DataError for another version; READ_ERRORS where it is not whole."""
+    if file.attrs["version"] != VERSION:
+        raise DataError(
+            f"{path}: version {file.attrs['version']} of a feature file, and this pycap reads version {VERSION}; "
+            "name another file"
+        )
+    preprocess = PreprocessSpec.from_dict(json.loads(file.attrs["preprocess"]))
+    return Origin(str(file.attrs["cnn"]), str(file.attrs["weights"]), preprocess, int(file["data"].shape[1]))
+
+
 class FeatureStore(GrowingFile):
     """The vectors of one origin, by file name and file size.
 
@@ -85,14 +98,8 @@ class FeatureStore(GrowingFile):
         file.create_dataset("index", (0,), _INDEX_DTYPE, maxshape=(None,), chunks=(1 << 10,))
 
     def _check(self, file: h5py.File) -> None:
-        if file.attrs["version"] != VERSION:
-            raise DataError(
-                f"{self.path}: version {file.attrs['version']} of a feature file, and this pycap reads version {VERSION}; "
-                "name another file"
-            )
-        preprocess = PreprocessSpec.from_dict(json.loads(file.attrs["preprocess"]))
+        found = read_origin(file, self.path)
         data, index = file["data"], file["index"][:]
-        found = Origin(str(file.attrs["cnn"]), str(file.attrs["weights"]), preprocess, int(data.shape[1]))
         if found != self.origin:
             raise DataError(
                 f"{self.path}: holds features of {found}; wanted are those of {self.origin}; name another file, or "
@@ -166,3 +173,24 @@ def _key(example: Example) -> bytes:
     except OSError:  # gone: no file of this size has features
         nbytes = -1
     return hashlib.blake2b(f"{example.file_name}\0{nbytes}".encode(), digest_size=16).digest()
+
+
+def stored_vectors(file: h5py.File, path: str) -> Iterator[Reference]:
+    """The vectors of a file that is open for reading, in their order, named PATH/NAME by the images' names. Damaged ones are
+    items that cannot be read. DataError where the file is not whole."""
+    try:
+        index, data = file["index"], file["data"]
+        for first in range(0, len(index), _READ_ROWS):
+            for row, known in enumerate(index[first : first + _READ_ROWS], first):
+                name = f"{path}/{os.fsdecode(known['name'])}"
+                yield Reference(name, partial(_load, data, row, int(known["crc"]), name))
+    except READ_ERRORS as error:
+        raise DataError(f"{path}: the feature file is corrupt ({error}); make it anew") from error
+
+
+def _load(data: h5py.Dataset, row: int, crc: int, name: str) -> Vectors | ImageError:
+    try:
+        vector: Vectors = data[row]
+    except READ_ERRORS as error:
+        return ImageError(name, f"its features cannot be read ({error})")
+    return vector if zlib.crc32(vector.data) == crc else ImageError(name, "its features are damaged; make them anew")

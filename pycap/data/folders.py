@@ -12,7 +12,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 from pycap.data import DataError, Example, Problem
-from pycap.data.layout import IMAGE_SUFFIXES, contents, layout_error, read_text, require_folder
+from pycap.data.inputs import images_below
+from pycap.data.layout import contents, layout_error, read_text, require_folder
 from pycap.data.vocab import Vocabulary
 
 STAGE = "pretrain"
@@ -107,13 +108,8 @@ def _split(root: Path, split: str) -> tuple[dict[str, list[Example]], list[Probl
 
 
 def _images(folder: Path, class_: str) -> list[Example]:
-    files = sorted(
-        Path(inside, name)
-        for inside, _, names in os.walk(folder / class_)
-        for name in names
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-    )
-    return [Example(name, name, file, (class_,)) for file in files for name in (str(file.relative_to(folder)),)]
+    names = [f"{class_}/{name}" for name in images_below(folder / class_)]
+    return [Example(name, name, folder / name, (class_,)) for name in names]
 
 
 def _held_out(images: list[Example]) -> list[Example]:

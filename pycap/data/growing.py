@@ -25,13 +25,29 @@ _open_paths: set[str] = set()
 _open_lock = threading.Lock()
 
 #: What h5py raises where a file is not what it should be.
-_READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError)
+READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError)
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"  # the first bytes of HDF5 files
 Self = TypeVar("Self", bound="GrowingFile")
 
 
 class Corrupt(Exception):
     """The file is not a whole one; the message says why."""
+
+
+def open_to_read(path: str | Path, *formats: str) -> h5py.File:
+    """A file of one of these formats, which several processes may read at once while none writes to it. DataError for
+    anything else."""
+    try:
+        file = h5py.File(path, "r", rdcc_nbytes=0)
+    except BlockingIOError as error:
+        raise DataError(f"{path}: another process is writing to it; wait until it has ended") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read as an HDF5 file ({error}); make it anew, or name another") from error
+    kind = file.attrs.get("format")
+    if kind not in formats:
+        file.close()
+        raise DataError(f"{path}: an HDF5 file, but none of {', '.join(formats)}; name another")
+    return file
 
 
 class GrowingFile(ABC):
@@ -102,7 +118,7 @@ class GrowingFile(ABC):
             self._check(file)
         except BaseException as error:
             file.close()
-            if isinstance(error, _READ_ERRORS) and not isinstance(error, DataError):
+            if isinstance(error, READ_ERRORS) and not isinstance(error, DataError):
                 raise Corrupt(str(error)) from error
             raise
         return file

@@ -14,45 +14,24 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from functools import partial
-from itertools import islice, repeat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+from pycap.data import DataError, shards
+from pycap.data.items import Item, Reference
+from pycap.data.layout import IMAGE_SUFFIXES, is_image_name
 
-from pycap.data import DataError
-from pycap.data.images import ImageError, decode_image, run_ahead
-from pycap.data.layout import IMAGE_SUFFIXES
+if TYPE_CHECKING:
+    import h5py
 
-#: Where an item's image is: a file's path, a file's bytes, the CNN's vector float32 [F] in the image's place, or why there is
-#: none.
-Source = str | bytes | NDArray[np.float32] | ImageError
-Array = NDArray[Any]
+    from pycap.data.features import Origin
 
 _STANDARD_INPUT = "-"
+_KINDS = {".txt": "list", ".h5": "store", ".hdf5": "store"}
 _BLOCK_NAMES = 4096  # of a folder, sorted at once
 _LONGEST_LINE = 1 << 16  # of a list; Linux knows no path above 4,096 bytes
-
-
-class Item(NamedTuple):
-    """One image to caption. name: as results and errors call it: its path as the user began it, or ARCHIVE/MEMBER."""
-
-    name: str
-    source: Source
-
-
-class Reference(NamedTuple):
-    """An item that has not been read. load: reads it, before the next one is asked for; None: `name` is the file's path."""
-
-    name: str
-    load: Callable[[], Source] | None = None
-
-    def item(self) -> Item:
-        """The item, its bytes read where it is no file of its own."""
-        return Item(self.name, self.name if self.load is None else self.load())
 
 
 class Inputs:
@@ -77,41 +56,68 @@ class Inputs:
                 yield reference.item()
 
     def references(self) -> Iterator[Reference]:
-        """All items in order, none of them read."""
+        """All items in order, none of them read. DataError for a list or a store that is none, and for a folder that has lost
+        its images."""
         for name in self.named:
-            yield from self._of(name)
+            kind = self._kind(name)
+            if kind == "folder":
+                yield from map(Reference, _images_of(name))
+            elif kind == "list":
+                for line in self._lines(name):
+                    yield from shards.images_in(line) if _is_archive(line) else (Reference(line),)
+            elif kind == "archive":
+                yield from shards.images_in(name)
+            elif kind == "store":
+                yield from _rows(name)
+            else:
+                yield Reference(name)
 
     def count(self) -> int | None:
-        """How many items there are: names and headers are read, no image. None where that would mean decompressing."""
+        """How many items there are: names and headers are read, no image. None where that would mean to decompress."""
+        for name in self.named:
+            lines = self._lines(name) if self._kind(name) == "list" else (name,)
+            if any(_is_archive(line) and shards.is_compressed(line) for line in lines):
+                return None
         return sum(1 for _ in self.references())
 
     def digest(self) -> str:
-        """SHA-256 of what was named, and as what: the same for the same command line."""
+        """SHA-256 of what was named, in its order, and as what: it tells command lines apart, not what the files hold."""
         kinds = [(name, self._kind(name)) for name in self.named]
         return hashlib.sha256(json.dumps(kinds).encode()).hexdigest()
+
+    def stores(self) -> list[tuple[str, Origin | int]]:
+        """The stores among what is named, each with the origin of its features, or with the side of its images in pixels.
+        DataError for one that cannot be read."""
+        from pycap.data.features import FeatureStore, read_origin
+
+        found: list[tuple[str, Origin | int]] = []
+        for name in self.named:
+            if self._kind(name) == "store":
+                with _open_store(name) as file:
+                    features = file.attrs["format"] == FeatureStore.format
+                    found.append((name, read_origin(file, name) if features else int(file.attrs["size"])))
+        return found
 
     def _kind(self, name: str) -> str:
         if name == _STANDARD_INPUT and self._standard_input:
             return "list"
         if os.path.isdir(name):
             return "folder"
-        return "list" if name.lower().endswith(".txt") else "image"
+        if _is_archive(name):
+            return "archive"
+        return _KINDS.get(os.path.splitext(name)[1].lower(), "image")
 
-    def _of(self, name: str) -> Iterator[Reference]:
-        kind = self._kind(name)
-        if kind == "folder":
-            return (Reference(os.path.join(name, inner) if name != "." else inner) for inner in images_below(name))
-        if kind == "list":
-            spool = self._standard_input
-            return map(Reference, _listed(name, spool.name if spool and name == _STANDARD_INPUT else name))
-        return iter((Reference(name),))
+    def _lines(self, name: str) -> Iterator[str]:
+        spool = self._standard_input
+        return _listed(name, spool.name if spool and name == _STANDARD_INPUT else name)
 
 
 def find(paths: Iterable[str | os.PathLike[str]], strict: bool = True) -> Inputs:
-    """What the paths name: images, folders of them, lists (.txt; `-`: standard input, which is read at once).
+    """What the paths name: images, folders of them, lists of images and archives (.txt; `-`: standard input, which is read at
+    once), tar archives, stores (.h5) of images or of features.
 
     DataError for a path that is not there, and for a folder without any image; with strict False, an item that cannot be read
-    stands for the path in the first case.
+    stands for such a path, unless it is a list's or a store's.
     """
     named = [str(Path(path)) for path in paths]
     for name in named if strict else ():
@@ -120,8 +126,30 @@ def find(paths: Iterable[str | os.PathLike[str]], strict: bool = True) -> Inputs
         if not os.path.exists(name):
             raise DataError(f"{name}: no such file or folder; check the path")
         if os.path.isdir(name):
-            next(images_below(name))
+            next(_images_of(name))
     return Inputs(named, _spool() if strict and _STANDARD_INPUT in named else None)
+
+
+def _is_archive(name: str) -> bool:
+    return name.lower().endswith(shards.SUFFIXES)
+
+
+def _open_store(name: str) -> h5py.File:
+    from pycap.data.features import FeatureStore  # h5py takes a while to import
+    from pycap.data.growing import open_to_read
+    from pycap.data.store import ImageStore
+
+    return open_to_read(name, ImageStore.format, FeatureStore.format)
+
+
+def _rows(name: str) -> Iterator[Reference]:
+    """The rows of a store of either kind."""
+    from pycap.data.features import FeatureStore, stored_vectors
+    from pycap.data.store import stored_images
+
+    with _open_store(name) as file:
+        rows = stored_vectors if file.attrs["format"] == FeatureStore.format else stored_images
+        yield from rows(file, name)
 
 
 def _spool() -> IO[bytes]:
@@ -147,24 +175,28 @@ def _listed(name: str, path: str) -> Iterator[str]:
                 yield text
 
 
-def images_below(folder: str | os.PathLike[str]) -> Iterator[str]:
+def _images_of(folder: str) -> Iterator[str]:
+    """The paths of the image files below a folder. DataError, at the first `next`, where there are none."""
+    path = ""
+    for name in images_below(folder):
+        path = os.path.join(folder, name) if folder != os.curdir else name
+        yield path
+    if not path:
+        raise DataError(f"{folder}: no images in the folder; suffixes looked for: {', '.join(sorted(IMAGE_SUFFIXES))}")
+
+
+def images_below(folder: str | os.PathLike[str], prefix: str = "") -> Iterator[str]:
     """The image files below a folder, relative to it: sorted by their parts, hidden files and unknown suffixes left out, links
-    to folders not followed. DataError, at the first `next`, where there are none."""
-    found = False
-    for name in _below(os.fspath(folder), ""):
-        found = True
-        yield name
-    if not found:
-        raise DataError(
-            f"{os.fspath(folder)}: no images in the folder; suffixes looked for: {', '.join(sorted(IMAGE_SUFFIXES))}"
-        )
-
-
-def _below(folder: str, prefix: str) -> Iterator[str]:
-    for name in _sorted_names(folder):
+    to folders not followed. A folder that cannot be listed stands for what is in it. prefix: before each of the names."""
+    try:
+        names = _sorted_names(os.fspath(folder))
+    except OSError:
+        yield prefix
+        return
+    for name in names:
         if name.endswith("\0"):
             inner = name[:-1]
-            yield from _below(os.path.join(folder, inner), f"{prefix}{inner}/")
+            yield from images_below(os.path.join(folder, inner), f"{prefix}{inner}/")
         else:
             yield prefix + name
 
@@ -187,12 +219,8 @@ def _names(folder: str) -> Iterator[str]:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield entry.name + "\0"
-            elif _is_image(entry.name) and not (entry.is_symlink() and os.path.isdir(entry.path)):
+            elif is_image_name(entry.name) and not (entry.is_symlink() and os.path.isdir(entry.path)):
                 yield entry.name
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 def _split(block: str) -> Iterator[str]:
@@ -201,61 +229,3 @@ def _split(block: str) -> Iterator[str]:
         yield block[first:last]
         first = last + 1
     yield block[first:]
-
-
-class ReadItems(NamedTuple):
-    """Some items, read. arrays: for each size asked for, pixels uint8 [B, size, size, 3] of those that could be read, in
-    order; of features their vectors, float32 [B, F]. errors: for each item, why it could not be read, or None."""
-
-    names: list[str]
-    arrays: dict[int, Array]
-    errors: list[ImageError | None]
-
-
-def read_ahead(
-    items: Iterable[Item], sizes: Sequence[int], batch_size: int, workers: int = 2
-) -> Generator[ReadItems, None, None]:
-    """Read items in batches, in order, while the caller is busy with the last one: one thread gets the items, `workers` others
-    decode them (0: all in the caller's thread).
-
-    sizes: to which images are resized. Every batch stands for `batch_size` items, the last one
-    for fewer; one with only unreadable items has B = 0.
-    """
-    if batch_size < 1:
-        raise DataError(f"batch size {batch_size}: must be 1 or more")
-    sizes = sorted(set(sizes))
-    coming = iter(items)
-    taken = run_ahead(repeat(lambda: list(islice(coming, batch_size))), min(workers, 1), 2)
-    read = run_ahead((partial(_read, batch, sizes) for batch in iter(partial(next, taken), [])), workers, workers + 1)
-    try:
-        yield from read
-    finally:
-        read.close()
-        taken.close()
-
-
-def _read(items: Sequence[Item], sizes: Sequence[int]) -> ReadItems:
-    errors: list[ImageError | None] = []
-    arrays: dict[int, list[Array]] = {size: [] for size in sizes}
-    for item in items:
-        try:
-            decoded = _decode(item, sizes)
-        except ImageError as error:
-            errors.append(error)
-        else:
-            errors.append(None)
-            for size, array in decoded.items():
-                arrays[size].append(array)
-    stacked = {
-        size: np.stack(found) if found else np.empty((0, size, size, 3), np.uint8) for size, found in arrays.items()
-    }
-    return ReadItems([item.name for item in items], stacked, errors)
-
-
-def _decode(item: Item, sizes: Sequence[int]) -> dict[int, Array]:
-    name, source = item
-    if isinstance(source, ImageError):
-        raise source
-    if isinstance(source, np.ndarray):
-        return dict.fromkeys(sizes, source)
-    return {size: decode_image(source, size, name) for size in sizes}

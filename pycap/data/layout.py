@@ -28,6 +28,12 @@ EXPECTED = {
 }
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name, without its folder, is looked at as an image: its suffix is an image's, and it is not
+    hidden."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
 class Entry(NamedTuple):
     """An image as a caption file names it, and what the file says of it; neither is checked yet."""
 

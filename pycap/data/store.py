@@ -10,17 +10,21 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from pycap.data import DataError, Example
-from pycap.data.growing import Corrupt, GrowingFile
-from pycap.data.images import JPEG_QUALITY
+from pycap.data.growing import READ_ERRORS, Corrupt, GrowingFile
+from pycap.data.images import JPEG_QUALITY, ImageError
+from pycap.data.items import Reference
 
 VERSION = 1
 FLUSH_BYTES = 4 << 20
+_READ_ROWS = 1024
 INDEX_DTYPE = np.dtype([("key", "u1", 16), ("offset", "<u8"), ("length", "<u4"), ("crc", "<u4")])
 
 
@@ -151,3 +155,26 @@ class ImageStore(GrowingFile):
             self._end = offset
         self._pending.clear()
         self._pending_bytes = 0
+
+
+def stored_images(file: h5py.File, path: str) -> Iterator[Reference]:
+    """The images of a store that is open for reading, named PATH/NUMBER by their row: it holds no names. Damaged ones are items
+    that cannot be read. DataError where the file is not whole."""
+    try:
+        index, data = file["index"], file["data"]
+        for first in range(0, len(index), _READ_ROWS):
+            for number, row in enumerate(index[first : first + _READ_ROWS], first):
+                name = f"{path}/{number:06}"
+                yield Reference(
+                    name, partial(_load, data, int(row["offset"]), int(row["length"]), int(row["crc"]), name)
+                )
+    except READ_ERRORS as error:
+        raise DataError(f"{path}: the image store is corrupt ({error}); make it anew") from error
+
+
+def _load(data: h5py.Dataset, offset: int, length: int, crc: int, name: str) -> bytes | ImageError:
+    try:
+        record: bytes = data[offset : offset + length].tobytes()
+    except READ_ERRORS as error:
+        return ImageError(name, f"cannot be read from its store ({error})")
+    return record if zlib.crc32(record) == crc else ImageError(name, "damaged in its store")

@@ -15,7 +15,7 @@ from pycap import backends, config
 from pycap.config import FIELDS, TrainConfig
 from pycap.data import DataError, Example, datasets, demo_domains, folders
 from pycap.data.demo import is_true
-from pycap.data.inputs import images_below
+from pycap.data.inputs import find
 from pycap.device import cpu_count
 from pycap.paper import plan, scores, selection
 from pycap.paper.plan import Stage
@@ -95,7 +95,7 @@ class Chain:
         """The target's images without captions, sorted; none that is tested on, and none at all where there is no target/."""
         folder = self.request.root / "target"
         tested = {e.path.stem for e in self.validation}
-        paths = [folder / name for name in images_below(folder)] if folder.is_dir() else []
+        paths = [Path(item.name) for item in find([folder])] if folder.is_dir() else []
         return [path for path in paths if path.stem not in tested]
 
     def examples(self, test: str) -> list[Example]:

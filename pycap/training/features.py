@@ -10,19 +10,14 @@ import numpy as np
 from pycap import ops
 from pycap.autograd import no_grad
 from pycap.backends import WeightCache, constant_weights, set_float32_products
+from pycap.captioner import cnn_origin
 from pycap.config import TrainConfig
 from pycap.data import Example
-from pycap.data.features import FeatureStore, Origin, weights_hash
+from pycap.data.features import FeatureStore
 from pycap.data.images import ImageError, PreprocessSpec, centre_crops
-from pycap.data.inputs import Reference, read_ahead
+from pycap.data.items import Reference, read_ahead
 from pycap.device import activation_dtype, float32_products, to_host
 from pycap.models.vgg import VGG
-
-
-def origin(cnn: VGG, spec: PreprocessSpec) -> Origin:
-    """What makes the vectors; hashes the weights (a second for VGG16)."""
-    arrays = {name: to_host(array) for name, array in cnn.state_arrays().items()}
-    return Origin(cnn.name, weights_hash(arrays), spec, cnn.output_size)
 
 
 def open_store(config: TrainConfig, cnn: VGG, spec: PreprocessSpec) -> FeatureStore | None:
@@ -33,7 +28,7 @@ def open_store(config: TrainConfig, cnn: VGG, spec: PreprocessSpec) -> FeatureSt
     if config.features == "none":
         return None
     path = config.run_dir / "features.h5" if config.features == "auto" else Path(config.features)
-    return FeatureStore(path, origin(cnn, spec))
+    return FeatureStore(path, cnn_origin(cnn, spec))
 
 
 def extract(

@@ -12,7 +12,8 @@ import pytest
 
 from pycap.data import DataError
 from pycap.data.images import decode_image
-from pycap.data.inputs import Item, find, images_below, read_ahead
+from pycap.data.inputs import find, images_below
+from pycap.data.items import Item, read_ahead
 from tests.data.fixtures import truncate, write_jpeg
 
 

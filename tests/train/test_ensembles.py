@@ -14,9 +14,10 @@ import pycap
 from pycap import backends, checkpoint, device, memory
 from pycap.captioner import Captioner, EnsembleCaptioner, build_model
 from pycap.data import images as images_module
-from pycap.data import inputs as inputs_module
+from pycap.data import items as items_module
 from pycap.data.images import PreprocessSpec
-from pycap.data.inputs import find, read_ahead
+from pycap.data.inputs import find
+from pycap.data.items import read_ahead
 from pycap.data.vocab import Vocabulary
 from pycap.decode import Sampling
 from pycap.models.nic import NIC
@@ -139,7 +140,7 @@ def test_an_image_that_one_member_cannot_read_is_no_image(
             raise images_module.ImageError(name, "gone")
         return plain(path, size, name)
 
-    monkeypatch.setattr(inputs_module, "decode_image", decode)
+    monkeypatch.setattr(items_module, "decode_image", decode)
     captions = list(together.caption(files))
     assert [c.error for c in captions] == ["", "gone", "", "gone", ""]
     for place in (0, 2, 4):

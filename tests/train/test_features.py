@@ -11,12 +11,12 @@ import pytest
 
 from pycap import ops
 from pycap.autograd import no_grad
-from pycap.captioner import Captioner
+from pycap.captioner import Captioner, cnn_origin
 from pycap.data import Example
 from pycap.data.features import FeatureStore
 from pycap.data.images import PreprocessSpec, centre_crops, decode_image
 from pycap.models.vgg import VGG
-from pycap.training.features import extract, origin
+from pycap.training.features import extract
 from pycap.weights import VGGWeights, save
 from tests.data.fixtures import write_jpeg
 from tests.train.test_commands import run
@@ -51,7 +51,7 @@ def extracting(cnn: VGG, store: FeatureStore, examples: list[Example]) -> Any:
 def test_vectors_are_those_of_the_centre_crops_whatever_the_batch(tmp_path: Path) -> None:
     cnn, examples = micro(), pictures(tmp_path / "images")
     cnn.train(True)  # dropout is left out all the same
-    with FeatureStore(tmp_path / "f.h5", origin(cnn, SPEC)) as store:
+    with FeatureStore(tmp_path / "f.h5", cnn_origin(cnn, SPEC)) as store:
         assert list(extracting(cnn, store, examples)) == [None] * 7
         for example in examples:
             expected = seen(cnn, example.path, SPEC)
@@ -64,12 +64,12 @@ def test_interrupted_it_goes_on_and_makes_nothing_twice(tmp_path: Path, monkeypa
     looked: list[int] = []
     look = VGG.__call__
     monkeypatch.setattr(VGG, "__call__", lambda self, images: looked.append(images.shape[0]) or look(self, images))
-    with FeatureStore(tmp_path / "f.h5", origin(cnn, SPEC)) as store:
+    with FeatureStore(tmp_path / "f.h5", cnn_origin(cnn, SPEC)) as store:
         making = extracting(cnn, store, examples)
         next(making)
         making.close()  # as Ctrl-C does
     assert looked == [3]
-    with FeatureStore(tmp_path / "f.h5", origin(cnn, SPEC)) as store:
+    with FeatureStore(tmp_path / "f.h5", cnn_origin(cnn, SPEC)) as store:
         assert [e.file_name for e in store.missing(examples)] == [f"{i}.jpg" for i in range(3, 8)]
         assert list(extracting(cnn, store, examples)) == [None] * 5
         assert list(extracting(cnn, store, examples)) == []
@@ -79,14 +79,14 @@ def test_interrupted_it_goes_on_and_makes_nothing_twice(tmp_path: Path, monkeypa
 def test_an_image_that_cannot_be_read_is_told_and_left_out(tmp_path: Path) -> None:
     cnn, examples = micro(), pictures(tmp_path / "images", 4)
     examples[1].path.write_bytes(b"no image")
-    with FeatureStore(tmp_path / "f.h5", origin(cnn, SPEC)) as store:
+    with FeatureStore(tmp_path / "f.h5", cnn_origin(cnn, SPEC)) as store:
         errors = list(extracting(cnn, store, examples))
         assert [error is None for error in errors] == [True, False, True, True] and "1.jpg" in str(errors[1])
         assert store.missing(examples) == [examples[1]]
 
 
 def test_the_origin_follows_the_weights_not_their_file() -> None:
-    assert origin(micro(), SPEC) == origin(micro(), SPEC) != origin(micro(1), SPEC)
+    assert cnn_origin(micro(), SPEC) == cnn_origin(micro(), SPEC) != cnn_origin(micro(1), SPEC)
 
 
 def test_the_command_with_a_file_of_weights_and_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +107,7 @@ def test_the_command_with_a_file_of_weights_and_a_folder(tmp_path: Path, capsys:
     assert code == 0 and "4 of 4 vectors are there already" in text and "0 made" in text
     save(VGGWeights(micro(1).state_arrays(), Path("x"), "drawn", SPEC.mean, SPEC.std), weights)
     code, text = run(capsys, *command)
-    assert code and all(origin(c, whole).weights[:16] in text for c in (micro(), micro(1))), text
+    assert code and all(cnn_origin(c, whole).weights[:16] in text for c in (micro(), micro(1))), text
 
 
 def test_the_command_with_a_run_and_its_data_set(

@@ -14,7 +14,7 @@ import pytest
 
 import pycap
 from pycap import backends, checkpoint, config, device
-from pycap.captioner import Captioner, build_model
+from pycap.captioner import Captioner, build_model, cnn_origin
 from pycap.config import ConfigError, TrainConfig
 from pycap.data import DataError, load_split
 from pycap.data.features import FeatureStore
@@ -22,7 +22,6 @@ from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
 from pycap.models.vgg import VGG
 from pycap.training import plan
-from pycap.training.features import origin
 from pycap.training.run import Stopped, _Run
 from pycap.training.trainer import Trainer
 from tests.train.runs import rows, tiny
@@ -64,7 +63,7 @@ def test_the_page_of_samples_shows_the_images_that_were_not_decoded_to_train(mer
 
 def test_features_are_made_once_of_all_images_by_the_frozen_cnn(merged: Path, data: Path) -> None:
     captioner = Captioner.load(merged)
-    with FeatureStore(merged / "features.h5", origin(captioner.model.cnn, captioner.spec)) as store:
+    with FeatureStore(merged / "features.h5", cnn_origin(captioner.model.cnn, captioner.spec)) as store:
         examples = load_split("coco", data, "train")[0] + load_split("coco", data, "val")[0]
         assert len(store) == 34 and store.missing(examples) == []
 
