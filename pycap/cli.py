@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 #: Scores that are not printed unless they are asked for.
@@ -219,8 +220,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         from pycap.paper import run_paper
 
         commands["paper"] = run_paper
+    from pycap.distributed import started
+
     try:
-        status = commands[args.command](args)
+        with started() if args.command == "caption" else nullcontext():
+            status = commands[args.command](args)
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:  # DataError and Diverged among them

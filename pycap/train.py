@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pycap.checkpoint import CheckpointError
     from pycap.data import DataError
     from pycap.device import DeviceError
+    from pycap.distributed import DistributedError, started
 
     config = configuration.parse_args(argv)
     from pycap.optim import OptimizerStateError
@@ -37,13 +38,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pycap.training.trainer import Diverged
 
     try:
-        train(config)
+        with started():
+            train(config)
     except Stopped as stop:
         print(stop, flush=True)
         sys.exit(128 + stop.signal_number)
     except (
         configuration.ConfigError, DataError, CheckpointError, DeviceError, BackendError, Diverged, OptimizerStateError,
-        ScheduleStateError, OSError,
+        ScheduleStateError, DistributedError, OSError,
     ) as error:  # fmt: skip
         sys.exit(f"train.py: error: {error}")
     except MemoryError as error:  # of the host, or CuPy's of the GPU

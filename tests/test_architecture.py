@@ -97,7 +97,7 @@ TABLE: dict[str, Row] = {
     "testing": row("device memory autograd backends ops"),
     "web": row("caption config", packages="numpy", lazy_packages="starlette uvicorn PIL"),
     "cli": row(
-        lazy_rooms="train evaluate caption features paper import_vgg doctor web config data decode checkpoint",
+        lazy_rooms="train evaluate caption features paper import_vgg doctor web config data decode checkpoint distributed",
         packages="",
     ),
     # pycap/__init__.py: what its own imports bring along is held down by tests/test_import.py.

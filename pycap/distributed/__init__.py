@@ -1,11 +1,31 @@
 """Processes that work together, each with its own part: who they are, and what they tell each other.
 
 Elsewhere nothing knows how they were started: `current()` gives them, and with one process every exchange is the identity.
+
+| file | its job |
+|---|---|
+| `launch.py` | who started this process, told from its environment |
+| `mpi.py` | the exchanges over MPI |
+| `sockets.py` | the exchanges over TCP |
+| `slurm.py` | where the processes of a Slurm step meet |
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from pycap.distributed.launch import DistributedError, Launch, detect
+
+if TYPE_CHECKING:
+    from pycap.distributed.mpi import MpiRanks
+    from pycap.distributed.sockets import SocketRanks
+
+__all__ = ["ALONE", "Alone", "DistributedError", "Ranks", "Summing", "current", "started"]
 
 T = TypeVar("T")
 
@@ -78,3 +98,45 @@ _current: Ranks = ALONE
 def current() -> Ranks:
     """The processes that work together with this one; `ALONE` where there are no others."""
     return _current
+
+
+@contextmanager
+def started() -> Iterator[Ranks]:
+    """Within this, `current()` is the processes that mpirun or srun started together with this one; `ALONE` where there are no
+    others. Raises DistributedError where they do not find together."""
+    global _current
+    launch = detect()
+    if launch is None:
+        yield ALONE
+        return
+    try:
+        ranks = _join(launch)
+    except DistributedError:
+        if (
+            launch.rank
+        ):  # the others' errors are the same as rank 0's, whose end is their end: they leave it the time to tell
+            time.sleep(_PAUSE)
+        raise
+    hosts = ranks.each(socket.gethostname())
+    ranks.local_size = hosts.count(hosts[ranks.rank])
+    ranks.local_rank = hosts[: ranks.rank].count(hosts[ranks.rank])
+    _current = ranks
+    try:
+        yield ranks
+        ranks.close()
+    finally:
+        _current = ALONE
+
+
+_PAUSE = 3.0
+
+
+def _join(launch: Launch) -> MpiRanks | SocketRanks:
+    if launch.by != "slurm":
+        from pycap.distributed import mpi
+
+        return mpi.MpiRanks(mpi.load(launch))
+    from pycap.distributed import slurm, sockets
+
+    host, port = slurm.meeting_point(os.environ)
+    return sockets.SocketRanks(launch.rank, launch.size, host, port, slurm.key(os.environ))
