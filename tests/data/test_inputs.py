@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
-from pycap.data import DataError
+from pycap.data import DataError, features, store
+from pycap.data.features import FeatureStore
 from pycap.data.images import decode_image
 from pycap.data.inputs import find, images_below
 from pycap.data.items import Item, read_ahead
+from pycap.data.store import ImageStore
 from tests.data.fixtures import truncate, write_jpeg
+from tests.data.test_features import ORIGIN, vectors
+from tests.data.test_store import ROOT, blob, make_examples
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -93,6 +100,88 @@ def test_standard_input_is_a_list_that_can_be_gone_through_again(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"b.jpg\na.jpg\n")))
     inputs = find(["-"])
     assert [item.name for item in inputs] == [item.name for item in inputs] == ["b.jpg", "a.jpg"]
+
+
+# -- stores -----------------------------------------------------------------------------------------------------------
+
+
+def image_store(tmp_path: Path, count: int = 5) -> tuple[Path, list[bytes]]:
+    examples = make_examples(tmp_path / "images", count)
+    with ImageStore(tmp_path / "s.h5", 72) as images:
+        for example in examples:
+            images.put(example, blob(example))
+    return tmp_path / "s.h5", [blob(example) for example in examples]
+
+
+def test_an_image_store_is_read_in_its_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_READ_ROWS", 2)
+    path, blobs = image_store(tmp_path)
+    inputs = find([path])
+    assert list(inputs) == [(f"{path}/{number:06}", data) for number, data in enumerate(blobs)]
+    assert inputs.count() == 5 and list(inputs.iterate(1, 3)) == list(inputs)[1::3]
+    assert inputs.stores() == [(str(path), 72)]
+
+
+def test_features_are_read_in_their_order_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "_READ_ROWS", 2)
+    path, examples = tmp_path / "f.h5", make_examples(tmp_path / "images", 5)
+    with FeatureStore(path, ORIGIN) as vectors_of:
+        vectors_of.add(examples, vectors(examples))
+    inputs = find([path])
+    assert [item.name for item in inputs] == [f"{path}/{i}.jpg" for i in range(5)]
+    assert np.array_equal([item.source for item in inputs], vectors(examples))
+    assert inputs.count() == 5 and inputs.stores() == [(str(path), ORIGIN)]
+    (batch,) = read_ahead(inputs, [40, 64], 9)
+    assert all(np.array_equal(batch.arrays[size], vectors(examples)) for size in (40, 64))
+
+
+def test_a_damaged_row_is_an_item_that_cannot_be_read(tmp_path):
+    path, blobs = image_store(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["data"][2 * 300 + 7] ^= 1
+        file["index"][3] = (file["index"][3]["key"], 10**9, 300, 1)
+    sources = [item.source for item in find([path])]
+    assert [sources[i] for i in (0, 1, 4)] == [blobs[i] for i in (0, 1, 4)]
+    assert [str(sources[i]) for i in (2, 3)] == [f"{path}/00000{i}: damaged in its store" for i in (2, 3)]
+    examples = make_examples(tmp_path / "images", 3)
+    with FeatureStore(tmp_path / "f.h5", ORIGIN) as vectors_of:
+        vectors_of.add(examples, vectors(examples))
+        vectors_of._data[1, 0] += 1
+    found = [item.source for item in find([tmp_path / "f.h5"])]
+    assert np.array_equal(found[0], vectors(examples)[0]) and np.array_equal(found[2], vectors(examples)[2])
+    assert str(found[1]) == f"{tmp_path}/f.h5/1.jpg: its features are damaged; make them anew"
+
+
+def test_a_file_that_is_no_store_is_told(tmp_path):
+    (tmp_path / "text.h5").write_bytes(b"a.jpg")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["data"] = [1]
+    with h5py.File(tmp_path / "empty.h5", "w") as file:
+        file.attrs["format"] = ImageStore.format
+    with pytest.raises(DataError, match=r"text\.h5: cannot be read as an HDF5 file"):
+        names(tmp_path / "text.h5")
+    with pytest.raises(DataError, match=r"other\.h5: an HDF5 file, but none of pycap-image-store, pycap-features"):
+        names(tmp_path / "other.h5")
+    with pytest.raises(DataError, match=r"empty\.h5: the image store is corrupt"):
+        names(tmp_path / "empty.h5")
+
+
+READ = "import sys; from pycap.data.inputs import find; print(*(item.name for item in find([sys.argv[1]])))"
+
+
+def test_several_processes_read_a_store_and_none_while_it_is_written(tmp_path):
+    path, _ = image_store(tmp_path)
+
+    def elsewhere() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", READ, path], capture_output=True, text=True, cwd=ROOT)
+
+    reading = iter(find([path]))
+    next(reading)
+    assert elsewhere().stdout.split() == [item.name for item in find([path])]
+    reading.close()
+    with ImageStore(path, 72):
+        assert f"DataError: {path}: another process is writing to it; wait until it has ended" in elsewhere().stderr
+    assert len(elsewhere().stdout.split()) == 5
 
 
 # -- all of them ------------------------------------------------------------------------------------------------------
