@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pycap.captioner import Caption, Captioner
+    from pycap.bulk.job import Job
+    from pycap.captioner import Captioner
 
 
 def load(path: str | Path | Sequence[str | Path], precision: str | None = None, device: str | None = None) -> Captioner:
@@ -27,35 +28,94 @@ def load(path: str | Path | Sequence[str | Path], precision: str | None = None, 
 
 
 def caption_files(args: argparse.Namespace) -> int:
-    """`pycap caption`: a caption an image, to --output or the screen. Status 1 where an image could not be read."""
-    from rich.progress import track
+    """`pycap caption`: a caption an image, to --output or the screen. Status 1 where an image could not be read, 128 + n after
+    signal n."""
+    from dataclasses import asdict
 
+    from pycap import __version__, checkpoint, distributed
     from pycap.backends import select, set_threads
+    from pycap.bulk.job import Job
+    from pycap.bulk.merge import merge
+    from pycap.bulk.screen import show
+    from pycap.bulk.share import Shard
+    from pycap.bulk.target import Target
+    from pycap.data import DataError
     from pycap.data.inputs import find
-    from pycap.data.results import Writer, check_names, image_id
     from pycap.device import cpu_count
 
-    writer = Writer(args.output, args.format, args.separator)
+    ranks = distributed.current()
+    shard = args.shard or Shard(ranks.rank + 1, ranks.size)
+    on_screen = not args.output and args.format != "txt-sidecar"
+    for option, given in (
+        ("--resume", args.resume),
+        ("--skip-existing", args.skip_existing),
+        ("--shard", shard.count > 1),
+    ):
+        if on_screen and given:
+            raise DataError(f"{option} is of a file: name it with --output")
+    target = Target(Path(args.output) if args.output else None, args.format, args.separator)
     select(args.device, args.backend)
     set_threads(args.threads or cpu_count())
     inputs = find(args.images)
-    paths = [Path(item.name) for item in inputs]
-    check_names(paths, args.format, writer.separator)
-    captioner = load([args.checkpoint, *args.ensemble], args.precision)
-    captions: Iterable[Caption] = captioner.caption(inputs, **args.decoding)
-    failed = 0
-    with writer:
-        if writer.path:
-            captions = track(captions, "captioning", len(paths))
-        for path, caption in zip(paths, captions, strict=True):
-            if caption.error:
-                failed += 1
-                print(f"{path}: {caption.error}", file=sys.stderr)
-            else:
-                name = {"image_id": image_id(path, args.format), "file_name": str(path)}
-                writer.add(name | caption.row(drawn=args.decoding["sampling"] is not None))
-    if writer.path:
-        print(f"{writer.count} captions: {writer.path}")
-    if failed:
-        print(f"{failed} of {len(paths)} images could not be read", file=sys.stderr)
-    return 1 if failed else 0
+    named = [args.checkpoint, *args.ensemble]
+    captioner = load(named, args.precision)
+    sampling = args.decoding["sampling"]
+    decoding = {name: value for name, value in args.decoding.items() if name not in ("batch_size", "sampling")}
+    work = Job(
+        inputs,
+        target,
+        lambda items: captioner.batches(items, **args.decoding),
+        args.decoding["batch_size"],
+        {
+            "checkpoints": [checkpoint.digest(checkpoint.find(path)) for path in named],
+            "precision": captioner.precision,
+            "decoding": decoding | {"sampling": asdict(sampling) if sampling else None},
+            "_checkpoints": named,
+            "_pycap": __version__,
+        },
+        sampling is not None,
+        shard,
+        args.resume,
+        args.skip_existing,
+    )
+    if on_screen:
+        return show(work)
+    status = _status(work)
+    if args.shard or ranks.size == 1:
+        return status
+    status = max(ranks.each(status))
+    if ranks.rank == 0 and status <= 1:
+        status = merge(target.file)
+    ranks.barrier()
+    return status
+
+
+def _status(job: Job) -> int:
+    """Do a job, and say what came of it: 0; 1 where images could not be read; 128 + n after signal n."""
+    from pycap.bulk.job import Stopped, run
+
+    try:
+        done = run(job)
+    except Stopped as stopped:
+        kept = f" {stopped.done} images are done: {stopped.path};" if stopped.done else ""
+        print(f"stopped;{kept} the same command with --resume goes on", file=sys.stderr)
+        return 128 + stopped.signal
+    if done is None:
+        return 0
+    if job.shard.count > 1:
+        print(
+            f"{done.rows - done.failed} captions: {job.journal}; when all shards are there: pycap merge {job.target.file}"
+        )
+    else:
+        print(f"{done.rows - done.failed} captions: {job.target}")
+    if done.failed:
+        where = "" if job.shard.count > 1 else f": {job.target.failed}"
+        print(f"{done.failed} of {done.rows} images could not be read{where}", file=sys.stderr)
+    return 1 if done.failed else 0
+
+
+def merge_shards(args: argparse.Namespace) -> int:
+    """`pycap merge`: one file of the shards' captions. Status 1 where images could not be read."""
+    from pycap.bulk.merge import merge
+
+    return merge(Path(args.file), args.format, args.separator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -160,6 +161,15 @@ def find(path: str | os.PathLike[str], prefer: str = "best") -> Path:
         f"{path}: no checkpoint: neither {STATE} nor best/ or last/ in it (it holds {inside}); "
         "give a folder that training wrote"
     )
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of what captions depend on in a checkpoint's folder: weights, vocabulary, config with the images' preparation."""
+    told = hashlib.sha256()
+    for name in (MODEL, VOCAB, CONFIG):
+        with open(folder / name, "rb") as file:
+            told.update(hashlib.file_digest(file, "sha256").digest())
+    return told.hexdigest()
 
 
 def match(

@@ -1,4 +1,4 @@
-"""The command `pycap`: train, caption, evaluate, score, paper, import-vgg, features, doctor."""
+"""The command `pycap`: train, caption, merge, evaluate, score, paper, import-vgg, features, doctor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pycap.bulk.share import Shard
 
 #: Scores that are not printed unless they are asked for.
 _ALSO = ("bleu_keras", "meteor_nltk")
@@ -15,7 +18,7 @@ _ALSO = ("bleu_keras", "meteor_nltk")
 def _parser() -> argparse.ArgumentParser:
     from pycap import __version__
     from pycap.config import BACKENDS, DEVICES, PRECISIONS
-    from pycap.data.results import FORMATS
+    from pycap.data.forms import FILE_FORMATS, FORMATS
 
     parser = argparse.ArgumentParser(prog="pycap", description="Train image captioners, and caption images with them.")
     parser.add_argument("--version", action="version", version=f"pycap {__version__}")
@@ -24,8 +27,24 @@ def _parser() -> argparse.ArgumentParser:
 
     caption = commands.add_parser("caption", help="caption images")
     caption.add_argument("checkpoint", help="a checkpoint, or a run's folder")
-    caption.add_argument("images", nargs="+", help="image files, or folders of them (searched recursively, sorted)")
-    caption.add_argument("--output", metavar="FILE", help="write the captions here (default: print them)")
+    caption.add_argument(
+        "images",
+        nargs="+",
+        help="image files, folders of them (searched recursively, sorted), lists (.txt) (docs/captioning.md)",
+    )
+    caption.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write the captions here (default: print them); with --format txt-sidecar a folder",
+    )
+    caption.add_argument("--resume", action="store_true", help="go on with what an earlier call began to write")
+    caption.add_argument(
+        "--skip-existing", "--skip_existing", action="store_true", help="only images that --output has no caption of"
+    )
+    caption.add_argument("--shard", type=_shard, metavar="I/N", help="only part I of N of the images; then pycap merge")
+
+    merge = commands.add_parser("merge", help="put together what the shards of pycap caption wrote")
+    merge.add_argument("file", metavar="FILE", help="the --output of the shards")
 
     evaluate = commands.add_parser("evaluate", help="caption a split of a data set and score it")
     evaluate.add_argument("checkpoint", help="a checkpoint, or a run's folder")
@@ -104,14 +123,16 @@ def _parser() -> argparse.ArgumentParser:
     for command in (evaluate, score):
         command.add_argument("--also", type=_also, default=[], metavar="A,B", help=f"more scores: {', '.join(_ALSO)}")
         command.add_argument("--per-image", metavar="FILE", help="write each image's scores here, as JSON Lines")
-    for command, form in ((caption, "jsonl"), (evaluate, "coco")):
-        command.add_argument("--format", choices=FORMATS, default=form, help="of --output (default: %(default)s)")
+    for command, forms, form in ((caption, FORMATS, "jsonl"), (evaluate, FILE_FORMATS, "coco"), (merge, FORMATS, None)):
+        default = "%(default)s" if form else "as the shards were begun"
+        command.add_argument("--format", choices=forms, default=form, help=f"of --output (default: {default})")
         command.add_argument(
             "--separator",
-            default="\\t",
+            default="\\t" if form else None,
             metavar="S",
             help="between id and caption in --format imageclef (default: a tab)",
         )
+    for command in (caption, evaluate):
         _add_decoding(command)
     for command in (caption, evaluate, features):
         command.add_argument(
@@ -179,6 +200,15 @@ def _also(text: str) -> list[str]:
     return names
 
 
+def _shard(text: str) -> Shard:
+    from pycap.bulk.share import Shard
+
+    try:
+        return Shard.parsed(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -187,7 +217,7 @@ def _positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command. Exit status: 0 done, 1 an error told in one line, 2 a wrong option, 130 Ctrl-C."""
+    """Run one command. Exit status: 0 done, 1 an error told in one line, 2 a wrong option, 128 + n signal n."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:
         from pycap.train import main as train
@@ -206,15 +236,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                 args.how += f", {1 + len(args.ensemble)} checkpoints together"
         except ValueError as error:
             parser.error(str(error))
-    from pycap.caption import caption_files
+    from pycap.caption import caption_files, merge_shards
     from pycap.doctor import examine
     from pycap.evaluate import evaluate_checkpoint, score_files
     from pycap.features import extract_features
     from pycap.import_vgg import import_vgg
 
     commands = {
-        "caption": caption_files, "evaluate": evaluate_checkpoint, "score": score_files, "import-vgg": import_vgg,
-        "features": extract_features, "doctor": examine,
+        "caption": caption_files, "merge": merge_shards, "evaluate": evaluate_checkpoint, "score": score_files,
+        "import-vgg": import_vgg, "features": extract_features, "doctor": examine,
     }  # fmt: skip
     if args.command == "paper":  # training's modules take a while to load
         from pycap.paper import run_paper

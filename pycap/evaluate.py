@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -32,12 +31,12 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     from pycap.captioner import Captioner
     from pycap.data import load_split
     from pycap.data.datasets import kinds
-    from pycap.data.results import Writer, require_place
+    from pycap.data.forms import check_separator, require_place, write
     from pycap.device import cpu_count
 
-    if args.per_image:
-        require_place(Path(args.per_image))
-    writer = Writer(args.output, args.format, args.separator) if args.output else None
+    separator = check_separator(args.separator)
+    for file in filter(None, (args.per_image, args.output)):
+        require_place(Path(file))
     select(args.device, args.backend)
     set_threads(args.threads or cpu_count())
     captioner = Captioner.load([args.checkpoint, *args.ensemble], args.precision)
@@ -47,15 +46,16 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     captions = captioner.caption([e.path for e in examples], **args.decoding)
     results: dict[Any, str] = {}
     failed = []
-    with writer or nullcontext():
-        for example, caption in zip(examples, track(captions, "captioning", len(examples)), strict=True):
-            if caption.error:
-                failed.append(f"{caption.file_name}: {caption.error}")
-                continue
-            results[example.image_id] = caption.text
-            if writer:
-                name = {"image_id": example.image_id, "file_name": example.file_name}
-                writer.add(name | caption.row(drawn=args.decoding["sampling"] is not None))
+    rows = []
+    for example, caption in zip(examples, track(captions, "captioning", len(examples)), strict=True):
+        if caption.error:
+            failed.append(f"{caption.file_name}: {caption.error}")
+            continue
+        results[example.image_id] = caption.text
+        name = {"image_id": example.image_id, "file_name": example.file_name}
+        rows.append(name | caption.row(drawn=args.decoding["sampling"] is not None))
+    if args.output:
+        write(Path(args.output), args.format, rows, separator)
     references = {e.image_id: list(e.captions) for e in examples if e.image_id in results}
     for line in failed:
         print(f"skipped {line}")
@@ -66,7 +66,8 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
 
 def score_files(args: argparse.Namespace) -> int:
     """`pycap score`: score a file of captions against one of human captions."""
-    from pycap.data.results import read_references, read_results, renamed, require_place
+    from pycap.data.forms import require_place
+    from pycap.data.results import read_references, read_results, renamed
 
     if args.per_image:
         require_place(Path(args.per_image))

@@ -53,7 +53,7 @@ def row(rooms: str = "", lazy_rooms: str = "", packages: str = "numpy", lazy_pac
 CORE = "device memory graphs backends autograd ops"
 MODEL = f"{CORE} nn models schedules optim decode"
 FILES = "data metrics weights config tensorfile checkpoint distributed"
-FULL = f"arena {MODEL} {FILES} captioner training"
+FULL = f"arena {MODEL} {FILES} captioner training bulk progress signals"
 
 TABLE: dict[str, Row] = {
     "kernels": row(packages="triton numpy", lazy_packages="cupy ml_dtypes"),
@@ -93,11 +93,17 @@ TABLE: dict[str, Row] = {
     # A trained model with its vocabulary and image preparation (docs/decisions/0005-captioner-and-training.md).
     "captioner": row(f"{MODEL} {FILES}"),
     # The parts of train.py (same decision).
-    "training": row(f"arena {MODEL} {FILES} captioner", packages="numpy rich PIL", lazy_packages="yaml"),
+    "progress": row(packages="rich"),
+    "signals": row(packages=""),
+    # Jobs of captioning: they know items and captions, and no model.
+    "bulk": row("data progress signals"),
+    "training": row(
+        f"arena {MODEL} {FILES} captioner progress signals", packages="numpy rich PIL", lazy_packages="yaml"
+    ),
     "testing": row("device memory autograd backends ops"),
     "web": row("caption config", packages="numpy", lazy_packages="starlette uvicorn PIL"),
     "cli": row(
-        lazy_rooms="train evaluate caption features paper import_vgg doctor web config data decode checkpoint distributed",
+        lazy_rooms="train evaluate caption features paper import_vgg doctor web config data decode checkpoint bulk distributed",
         packages="",
     ),
     # pycap/__init__.py: what its own imports bring along is held down by tests/test_import.py.

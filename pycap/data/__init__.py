@@ -18,7 +18,7 @@
 | `demo.py` | drawn scenes with captions, in COCO's layout |
 | `demo_domains.py`, `demo_layouts.py` | drawn data sets that differ as COCO, Flickr and ImageCLEF do, in their layouts |
 | `demo_scene.py`, `demo_grammar.py`, `demo_folder.py` | what is drawn, what is said of it, the folder that is made or kept |
-| `results.py` | captions that a model made: JSON Lines, COCO's results, ImageCLEF's runs |
+| `forms.py`, `results.py` | files of captions that a model made, written and read |
 
 Bad input is either tolerated and listed (a problem: `{"file", "reason"}`, with more keys where they help) or, when
 nothing usable is left, one `DataError` that names the file, the value and the remedy.

@@ -1,119 +1,23 @@
-"""Files of captions that a model made: JSON Lines, COCO's results, and ImageCLEF's runs, written and read."""
+"""Files of captions that a model made, read: JSON Lines, COCO's results, CSV, and ImageCLEF's runs (`forms.py` writes them)."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
-import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pycap.data import DataError
+from pycap.data.forms import CSV_COLUMNS, TAB, check_separator
 from pycap.data.imageclef import read_sentences
 from pycap.data.layout import IMAGE_SUFFIXES, read_json, read_text
 
-FORMATS = ("jsonl", "coco", "imageclef")
-TAB = "\t"
-_COCO_NAME = re.compile(r"(?:COCO_[A-Za-z0-9]+_)?([0-9]+)")
-
-
-def check_separator(separator: str) -> str:
-    """What stands between id and caption, `\\t` read as a tab; DataError for one that words or lines may hold."""
-    separator = separator.replace("\\t", TAB)
-    if not separator or re.search(r"[\w'\n\r]", separator):
-        raise DataError(
-            f"separator {separator!r}: it must be something that no word holds, as a tab (\\t), a comma or ' | '"
-        )
-    return separator
-
-
-def check_names(paths: Sequence[Path], form: str, separator: str = TAB) -> None:
-    """DataError where image ids, the files' names without suffix, would not tell the images apart in a file of this form."""
-    if form == "jsonl":
-        return
-    files: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in files:
-            raise DataError(
-                f"{path} and {files[path.stem]} have the same image id, {path.stem!r}; caption them into two files"
-            )
-        files[path.stem] = path
-        if form == "imageclef" and separator in path.stem:
-            raise DataError(f"{path}: the image id holds the separator {separator!r}; choose another --separator")
-
-
-def image_id(path: Path, form: str) -> int | str:
-    """The id of an image file: its name without suffix; in COCO's results the number, where the name is one of COCO's."""
-    number = _COCO_NAME.fullmatch(path.stem) if form == "coco" else None
-    return int(number[1]) if number else path.stem
-
-
-def require_place(path: Path) -> None:
-    """DataError where no file `path` can be made: what takes long asks before it begins."""
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder, not a file; name a file in it")
-    if not path.parent.is_dir():
-        raise DataError(f"{path}: there is no folder {path.parent}; make it, or name another")
-
-
-class Writer:
-    """A file of captions, written one by one: under NAME.partial until it is whole; without a path, the screen.
-
-    Entered with `with`. Left by an exception, what was written stays in NAME.partial, and this is told.
-    """
-
-    def __init__(self, path: str | Path | None, form: str, separator: str = TAB) -> None:
-        """DataError for an unknown form, a bad separator, or a folder that is not there."""
-        if path:
-            require_place(Path(path))
-        if form not in FORMATS:
-            raise DataError(f"format {form!r} is unknown; choose from {', '.join(FORMATS)}")
-        self.path = Path(path) if path else None
-        self.count = 0
-        self._form, self.separator = form, check_separator(separator)
-
-    def __enter__(self) -> Writer:
-        self._stream = open(self._partial, "w", encoding="utf-8", newline="\n") if self.path else sys.stdout
-        return self
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """One image's caption: `image_id`, `caption`, and what else JSON Lines is to hold."""
-        if self._form == "imageclef":
-            text = f"{row['image_id']}{self.separator}{_one_line(row['caption'], self.separator)}\n"
-        elif self._form == "coco":
-            plain = {name: row[name] for name in ("image_id", "caption")}
-            text = ("[\n" if not self.count else ",\n") + json.dumps(plain, ensure_ascii=False)
-        else:
-            text = json.dumps(row, ensure_ascii=False) + "\n"
-        self._stream.write(text)
-        self._stream.flush()
-        self.count += 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._form == "coco":
-            self._stream.write("\n]\n" if self.count else "[]\n")
-        if self.path is None:
-            return
-        self._stream.close()
-        if kind is None:
-            self._partial.replace(self.path)
-        elif self.count:
-            print(f"stopped: the {self.count} captions made so far are in {self._partial}", file=sys.stderr)
-        else:
-            self._partial.unlink()
-
-    @property
-    def _partial(self) -> Path:
-        assert self.path
-        return self.path.with_name(self.path.name + ".partial")
-
 
 def read_results(path: Path, separator: str | None = None) -> dict[int | str, str]:
-    """{image id: caption} of a file of any of `FORMATS`, told apart by its first character.
+    """{image id: caption} of a file of any of `forms.FILE_FORMATS`, told apart by how it begins.
 
     separator: of an ImageCLEF run; None: a tab if there is one in the file, else the first blank of each line.
     DataError: not readable, a row without id or caption, an image with two captions.
@@ -126,6 +30,8 @@ def read_results(path: Path, separator: str | None = None) -> dict[int | str, st
         pairs = [(row["image_id"], row["caption"]) for row in rows]
     elif text.lstrip().startswith("{"):
         pairs = _json_lines(path, text)
+    elif text.startswith(",".join(CSV_COLUMNS)):
+        pairs = [(row["image_id"], row["caption"]) for row in csv.DictReader(io.StringIO(text, newline=""))]
     else:
         pairs = _run(path, text, separator)
     results = dict(pairs)
@@ -171,11 +77,6 @@ def _plain(name: int | str) -> str:
     suffix = Path(text).suffix
     text = text.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else text
     return text.lstrip("0") if text.isdigit() else text
-
-
-def _one_line(caption: str, separator: str) -> str:
-    """The caption without line ends and without the separator, each run of blanks one blank."""
-    return " ".join(caption.replace(separator, " ").split())
 
 
 def _json_lines(path: Path, text: str) -> list[tuple[Any, str]]:

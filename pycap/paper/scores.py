@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from pycap import metrics
+from pycap.bulk.job import Job, Stopped, run
+from pycap.bulk.target import Target
 from pycap.captioner import Captioner
+from pycap.checkpoint import digest
 from pycap.data import Example
-from pycap.data.results import Writer
+from pycap.data.forms import image_id, write
+from pycap.data.inputs import Inputs
+from pycap.data.items import Reference
 
 _BATCH = 64
 
@@ -44,28 +48,43 @@ class Score:
         return {name: value for name, value in asdict(self).items() if name != "each"}
 
 
+class _Named(Inputs):
+    """Image files under names of their own."""
+
+    def __init__(self, paths: Sequence[Path], names: Sequence[str]) -> None:
+        super().__init__([str(path) for path in paths])
+        self._names = names
+
+    def references(self) -> Iterator[Reference]:
+        return map(Reference, self._names, (partial(str, path) for path in self.named))
+
+
 def caption(
     checkpoint: Path, paths: Sequence[Path], names: Sequence[str], output: Path, beam_size: int, what: str
 ) -> None:
-    """Caption images, a JSON line each in their order: `file_name` (of `names`), `caption`, `logprob`, `error` where there is
-    no caption. What an earlier call left in `output` with the suffix .partial is continued."""
-    partial = output.with_name(output.name + ".partial")
-    done = _whole_lines(partial)
+    """Caption images, a JSON line each in their order, as pycap caption does; file names are of `names`. What an earlier call
+    left is continued. KeyboardInterrupt where it is stopped."""
     captioner = Captioner.load(checkpoint)
     output.parent.mkdir(parents=True, exist_ok=True)
-    left = captioner.caption(paths[done:], beam_size=beam_size, batch_size=_BATCH)
-    with open(partial, "a", encoding="utf-8") as file:
-        for name, found in zip(names[done:], track(left, what, len(paths) - done), strict=True):
-            row: dict[str, Any] = {"file_name": name, "caption": found.text}
-            row |= {"error": found.error} if found.error else {"logprob": found.logprob}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    partial.replace(output)
+    decoding: dict[str, Any] = {"beam_size": beam_size, "batch_size": _BATCH}
+    job = Job(
+        _Named(paths, names),
+        Target(output),
+        lambda items: captioner.batches(items, **decoding),
+        _BATCH,
+        {"checkpoint": digest(checkpoint), "decoding": decoding},
+        resume=True,
+        what=what,
+    )
+    try:
+        run(job)
+    except Stopped as stopped:
+        raise KeyboardInterrupt from stopped
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows that `caption` wrote, without those that have no caption."""
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    return [row for row in rows if "error" not in row]
+    """The rows that `caption` wrote."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def score(captions: Mapping[str, str], examples: Sequence[Example], verdict: Verdict) -> Score:
@@ -104,17 +123,4 @@ def difference(one: Score, other: Score) -> tuple[float, float]:
 
 def run_file(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """An ImageCLEF run file: a line an image, its id and the sentence."""
-    with Writer(path, "imageclef") as writer:
-        for row in rows:
-            writer.add({"image_id": Path(row["file_name"]).stem, "caption": row["caption"]})
-
-
-def _whole_lines(path: Path) -> int:
-    """How many lines a file has after what is cut off at its end, by a killed process, has been removed."""
-    if not path.exists():
-        return 0
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        path.write_bytes(whole)
-    return whole.count(b"\n")
+    write(path, "imageclef", ({**row, "image_id": image_id(row["file_name"], "imageclef")} for row in rows))

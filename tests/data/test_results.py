@@ -1,15 +1,18 @@
-"""Files of captions: what is written in each form is read again, a stop leaves whole rows, ids find their images."""
+"""Files of captions: what is written in each form is read again, what is wrong is named, ids find their images."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pycap.data import DataError
-from pycap.data.results import FORMATS, Writer, check_names, image_id, read_references, read_results, renamed
+from pycap.data.forms import FILE_FORMATS, check_separator, image_id, write
+from pycap.data.results import read_references, read_results, renamed
 
 ROWS: list[dict[str, Any]] = [
     {"image_id": "b 1", "caption": "a caf\u00e9, red", "logprob": -1.5},
@@ -19,16 +22,12 @@ ROWS: list[dict[str, Any]] = [
 
 
 def written(path: Path, form: str, *rows: dict[str, Any], separator: str = "\t") -> str:
-    path.unlink(missing_ok=True)
-    with Writer(path, form, separator) as writer:
-        for row in rows:
-            writer.add(row)
-            assert not path.exists()
-    assert writer.count == len(rows) and [file.name for file in path.parent.iterdir()] == [path.name]
-    return path.read_text("utf-8")
+    write(path, form, rows, separator)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    return path.read_bytes().decode()
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", FILE_FORMATS)
 def test_what_is_written_is_read_again_in_order(tmp_path: Path, form: str) -> None:
     path = tmp_path / "captions"
     written(path, form, *ROWS)
@@ -43,12 +42,16 @@ def test_the_forms_as_they_are(tmp_path: Path) -> None:
     assert [json.loads(line) for line in written(tmp_path / "a", "jsonl", *ROWS).splitlines()] == ROWS
     assert written(tmp_path / "a", "imageclef", *ROWS) == "b 1\ta caf\u00e9, red\na\t\n007\ttwo dogs\n"
     assert json.loads(written(tmp_path / "a", "coco")) == []
+    assert written(tmp_path / "a", "csv", *ROWS, {"image_id": 4, "file_name": 'x/4 "b".jpg', "caption": "a\nb"}) == (
+        "file_name,image_id,caption,logprob\r\n"
+        ',b 1,"a caf\u00e9, red",-1.5\r\n,a,,\r\n,007,two dogs,\r\n"x/4 ""b"".jpg",4,"a\nb",\r\n'
+    )
 
 
 def test_a_caption_holds_no_separator_and_no_line_end(tmp_path: Path) -> None:
     row = {"image_id": 5, "caption": " a dog,\tand\r\na  cat,"}
     assert written(tmp_path / "a", "imageclef", row, separator=",") == "5,a dog and a cat\n"
-    assert written(tmp_path / "a", "imageclef", row, separator="\\t") == "5\ta dog, and a cat,\n"
+    assert written(tmp_path / "a", "imageclef", row, separator="\t") == "5\ta dog, and a cat,\n"
     assert written(tmp_path / "a", "imageclef", row, separator=" | ") == "5 | a dog, and a cat,\n"
 
 
@@ -61,39 +64,34 @@ def test_a_separator_of_ones_own_is_read_as_it_was_written(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("separator", ["", "a", "\n", "_", "7", "'"])
-def test_a_separator_that_words_or_lines_may_hold_is_refused(tmp_path: Path, separator: str) -> None:
+def test_a_separator_that_words_or_lines_may_hold_is_refused(separator: str) -> None:
     with pytest.raises(DataError, match="separator"):
-        Writer(tmp_path / "a", "imageclef", separator)
+        check_separator(separator)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("kept", [0, 2])
-def test_a_stop_leaves_whole_rows_or_nothing_and_the_old_file(
-    tmp_path: Path, form: str, kept: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path, partial = tmp_path / "a", tmp_path / "a.partial"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), Writer(path, form) as writer:
-        for row in ROWS[:kept]:
-            writer.add(row)
+@pytest.mark.parametrize("form", FILE_FORMATS)
+def test_what_is_not_whole_leaves_the_old_file(tmp_path: Path, form: str) -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        yield ROWS[0]
         raise KeyboardInterrupt
-    assert path.read_text() == "old" and partial.exists() == bool(kept)
-    if kept:
-        assert list(read_results(partial)) == [row["image_id"] for row in ROWS[:kept]]
-        assert f"stopped: the 2 captions made so far are in {partial}" in capsys.readouterr().err
+
+    path = tmp_path / "a"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        write(path, form, rows())
+    assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
-def test_without_a_path_it_is_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
-    with Writer(None, "coco") as writer:
-        writer.add(ROWS[2])
-    assert json.loads(capsys.readouterr().out) == [{"image_id": "007", "caption": "two dogs"}]
-
-
-def test_a_form_and_a_folder_that_there_are_not_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'xml' is unknown; choose from jsonl, coco, imageclef"):
-        Writer(tmp_path / "a", "xml")
-    with pytest.raises(DataError, match="there is no folder .*gone"):
-        Writer(tmp_path / "gone" / "a", "coco")
+@pytest.mark.parametrize("form", FILE_FORMATS)
+def test_a_file_name_that_is_no_text_stops_nothing(tmp_path: Path, form: str) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    row = {"image_id": name, "file_name": f"{name}.jpg", "caption": "a caf\u00e9"}
+    write(tmp_path / "a", form, [row])
+    content = (tmp_path / "a").read_bytes()
+    escaped = form in ("jsonl", "coco")
+    assert (b"caf\\udce9" if escaped else b"caf\xe9") in content
+    if escaped:
+        assert read_results(tmp_path / "a") == {name: "a caf\u00e9"}
 
 
 @pytest.mark.parametrize(
@@ -144,18 +142,6 @@ def test_references_are_cocos_captions_or_lines_of_sentences(tmp_path: Path) -> 
         path.write_text(text)
         with pytest.raises(DataError, match=f"human: {named}"):
             read_references(path)
-
-
-def test_images_of_one_name_and_ids_that_hold_the_separator_are_refused() -> None:
-    for other in ("b/1.png", "a/1.jpg"):
-        same = [Path("a/1.jpg"), Path("a/2.jpg"), Path(other)]
-        check_names(same, "jsonl")
-        for form in ("coco", "imageclef"):
-            with pytest.raises(DataError, match=rf"{other} and a/1.jpg have the same image id, '1'"):
-                check_names(same, form)
-    with pytest.raises(DataError, match="the image id holds the separator ' '"):
-        check_names([Path("my photo.jpg")], "imageclef", " ")
-    check_names([Path("my photo.jpg")], "coco", " ")
 
 
 def test_a_separator_that_is_taken_for_captions_is_named(tmp_path: Path) -> None:

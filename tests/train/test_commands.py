@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import pycap
-from pycap.captioner import Captioner
 from pycap.checkpoint import CheckpointError
 from pycap.cli import main
 from pycap.config import save
@@ -59,32 +56,6 @@ def test_a_broken_image_is_told_and_the_others_are_captioned(
     assert str(bad) in text and "1 of 2 images could not be read" in text
     lines = [line for line in text.splitlines() if line.startswith("{")]
     assert [json.loads(line)["file_name"] for line in lines] == [str(good)]
-
-
-@pytest.mark.parametrize(("after", "kept"), [(0, False), (3, True)])
-def test_captions_made_before_a_stop_are_kept_and_named(
-    trained: Path,
-    data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    after: int,
-    kept: bool,
-) -> None:
-    plain = Captioner.caption
-
-    def interrupted(self: Captioner, *args: object, **how: object) -> Iterator[object]:
-        yield from itertools.islice(plain(self, *args, **how), after)  # type: ignore[arg-type]
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Captioner, "caption", interrupted)
-    output = tmp_path / "captions.jsonl"
-    code, text = run(capsys, "caption", trained, data / "val2017", "--output", output)
-    partial = tmp_path / "captions.jsonl.partial"
-    assert code == 130 and not output.exists() and partial.exists() == kept
-    if kept:
-        assert f"the 3 captions made so far are in {partial}" in text
-        assert len([json.loads(line) for line in partial.read_text().splitlines()]) == 3
 
 
 def test_the_same_caption_alone_and_in_a_batch(trained: Path, data: Path) -> None:

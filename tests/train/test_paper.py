@@ -8,6 +8,7 @@ import io
 import json
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from pycap import checkpoint, cli, config, metrics
+from pycap.captioner import Captioner
 from pycap.config import TrainConfig
 from pycap.data import DataError
 from pycap.paper import plan, report, scores, selection
@@ -247,13 +249,26 @@ def test_the_page_needs_nothing_else_and_shows_both_models_captions(done: Done) 
     assert all(f"{row.paper:.4f}" in page for table in TABLES for row in table.rows if row.paper)
 
 
-def test_interrupted_captioning_goes_on_where_it_was(done: Done, tmp_path: Path) -> None:
+def test_interrupted_captioning_goes_on_where_it_was(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "_BATCH", 4)
+    plain = Captioner.batches
+
+    def interrupted(self: Captioner, *args: Any, **how: Any) -> Iterator[Any]:
+        yield next(plain(self, *args, **how))
+        raise KeyboardInterrupt
+
     names = sorted(path.name for path in (done.folder / "data/demo_domains/imageclef").rglob("*.jpg"))
     paths = [next((done.folder / "data/demo_domains/imageclef").rglob(name)) for name in names]
     scores.caption(done.out / "coco_joint" / "best", paths, names, tmp_path / "whole.jsonl", 2, "all")
     whole = (tmp_path / "whole.jsonl").read_text()
-    first, rest = whole.split("\n", 1)
-    (tmp_path / "cut.jsonl.partial").write_text(f"{first}\n{rest[:9]}")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Captioner, "batches", interrupted)
+        scores.caption(done.out / "coco_joint" / "best", paths, names, tmp_path / "cut.jsonl", 2, "a part")
+    partial = tmp_path / "cut.jsonl.partial"
+    assert partial.read_text().count("\n") == 1 + 4
+    partial.write_bytes(partial.read_bytes()[:-9])
     scores.caption(done.out / "coco_joint" / "best", paths, names, tmp_path / "cut.jsonl", 2, "the rest")
     assert (tmp_path / "cut.jsonl").read_text() == whole and not (tmp_path / "cut.jsonl.partial").exists()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pycap.training import progress
+from pycap import progress
 from pycap.training.feed import TOLERATED
 from pycap.training.progress import Display
 

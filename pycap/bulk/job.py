@@ -1,0 +1,257 @@
+"""A job of captioning: begun, continued, stopped and finished, with nothing done twice and nothing lost."""
+
+from __future__ import annotations
+
+import glob
+import queue
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from pycap.bulk.journal import Journal, JournalError, Standing, begun, read_header, read_rows, standing
+from pycap.bulk.share import WHOLE, Shard, Share
+from pycap.bulk.target import Kept, Target
+from pycap.data.forms import image_id
+from pycap.data.inputs import Inputs
+from pycap.data.items import Item
+from pycap.progress import Display
+from pycap.signals import Stopping
+
+_TOLD = 10  # failures that are printed; all are in the file of failures
+_NAMED = 20  # arguments that a header tells
+_WAITING = 16  # batches between the thread that computes and the one that writes
+
+Row = dict[str, Any]
+
+
+class Captioned(Protocol):
+    """What is needed of `captioner.Caption`."""
+
+    name: str
+    error: str
+
+    def row(self, drawn: bool) -> Row: ...
+
+
+#: Items -> their captions in order, `batch_size` at a time.
+Batches = Callable[[Iterable[Item]], Generator[Sequence[Any], None, None]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be captioned, how, and where to. `options`: JSON values on which captions depend; a job continues only with
+    the same. drawn: captions are sampled. what: said beside the bar."""
+
+    inputs: Inputs
+    target: Target
+    batches: Batches
+    batch_size: int
+    options: Row = field(default_factory=dict)
+    drawn: bool = False
+    shard: Shard = WHOLE
+    resume: bool = False
+    skip_existing: bool = False
+    what: str = "captioning"
+
+    @property
+    def journal(self) -> Path:
+        """FILE.partial, or the shard's result."""
+        return shard_file(self.target, self.shard) if self.shard.count > 1 else self.target.partial
+
+
+def shard_file(target: Target, shard: Shard) -> Path:
+    """The journal of one shard."""
+    return target.file.with_name(f"{target.file.name}.shard-{shard.number}-of-{shard.count}")
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM, `signal`; all that was done is in the journal, of `done` images at `path`."""
+
+    def __init__(self, signal: int, path: Path, done: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal, self.path, self.done = signal, path, done
+
+
+def run(job: Job) -> Standing | None:
+    """Do what is left of a job. Returns what was done, by earlier calls too; None where nothing was left, which is said.
+
+    Stopped after a signal; JournalError where there is a journal that this job would not continue, DataError for images that
+    the form would confuse.
+    """
+    target, path = job.target, job.journal
+    if _is_complete(job):
+        print(f"{target}: is complete; for images that are new: --skip-existing")
+        return None
+    began = _began(job)
+    complete = began is not None and standing(path).complete
+    skip = job.skip_existing or (bool(began["skip_existing"]) if began else job.resume and target.beside)
+    kept = target.kept() if skip and not complete else None
+    header = {**job.options, "batch_size": job.batch_size, "shard": str(job.shard), "inputs": _named(job.inputs)}
+    header["skip_existing"] = began["skip_existing"] if began and complete else _stays(kept, skip and target.beside)
+    header |= {"_format": target.form, "_separator": target.separator}
+    share = Share(job.inputs, job.batch_size, job.shard, target.lacks(kept) if skip else None)
+    with Journal(path, header) as journal:
+        if not complete:
+            target.check(share.wanted)
+            total = share.count()
+            if skip and total == 0 and began is None and job.shard.count == 1:
+                print(f"{target}: has all of these images already")
+                return None
+            stopped = _caption(job, journal, share, total)
+            if stopped:
+                raise Stopped(stopped, path, journal.standing.rows)
+            journal.complete()
+        if job.shard.count == 1:
+            target.finish(read_rows(path), header["skip_existing"])
+            path.unlink()
+        return journal.standing
+
+
+def shard_files(target: Target) -> list[Path]:
+    """What there is of the journals of shards."""
+    return sorted(target.file.parent.glob(f"{glob.escape(target.file.name)}.shard-*-of-*"))
+
+
+def _is_complete(job: Job) -> bool:
+    """Whether the job that is to be continued is there as a whole."""
+    unfinished = job.target.partial.exists() or shard_files(job.target)
+    return (
+        job.resume and not job.skip_existing and not unfinished and not job.target.beside and job.target.file.exists()
+    )
+
+
+def _began(job: Job) -> Row | None:
+    """The header of the journal that the job continues; None where it begins. JournalError where neither is possible."""
+    path, target = job.journal, job.target
+    foreign = [
+        other
+        for other in [target.partial, *shard_files(target)]
+        if other.exists()
+        and (not other.name.endswith(f"-of-{job.shard.count}") if job.shard.count > 1 else other != path)
+    ]
+    if foreign:
+        raise JournalError(
+            f"{foreign[0]}: is of a job that was divided otherwise than this one (shard {job.shard}); finish it as it was "
+            "begun, or remove it"
+        )
+    if not path.exists():
+        return None
+    if job.resume:
+        return read_header(path) if begun(path) else None
+    if not job.skip_existing or job.shard.count > 1:
+        raise JournalError(
+            f"{path}: is there already, of a job that is not done; --resume goes on with it, and to begin anew remove it"
+        )
+    with Journal(path, read_header(path)) as journal:  # to be kept, whatever it was begun with
+        target.finish(read_rows(path), read_header(path)["skip_existing"])
+        print(f"{journal.standing.rows - journal.standing.failed} captions of {path} are kept: {target}")
+        path.unlink()
+    return None
+
+
+def _stays(kept: Kept | None, beside: bool) -> Any:
+    """What of the target stays as it is, as a header has it."""
+    return {"size": kept.size, "sha256": kept.sha256} if kept else True if beside else None
+
+
+def _named(inputs: Inputs) -> list[str]:
+    """What the command line named, shortened where it is much."""
+    named = list(inputs.named)
+    rest = len(named) - _NAMED
+    return named if rest <= 0 else [*named[:_NAMED], f"and {rest} more: {inputs.digest()}"]
+
+
+def _caption(job: Job, journal: Journal, share: Share, total: int | None) -> int | None:
+    """Caption what the journal lacks. Returns the signal that stopped it, or None."""
+    before = done = journal.standing.rows
+    failed, told = journal.standing.failed, 0
+    first = done - done % job.batch_size  # the batch in which the job was stopped is made again as a whole
+    with (
+        Stopping() as stopping,
+        Display(total, done, job.what, "images") as display,
+        _Writing(journal) as writing,
+        closing(job.batches(_items(share, journal, first))) as batches,
+    ):
+        for number, captions in enumerate(batches):
+            rows = [row(each, job.drawn) for each in captions][0 if number else done - first :]
+            writing.add(rows)
+            done += len(rows)
+            for lost in (each for each in rows if "error" in each):
+                failed += 1
+                told += 1
+                if told <= _TOLD:
+                    print(f"{lost['file_name']}: {lost['error']}", file=sys.stderr)
+            note = f"{(done - before) / max(display.elapsed, 1e-9):.1f} images/s"
+            display.advance(done, job.what, f"{note}  {failed} failed" if failed else note)
+            if stopping.number is not None:
+                return stopping.number
+    return None
+
+
+def row(caption: Captioned, drawn: bool) -> Row:
+    """An image's row in a journal: its caption, or why it has none."""
+    if caption.error:
+        return {"file_name": caption.name, "error": caption.error}
+    return {"image_id": image_id(caption.name, "jsonl"), "file_name": caption.name, **caption.row(drawn)}
+
+
+def _items(share: Share, journal: Journal, first: int) -> Iterator[Item]:
+    """The share's items from number `first` on, while all that are in the journal are compared with it."""
+    rows, done = read_rows(journal.path), journal.standing.rows
+    position = 0
+    remedy = (
+        "put them back as they were; or, without --resume, --skip-existing keeps these captions and makes what lacks"
+    )
+    for position, reference in enumerate(share.references(), 1):
+        if position <= done and (name := next(rows)["file_name"]) != reference.name:
+            raise JournalError(
+                f"{journal.path}: the inputs have changed: its image number {position} is {name}, and now that is "
+                f"{reference.name}; {remedy}"
+            )
+        if position > first:
+            yield reference.item()
+    if position < done:
+        raise JournalError(
+            f"{journal.path}: the inputs have changed: it has {done} images, and now there are {position}; {remedy}"
+        )
+
+
+class _Writing:
+    """A thread that writes rows into a journal while others are made. Left by whatever way, what was added is written."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._waiting: queue.Queue[list[Row] | None] = queue.Queue(_WAITING)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._write, name="pycap-journal")
+
+    def __enter__(self) -> _Writing:
+        self._thread.start()
+        return self
+
+    def add(self, rows: list[Row]) -> None:
+        """Have rows written. Raises what an earlier write raised."""
+        if self._error:
+            raise self._error
+        self._waiting.put(rows)
+
+    def _write(self) -> None:
+        while (rows := self._waiting.get()) is not None:
+            try:
+                if self._error is None:
+                    self._journal.add(rows)
+            except BaseException as error:  # raised where the rows come from
+                self._error = error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._waiting.put(None)
+        self._thread.join()
+        if self._error and error is None:
+            raise self._error
