@@ -356,6 +356,7 @@ PYBIND11_MODULE(_cpu, m) {
 
   bind_elementwise(m);
   bind_optim(m);
+  bind_resize(m);
 }
 
 }  // namespace pycap

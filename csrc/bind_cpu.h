@@ -16,5 +16,6 @@ extern std::atomic<int> thread_count;
 
 void bind_elementwise(py::module_& m);
 void bind_optim(py::module_& m);
+void bind_resize(py::module_& m);
 
 }  // namespace pycap

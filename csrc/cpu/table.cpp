@@ -20,6 +20,7 @@ extern const PreprocessKernels<float> preprocess_kernels;
 extern const PreprocessKernels<bf16> preprocess_kernels_bf16;
 extern const CastKernels cast_kernels;
 extern const OptimKernels optim_kernels;
+extern const ResizeKernels resize_kernels;
 
 extern const Kernels table;
 const Kernels table = {
@@ -32,6 +33,7 @@ const Kernels table = {
     {&pool_kernels_bf16, &dropout_kernels_bf16, &embedding_kernels_bf16, &preprocess_kernels_bf16},
     &cast_kernels,
     &optim_kernels,
+    &resize_kernels,
 };
 
 }  // namespace pycap::PYCAP_ISA

@@ -9,6 +9,7 @@
 #include "pycap/optim.h"
 #include "pycap/pool.h"
 #include "pycap/preprocess.h"
+#include "pycap/resize.h"
 #include "pycap/softmax_xent.h"
 
 namespace pycap {
@@ -32,6 +33,7 @@ struct Kernels {
   ActivationKernels<bf16> in_bf16;
   const CastKernels* cast;
   const OptimKernels* optim;
+  const ResizeKernels* resize;
 };
 
 // The table for `wish` ("v4", "v3", "v1", "native"; null or "": the best that this CPU runs). On an
