@@ -80,7 +80,7 @@ TABLE: dict[str, Row] = {
     "schedules": row(packages=""),
     "optim": row("device memory autograd backends schedules"),
     "decode": row(f"{CORE} nn models"),
-    "data": row(packages="numpy PIL h5py"),
+    "data": row(lazy_rooms="backends.cpp", packages="numpy PIL h5py"),
     "metrics": row(lazy_packages="nltk pycocoevalcap"),
     "weights": row("data tensorfile checkpoint", packages="numpy h5py safetensors"),
     "import_vgg": row("weights", packages=""),

@@ -11,6 +11,7 @@
 | `inputs.py` | what is to be captioned: files, folders, lists, archives and stores as one lazy sequence of items |
 | `items.py` | an item, wherever its image is, and reading items ahead |
 | `shards.py` | the images in tar archives |
+| `resize.py` | the one resize: Pillow's arithmetic, by a kernel where there is one |
 | `store.py` | HDF5 store of resized JPEG bytes |
 | `features.py` | HDF5 file of a CNN's fc7 vectors |
 | `growing.py` | what both HDF5 files are: they grow by whole records, and survive a kill |

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pycap.data import DataError
+from pycap.data.resize import squash
 
 # Formats whose decoders only decode; Pillow's EPS reader, for one, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -147,14 +148,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_image(source: str | os.PathLike[str] | bytes, size: int, name: str | None = None) -> Pixels:
-    """Decode an image and squash it to size x size: the one resize of pycap (antialiased bilinear, Pillow).
+def decode_image(
+    source: str | os.PathLike[str] | bytes, size: int, name: str | None = None, out: Pixels | None = None
+) -> Pixels:
+    """Decode an image and squash it to size x size (`resize.squash`).
 
     source: a path, or the file's bytes; name: what errors call it (default: the path). Returns uint8 [size, size, 3],
-    RGB, upright by EXIF; grey, CMYK, palette, 16-bit and transparent (on white) images converted. JPEGs at least twice
-    `size` both ways are reduced by 2, 4 or 8 inside the decoder, which is faster and as deterministic. Raises
-    ImageError when the file is missing, no image, cut short, corrupt, or larger than MAX_PIXELS.
+    which is `out` where that is given (C-contiguous; after an error its contents are undefined): RGB, upright by EXIF;
+    grey, CMYK, palette, 16-bit and transparent (on white) images converted. JPEGs at least twice `size` both ways are
+    reduced by 2, 4 or 8 inside the decoder, which is faster and as deterministic. Raises ImageError when the file is
+    missing, no image, cut short, corrupt, or larger than MAX_PIXELS.
     """
+    if out is None:
+        out = np.empty((size, size, 3), np.uint8)
     label = name or ("image bytes" if isinstance(source, bytes) else os.fspath(source))
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
@@ -164,7 +170,7 @@ def decode_image(source: str | os.PathLike[str] | bytes, size: int, name: str | 
             image.draft("RGB", (size, size))
             image.load()  # before the orientation is read: Pillow turns TIFFs itself, and a PNG's EXIF may come last
             orientation = _orientation(image)
-            small = _to_rgb(image).resize((size, size), Image.Resampling.BILINEAR)
+            squash(_to_rgb(image), out)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -180,8 +186,8 @@ def decode_image(source: str | os.PathLike[str] | bytes, size: int, name: str | 
             raise ImageError(label, f"cannot be read ({error.strerror})") from error
         raise ImageError(label, f"corrupt or cut short ({str(error) or type(error).__name__})") from error
     if orientation != 1:
-        small = small.transpose(_UPRIGHT[orientation])
-    return np.asarray(small, dtype=np.uint8)
+        out[...] = np.asarray(Image.fromarray(out).transpose(_UPRIGHT[orientation]))
+    return out
 
 
 def encode_jpeg(pixels: Pixels) -> bytes:
