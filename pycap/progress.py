@@ -16,16 +16,18 @@ _PLAIN_EVERY_S = 15.0
 
 
 class Display:
-    """A bar over `total` steps on a terminal; in a pipe or a log file, a line every 15 seconds."""
+    """A bar over `total` steps on a terminal; in a pipe or a log file, a line every 15 seconds; if `quiet`, nothing."""
 
-    def __init__(self, total: int | None, done: int, what: str = "training", unit: str = "step") -> None:
+    def __init__(
+        self, total: int | None, done: int, what: str = "training", unit: str = "step", quiet: bool = False
+    ) -> None:
         """total: None where nobody knows. done: what an earlier process did; it counts neither for the rate nor for the time
         left. what: said beside the bar. unit: of what is counted, said in lines."""
-        self.console = Console(soft_wrap=True, highlight=False)
+        self.console = Console(soft_wrap=True, highlight=False, quiet=quiet)
         self.total, self.first, self.unit = total, done, unit
         self.started = self.printed = time.monotonic()
         self.bar: Progress | None = None
-        if self.console.is_terminal:
+        if self.console.is_terminal and not quiet:
             self.bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

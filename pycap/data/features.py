@@ -75,19 +75,19 @@ class FeatureStore(GrowingFile):
     """The vectors of one origin, by file name and file size.
 
     Each vector is checked against its CRC when the file is opened; damaged ones are left out, which is logged and kept in
-    `report`. Thread-safe. One process at a time may hold a file open.
+    `report`. Thread-safe. One process at a time may hold a file open, or several that only read it.
     """
 
     what, format = "feature file", "pycap-features"
 
-    def __init__(self, path: str | Path, origin: Origin) -> None:
-        """Open or create. DataError when the file holds vectors of another origin (both are named), is open elsewhere, or
-        cannot be written."""
+    def __init__(self, path: str | Path, origin: Origin, writable: bool = True) -> None:
+        """Open or create; writable False: see `GrowingFile`. DataError when the file holds vectors of another origin (both
+        are named), is open elsewhere, or cannot be written."""
         self.origin = origin
         self._rows: dict[bytes, int] = {}
         self._failed: dict[bytes, ImageError] = {}
         self._end = 0
-        super().__init__(path)
+        super().__init__(path, writable)
 
     def _fill_new(self, file: h5py.File) -> None:
         own = self.origin

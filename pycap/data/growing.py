@@ -51,23 +51,32 @@ def open_to_read(path: str | Path, *formats: str) -> h5py.File:
 
 
 class GrowingFile(ABC):
-    """One such file, open. Thread-safe (one lock: HDF5 is not). One process at a time may hold it open."""
+    """One such file, open. Thread-safe (one lock: HDF5 is not). One process at a time may hold it open, or several that only
+    read it."""
 
     what: str  # for messages: "image store"
     format: str  # the file's attribute `format`
 
-    def __init__(self, path: str | Path) -> None:
-        """Open or create. DataError when the file is another thing, is open elsewhere, or cannot be written."""
-        self.path = Path(path)
+    def __init__(self, path: str | Path, writable: bool = True) -> None:
+        """Open or create. writable False: the file must be there, is opened when it is first read, and stays as it is.
+        DataError when the file is another thing, is open elsewhere, or cannot be written."""
+        self.path, self.writable = Path(path), writable
         self.report: list[str] = []
         self._lock = threading.Lock()
         self._real = os.path.realpath(self.path)
+        self._file: Any = None
+        if writable:
+            self._begin()
+
+    def _begin(self) -> None:
         with _open_lock:
             if self._real in _open_paths:
                 raise DataError(f"{self.path}: this process has the {self.what} open already; share that object")
             try:
                 self._file = self._open()
             except Corrupt as error:
+                if not self.writable:
+                    raise DataError(f"{self.path}: the {self.what} is corrupt ({error}); name another file") from error
                 # Renamed, not deleted: what was named may have been something else than such a file.
                 aside = self.path.with_name(self.path.name + ".corrupt")
                 os.replace(self.path, aside)
@@ -94,7 +103,7 @@ class GrowingFile(ABC):
         log.warning(message)
 
     def _open(self) -> h5py.File:
-        if not self.path.exists():
+        if not self.path.exists() and self.writable:
             self._create()
         elif self.path.is_file():
             with open(self.path, "rb") as file:
@@ -105,8 +114,8 @@ class GrowingFile(ABC):
                 raise DataError(f"{self.path}: not an HDF5 file, so no {self.what}; name another file")
         try:
             # No chunk cache: a random read of a few kB must not fetch its whole chunk, and writes must reach the file.
-            file = h5py.File(self.path, "r+", rdcc_nbytes=0)
-        except (BlockingIOError, PermissionError, IsADirectoryError) as error:
+            file = h5py.File(self.path, "r+" if self.writable else "r", rdcc_nbytes=0)
+        except (BlockingIOError, PermissionError, IsADirectoryError, FileNotFoundError) as error:
             why = "another process holds it open" if isinstance(error, BlockingIOError) else str(error)
             raise DataError(f"{self.path}: cannot open the {self.what} ({why}); name another file") from error
         except OSError as error:
@@ -148,6 +157,8 @@ class GrowingFile(ABC):
         self._file.flush()
 
     def _require_open(self) -> None:
+        if self._file is None:
+            self._begin()
         if not self._file:
             raise DataError(f"{self.path}: the {self.what} is closed")
 

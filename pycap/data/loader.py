@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,6 +87,7 @@ class Loader:
         skipped_path: str | Path | None = None,
         allocate: Callable[[tuple[int, ...]], Pixels] = empty_pixels,
         words: Callable[[str], list[str]] = tokenize,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         """train: shuffle, random crops and (with `flip`) mirror images; else the examples' order and centre crops.
 
@@ -94,9 +95,10 @@ class Loader:
         made ahead. store: keeps resized images between runs; the pixels are then always those of the stored JPEG, from
         the first epoch on. features: batches hold these vectors of the images, which are not decoded: no crops, no mirror
         images. cache_bytes: decoded images (or vectors) kept in memory, at most. skipped_path: JSON Lines file that
-        lists images that cannot be used. allocate: gives the array for a batch's images, always of a whole batch's shape
-        (a smaller batch takes its first rows), in a worker thread. words: splits a caption. DataError on a number out
-        of range, and when there are no examples.
+        lists images that cannot be used. allocate: gives the array for a batch's images, always of the largest one's shape
+        (a smaller batch takes its first rows), in a worker thread. words: splits a caption. shard: (r, n), the r-th (from 0)
+        of n loaders that share each batch: of its B places this one reads B*r//n .. B*(r+1)//n. DataError on a number
+        out of range, and when there are no examples.
         """
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -131,7 +133,9 @@ class Loader:
         self.flip = flip
         self.store = store
         self.features = features
+        self.shard = shard
         self.skipped: dict[str, str] = {}
+        self._news: list[tuple[int, str]] = []
         self._allocate = allocate
         self._words = words
         self._skipped_path = Path(skipped_path) if skipped_path is not None else None
@@ -151,6 +155,11 @@ class Loader:
         """Of the images of a batch: uint8, or float32."""
         return np.dtype(np.uint8 if self.features is None else np.float32)
 
+    @property
+    def most(self) -> int:
+        """The largest number of images of a batch, as this shard has it."""
+        return -(-self.batch_size // self.shard[1])
+
     def __len__(self) -> int:
         """Batches an epoch; the last may be smaller."""
         return -(-len(self.examples) // self.batch_size)
@@ -160,8 +169,8 @@ class Loader:
         (or its `close`).
 
         Images that cannot be decoded are left out of their batch, added to `skipped` and listed; a batch without any
-        image is not yielded. DataError when every image of the epoch fails, or when epoch or start_batch is out of
-        range.
+        image is not yielded, unless other shards may have some of it. DataError when every image of the epoch fails, or
+        when epoch or start_batch is out of range.
         """
         if epoch < 0 or not 0 <= start_batch <= len(self):
             raise DataError(
@@ -175,7 +184,7 @@ class Loader:
         results = run_ahead(tasks, self.workers, max(self.prefetch, self.workers))
         try:
             for batch, errors in results:
-                self._skip(errors)
+                self._news += self.skip(errors)
                 if batch is not None:
                     yield batch
         finally:
@@ -188,6 +197,38 @@ class Loader:
                 f"loader: none of {len(self.examples)} images can be read (first: {name}: {reason}); "
                 f"check the image folder {self.examples[0].path.parent}"
             )
+
+    def news(self) -> list[tuple[int, str]]:
+        """(number among the examples, reason) of the images that turned out unusable here since this was called last: for
+        `skip` of the other shards' loaders."""
+        told, self._news = self._news, []
+        return told
+
+    def skip(self, unusable: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+        """Note images that cannot be used, each once, in `skipped` and in the file (where earlier runs may have listed
+        them). Returns those that were not known.
+        """
+        new = [(which, reason) for which, reason in unusable if which not in self._bad]
+        fresh = [(self.examples[which], reason) for which, reason in new]
+        self._bad.update(which for which, _ in new)
+        self.skipped.update((example.file_name, reason) for example, reason in fresh)
+        path = self._skipped_path
+        if path is None or not fresh:
+            return new
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        listed = set(text.split("\n"))
+        rows = (
+            json.dumps({"file_name": example.file_name, "path": str(example.path), "reason": reason})
+            for example, reason in fresh
+        )
+        lines = [row + "\n" for row in rows if row not in listed]
+        if lines:
+            with path.open("a", encoding="utf-8") as file:
+                # A killed run may have left half a line.
+                file.write("\n" if text and not text.endswith("\n") else "")
+                file.writelines(lines)
+        return new
 
     def _plan(self, epoch: int) -> _Plan:
         count, spec = len(self.examples), self.spec
@@ -214,36 +255,37 @@ class Loader:
         order = np.arange(have) if plan.ranks is None else np.argsort(plan.ranks[position, :have], kind="stable")
         return [encoded[order[k % have]] for k in range(want)]
 
-    def _make(self, plan: _Plan, epoch: int, index: int) -> tuple[Batch | None, list[tuple[int, ImageError]]]:
+    def _make(self, plan: _Plan, epoch: int, index: int) -> tuple[Batch | None, list[tuple[int, str]]]:
         """One batch, in a worker thread: (None when no image can be read, the images that cannot)."""
         images: list[NDArray[Any]] = []
         crops: list[NDArray[np.int32]] = []
         captions: list[list[int]] = []
         kept: list[Example] = []
-        errors: list[tuple[int, ImageError]] = []
-        first = index * self.batch_size
-        for position in range(first, min(first + self.batch_size, len(self.examples))):
+        errors: list[tuple[int, str]] = []
+        first, (shard, shards) = index * self.batch_size, self.shard
+        planned = min(self.batch_size, len(self.examples) - first)
+        for position in range(first + planned * shard // shards, first + planned * (shard + 1) // shards):
             which = int(plan.order[position])
             if which in self._bad:
                 continue
             try:
                 images.append(self._image(which))
             except ImageError as error:
-                errors.append((which, error))
+                errors.append((which, error.reason))
                 continue
             crops.append(plan.crops[position])
             captions.extend(self._captions(plan, position, which))
             kept.append(self.examples[which])
-        if not kept:
+        if not kept and shards == 1:
             return None, errors
-        tokens = np.full((max(map(len, captions)), len(captions)), self.vocab.PAD, dtype=np.int32)
+        tokens = np.full((max(map(len, captions), default=1), len(captions)), self.vocab.PAD, dtype=np.int32)
         for column, ids in enumerate(captions):
             tokens[: len(ids), column] = ids
         *outer, inner = self.image_shape
-        room = self._allocate((self.batch_size, *outer, inner * self.image_dtype.itemsize)).view(self.image_dtype)
+        room = self._allocate((self.most, *outer, inner * self.image_dtype.itemsize)).view(self.image_dtype)
         batch = Batch(
-            images=np.stack(images, out=room[: len(images)]),
-            crops=np.stack(crops),
+            images=np.stack(images, out=room[: len(images)]) if images else room[:0],
+            crops=np.array(crops, np.int32).reshape(-1, 3),
             tokens=tokens,
             image_ids=tuple(example.image_id for example in kept),
             file_names=tuple(example.file_name for example in kept),
@@ -275,27 +317,3 @@ class Loader:
             jpeg = encode_jpeg(decode_image(example.path, size))
             self.store.put(example, jpeg)
         return decode_image(jpeg, size, name=str(example.path))
-
-    def _skip(self, errors: list[tuple[int, ImageError]]) -> None:
-        """Note images that cannot be used, each once, in `skipped` and in the file (where earlier runs may have listed
-        them).
-        """
-        fresh = [(self.examples[which], error) for which, error in errors if which not in self._bad]
-        self._bad.update(which for which, _ in errors)
-        self.skipped.update((example.file_name, error.reason) for example, error in fresh)
-        path = self._skipped_path
-        if path is None or not fresh:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        listed = set(text.split("\n"))
-        rows = (
-            json.dumps({"file_name": example.file_name, "path": str(example.path), "reason": error.reason})
-            for example, error in fresh
-        )
-        lines = [row + "\n" for row in rows if row not in listed]
-        if lines:
-            with path.open("a", encoding="utf-8") as file:
-                # A killed run may have left half a line.
-                file.write("\n" if text and not text.endswith("\n") else "")
-                file.writelines(lines)

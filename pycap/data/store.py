@@ -31,22 +31,23 @@ INDEX_DTYPE = np.dtype([("key", "u1", 16), ("offset", "<u8"), ("length", "<u4"),
 class ImageStore(GrowingFile):
     """JPEG bytes of images squashed to size x size, by file name, source size and modification time.
 
-    Thread-safe (one lock: HDF5 is not). One process at a time may hold a store open. A corrupt file is replaced by an
-    empty store, a write that fails (full disk) turns further writes off; both are logged and kept in `report`.
+    Thread-safe (one lock: HDF5 is not). One process at a time may hold a store open, or several that only read it. A corrupt
+    file is replaced by an empty store, a write that fails (full disk) turns further writes off; both are logged and kept in
+    `report`.
     """
 
     what, format = "image store", "pycap-image-store"
 
-    def __init__(self, path: str | Path, size: int) -> None:
-        """Open or create. DataError when the store holds another size, is open elsewhere, or cannot be written."""
+    def __init__(self, path: str | Path, size: int, writable: bool = True) -> None:
+        """Open or create; writable False: see `GrowingFile`, and nothing is stored. DataError when the store holds another
+        size, is open elsewhere, or cannot be written."""
         self.size = size
-        self.writable = True
         self._keys: dict[Path, bytes] = {}
         self._index: dict[bytes, tuple[int, int, int]] = {}
         self._pending: dict[bytes, bytes] = {}
         self._pending_bytes = 0
         self._end = 0
-        super().__init__(path)
+        super().__init__(path, writable)
 
     def _fill_new(self, file: h5py.File) -> None:
         file.attrs.update(version=VERSION, size=self.size, quality=JPEG_QUALITY)

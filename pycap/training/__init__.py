@@ -8,10 +8,12 @@
 | `feed.py` | batches on their way to the device |
 | `trainer.py` | one step, and the validation loss: model, optimiser, schedule |
 | `step.py` | a step that stays on the GPU |
+| `shares.py` | what each of several ranks has of a batch, and how it is put together again |
 | `scst.py` | captions that the model draws, and what they are worth: self-critical training |
 | `plan.py` | what a run needs of a GPU's memory, and the micro-batch that fits |
 | `captioning.py`, `classification.py` | what is validated and shown of a captioner, of a classifier |
 | `folder.py` | the run's folder: log, samples page, captions, skipped files |
+| `record.py` | what a run leaves there: checkpoints, rows of the log; of several ranks the first writes |
 | `progress.py` | what the person at the terminal sees |
-| `run.py` | the loop: epochs, validation, checkpoints, resuming, signals |
+| `run.py` | the loop: epochs, validation, checkpoints, resuming |
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from pycap.data.demo import is_true
 from pycap.data.images import PreprocessSpec, decode_image
 from pycap.data.loader import Batch
 from pycap.data.vocab import SPECIALS, Vocabulary
+from pycap.distributed import ALONE, Ranks
 from pycap.models.captions import CaptionModel
 from pycap.training.folder import Sample, write_lines
+from pycap.training.shares import gather, led
 from pycap.training.sources import Source
 from pycap.training.trainer import Trainer
 
@@ -23,7 +25,7 @@ MOST_SAMPLES = 24  # on the page
 _SHOWN = 8  # on the screen
 _LOW_VARIETY = 0.1
 
-#: The validation batches, in order; called with what is said of them beside the bar.
+#: The validation batches, of each this rank's share, in order; called with what is said of them beside the bar.
 HeldOut = Callable[[str], Iterator[Batch]]
 
 
@@ -47,7 +49,8 @@ class Ending:
 
 
 class Captioning:
-    """The run's model as a captioner."""
+    """The run's model as a captioner. Of several ranks each captions its share of the held-out images, and all are told the
+    whole of it."""
 
     def __init__(
         self,
@@ -57,9 +60,10 @@ class Captioning:
         spec: PreprocessSpec,
         config: TrainConfig,
         source: Source,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._trainer, self._spec, self._config, self._source = trainer, spec, config, source
-        self._vocab = vocab
+        self._vocab, self._ranks = vocab, ranks
         self.captioner = Captioner(model, vocab, spec, config)
 
     def about(self) -> str:
@@ -71,65 +75,73 @@ class Captioning:
         """Loss and scores of the held-out images as the model stands."""
         config = self._config
         loss = self._trainer.loss(held_out("validation loss"))
-        results: dict[Any, str] = {}
-        references: dict[Any, list[str]] = {}
-        samples: list[Sample] = []
+        own: list[tuple[int, tuple[Any, str]]] = []
+        samples: list[tuple[int, Sample]] = []
         for batch in held_out("captions to score"):
             captions = self.captioner.caption_batch(
                 batch.images, batch.crops, beam_size=config.beam_size, length_penalty=config.length_penalty
             )
             for i, (example, beams) in enumerate(zip(batch.examples, captions, strict=True)):
-                results[example.image_id] = beams[0][0]
-                references[example.image_id] = list(example.captions)
+                own.append((batch.index, (example.image_id, beams[0][0])))
                 if len(samples) < MOST_SAMPLES:
-                    samples.append(self._sample(batch, i, *beams[0]))
+                    samples.append((batch.index, self._sample(batch, i, *beams[0])))
         self.captioner.weights.clear()  # training goes on in the memory it had before
+        results = dict(gather(self._ranks, own))
+        references = self._references(results)
         variety = metrics.distinct_ratio(results.values())
         # METEOR starts a Java program, which takes seconds: only where the best checkpoint is chosen by it.
         also = ["METEOR"] if config.save_best_on == "METEOR" else []
-        scores = {"val_loss": loss, **metrics.score(results, references, also=also), "distinct": variety}
+        scores = led(self._ranks, lambda: metrics.score(results, references, also=also))
+        scores = {"val_loss": loss, **scores, "distinct": variety}
         warning = ""
         if variety < _LOW_VARIETY and len(results) >= 20:
             warning = (
                 f"warning: only {len(set(results.values()))} different captions for {len(results)} images. Early in training "
                 "that is usual; later it means that the model does not see them (learning rate, frozen CNN, preprocessing)."
             )
-        return Validation(scores, samples, warning)
+        return Validation(scores, gather(self._ranks, samples, MOST_SAMPLES), warning)
 
     def end(self, folder: Path, held_out: HeldOut) -> Ending:
         """Beam-searched captions of the held-out images by the best checkpoint in the run's folder, written there to
         captions.jsonl; for the demo set with the key `true`."""
         captioner = Captioner.load(folder)
         beam_size = max(self._config.beam_size, 3)
-        rows: list[dict[str, Any]] = []
-        references: dict[Any, list[str]] = {}
-        samples: list[Sample] = []
+        own: list[tuple[int, dict[str, Any]]] = []
+        held: list[tuple[int, Sample]] = []
         for batch in held_out("captions of held-out images"):
             captions = captioner.caption_batch(
                 batch.images, batch.crops, beam_size=beam_size, length_penalty=self._config.length_penalty
             )
             for i, (example, beams) in enumerate(zip(batch.examples, captions, strict=True)):
                 text, logprob = beams[0]
-                references[example.image_id] = list(example.captions)
                 row = Caption(example.file_name, text, logprob, tuple(beams)).row(drawn=False)
-                rows.append({"image_id": example.image_id, "file_name": example.file_name, **row})
+                row = {"image_id": example.image_id, "file_name": example.file_name, **row}
                 if self._source.scenes is not None:
-                    rows[-1]["true"] = is_true(text, self._source.scenes[int(example.image_id)])
-                if len(samples) < MOST_SAMPLES:
-                    samples.append(self._sample(batch, i, text, logprob, str(rows[-1].get("true", "")).lower()))
-        write_lines(folder / "captions.jsonl", rows)
+                    row["true"] = is_true(text, self._source.scenes[int(example.image_id)])
+                own.append((batch.index, row))
+                if len(held) < MOST_SAMPLES:
+                    held.append((batch.index, self._sample(batch, i, text, logprob, str(row.get("true", "")).lower())))
+        rows = gather(self._ranks, own)
+        samples = gather(self._ranks, held, MOST_SAMPLES)
+        if self._ranks.rank == 0:
+            write_lines(folder / "captions.jsonl", rows)
         lines = [f"captions of held-out images, by {checkpoint.find(folder)}, beam {beam_size}:"]
         for row in rows[:_SHOWN]:
             verdict = f"  [{str(row['true']).lower()}]" if "true" in row else ""
             lines.append(f"  {row['file_name']}: {row['caption']}{verdict}")
         lines.append(f"{len(rows)} captions: {folder / 'captions.jsonl'}; a page to look at: {folder / 'samples.html'}")
         if self._config.model == "merge":
-            lines += _two_bleus(rows, references)
+            lines += _two_bleus(rows, self._references(row["image_id"] for row in rows))
         if self._source.scenes is None:
             return Ending(samples, lines)
         true = sum(row["true"] for row in rows)
         lines.append(f"held-out captions that are true: {100 * true / len(rows):.1f} % ({true} of {len(rows)})")
         return Ending(samples, lines, true / len(rows))
+
+    def _references(self, captioned: Iterable[Any]) -> dict[Any, list[str]]:
+        """People's captions of the images with these ids, in their order."""
+        captions = {example.image_id: list(example.captions) for example in self._source.val}
+        return {image_id: captions[image_id] for image_id in captioned}
 
     def _sample(self, batch: Batch, i: int, text: str, logprob: float, verdict: str = "") -> Sample:
         top, left, _ = batch.crops[i]

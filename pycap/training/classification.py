@@ -19,9 +19,11 @@ from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
 from pycap.data.vocab import SPECIALS, Vocabulary
 from pycap.device import activation_dtype, float32_products, to_host
+from pycap.distributed import ALONE, Ranks
 from pycap.models.classifier import Classifier
 from pycap.training.captioning import MOST_SAMPLES, Ending, HeldOut, Validation
 from pycap.training.folder import Sample, write_lines
+from pycap.training.shares import gather
 from pycap.training.sources import Source
 
 _FIRST = len(SPECIALS)  # id of the first class
@@ -30,13 +32,20 @@ _SHOWN = 8  # on the screen
 
 
 class Classification:
-    """The run's model as a classifier."""
+    """The run's model as a classifier. Of several ranks each classifies its share of the held-out images, and all are told the
+    whole of it."""
 
     def __init__(
-        self, model: Classifier, vocab: Vocabulary, spec: PreprocessSpec, config: TrainConfig, source: Source
+        self,
+        model: Classifier,
+        vocab: Vocabulary,
+        spec: PreprocessSpec,
+        config: TrainConfig,
+        source: Source,
+        ranks: Ranks = ALONE,
     ) -> None:
         """DataError where the images have classes that the vocabulary, a checkpoint's, lacks."""
-        self._model, self._vocab, self._spec, self._config = model, vocab, spec, config
+        self._model, self._vocab, self._spec, self._config, self._ranks = model, vocab, spec, config, ranks
         strange = sorted({e.captions[0] for e in (*source.train, *source.val)} - set(vocab.words))
         if strange:
             raise DataError(
@@ -61,7 +70,8 @@ class Classification:
         model = build_classifier(saved.config, len(saved.vocab), draw=False)
         load_weights(model, saved, copy=False)
         scores, rows, samples = self._classify(model, held_out("classes by the best checkpoint"))
-        write_lines(folder / "predictions.jsonl", rows)
+        if self._ranks.rank == 0:
+            write_lines(folder / "predictions.jsonl", rows)
         lines = [f"classes of held-out images, by {saved.folder}:"]
         for row in rows[:_SHOWN]:
             right = "" if row["guesses"][0]["class"] == row["class"] else f"; it is {self._named(row['class'])}"
@@ -79,30 +89,30 @@ class Classification:
     ) -> tuple[dict[str, float], list[dict[str, Any]], list[Sample]]:
         """(scores, a row of predictions.jsonl each image, the first few for the page)."""
         cache = WeightCache()
-        losses: list[float] = []
-        ranks: list[int] = []
-        rows: list[dict[str, Any]] = []
-        samples: list[Sample] = []
+        own: list[tuple[int, tuple[float, int, dict[str, Any]]]] = []
+        samples: list[tuple[int, Sample]] = []
         for batch in batches:
             logits = self._logits(model, batch, cache)
             truth = batch.tokens[1] - _FIRST
             shifted = logits - logits.max(1, keepdims=True)
             logp = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-            losses += (-logp[np.arange(len(truth)), truth]).tolist()
-            ranks += rank(logits, truth).tolist()
+            losses = (-logp[np.arange(len(truth)), truth]).tolist()
+            before = rank(logits, truth).tolist()
             best = np.argsort(-logp, axis=1, kind="stable")[:, :_GUESSES]
             for i, example in enumerate(batch.examples):
                 guesses = [
                     {"class": self._vocab.words[_FIRST + j], "probability": float(np.exp(logp[i, j]))} for j in best[i]
                 ]
-                rows.append({"file_name": example.file_name, "class": example.captions[0], "guesses": guesses})
+                row = {"file_name": example.file_name, "class": example.captions[0], "guesses": guesses}
+                own.append((batch.index, (losses[i], before[i], row)))
                 if len(samples) < MOST_SAMPLES:
-                    samples.append(self._sample(batch, i, guesses, float(logp[i, best[i, 0]])))
+                    samples.append((batch.index, self._sample(batch, i, guesses, float(logp[i, best[i, 0]]))))
+        all_losses, places, rows = zip(*gather(self._ranks, own), strict=True)
         scores = {
-            "val_loss": float(np.mean(losses)),
-            **{f"top-{k}": float(np.mean(np.array(ranks) < k)) for k in (1, 5)},
+            "val_loss": float(np.mean(all_losses)),
+            **{f"top-{k}": float(np.mean(np.array(places) < k)) for k in (1, 5)},
         }
-        return scores, rows, samples
+        return scores, list(rows), gather(self._ranks, samples, MOST_SAMPLES)
 
     def _logits(self, model: Classifier, batch: Batch, cache: WeightCache) -> NDArray[np.float64]:
         """Of the classes alone, [B,C]; without dropout."""

@@ -17,18 +17,25 @@ from pycap.data.features import FeatureStore
 from pycap.data.images import ImageError, PreprocessSpec, centre_crops
 from pycap.data.items import Reference, read_ahead
 from pycap.device import activation_dtype, float32_products, to_host
+from pycap.distributed import ALONE, Ranks
 from pycap.models.vgg import VGG
+from pycap.training.shares import led
 
 
-def open_store(config: TrainConfig, cnn: VGG, spec: PreprocessSpec) -> FeatureStore | None:
+def open_store(config: TrainConfig, cnn: VGG, spec: PreprocessSpec, ranks: Ranks = ALONE) -> FeatureStore | None:
     """The file of features that a run trains on, made where it is missing; None where it trains on images.
 
+    ranks: which all call this. Several only read it, from the first vector on that is asked for: until then it can be added to.
     DataError where the file is of other weights or another preprocessing.
     """
     if config.features == "none":
         return None
     path = config.run_dir / "features.h5" if config.features == "auto" else Path(config.features)
-    return FeatureStore(path, cnn_origin(cnn, spec))
+    own = cnn_origin(cnn, spec)
+    if ranks.size == 1:
+        return FeatureStore(path, own)
+    led(ranks, lambda: FeatureStore(path, own).close())  # made, or found to fit
+    return FeatureStore(path, own, writable=False)
 
 
 def extract(

@@ -147,7 +147,7 @@ class Feed:
     def __init__(self, loader: Loader, stream: Any = None) -> None:
         """stream: the CUDA stream on which the images are read; None: the one that is current when an item is asked for."""
         self.loader = loader
-        shape = (loader.batch_size, *loader.image_shape)
+        shape = (loader.most, *loader.image_shape)
         self._way = _Direct() if device.current() == "cpu" else _Copies(shape, loader.image_dtype, stream)
         self._meter = _Meter(self._way)
 

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from pycap import __version__, backends, checkpoint, metrics
-from pycap import config as configuration
+import numpy as np
+
+from pycap import backends, checkpoint, distributed, metrics
 from pycap.config import ConfigError, TrainConfig
-from pycap.data.loader import Batch
-from pycap.device import cpu_count, current, to_host
+from pycap.data import DataError, Example
+from pycap.data.features import FeatureStore
+from pycap.data.images import ImageError
+from pycap.data.loader import Batch, Loader
+from pycap.device import current
 from pycap.models.classifier import Classifier
-from pycap.training import features, scst, sources, start
+from pycap.signals import Stopping
+from pycap.training import features, scst, shares, sources, start
 from pycap.training import folder as run_folder
 from pycap.training import plan as memory_plan
 from pycap.training.captioning import Captioning
 from pycap.training.classification import Classification
 from pycap.training.feed import TOLERATED, Fed, Feed, Stall
-from pycap.training.folder import Log, Sample
 from pycap.training.progress import Display
+from pycap.training.record import Record
 from pycap.training.trainer import Diverged, Pending, StepResult, Trainer
 
 
@@ -62,34 +64,45 @@ class Position:
 
 
 def run(config: TrainConfig) -> RunResult:
-    """Train as `config` says, in its run folder. Raises the errors of its parts, and Stopped after Ctrl-C or SIGTERM."""
+    """Train as `config` says, in its run folder, together with the other ranks of this job. Raises the errors of its parts, and
+    Stopped after Ctrl-C or SIGTERM."""
     config.validate()
+    ranks = distributed.current()
+    if config.batch_size < ranks.size:
+        raise ConfigError(
+            f"batch_size: {config.batch_size} images per step are too few for {ranks.size} ranks; give {ranks.size} or more, "
+            "or start fewer ranks"
+        )
     if config.save_best_on == "METEOR" and (missing := metrics.meteor_missing()):
         raise ConfigError(f"save_best_on: METEOR cannot be computed here: {missing}")
     if config.stage == scst.STAGE:
         scst.check(config)
     backends.select(config.device, config.backend)
-    backends.set_threads(config.threads or cpu_count())
-    return _Run(config).go()
+    backends.set_threads(config.threads or shares.cpus(ranks))
+    return _Run(config, ranks).go()
 
 
 class _Run:
-    def __init__(self, config: TrainConfig) -> None:
-        self.say: Callable[[str], None] = print
-        begun = start.find(config, lambda text: print(text, flush=True))
+    def __init__(self, config: TrainConfig, ranks: distributed.Ranks) -> None:
+        self.ranks = ranks
+        self.say: Callable[[str], None] = _printed if ranks.rank == 0 else _unsaid
+        begun = start.find(config, self.say, ranks)
         config, self.source, self.vocab, self.spec = begun.config, begun.source, begun.vocab, begun.spec
         resumed = begun.resumed
-        self.config, self.folder, self.data = config, config.run_dir, begun.source.digest()
+        self.config, self.folder = config, config.run_dir
+        self._require_same_data()
+        own = replace(config, batch_size=-(-config.batch_size // ranks.size))  # of a step's images, this rank's
+        own.micro_batch = min(own.micro_batch, own.batch_size)
         on_gpu = current() == "cuda"
-        self.memory = memory_plan.fit(config, len(self.vocab), memory_plan.available_bytes()) if on_gpu else None
+        self.memory = memory_plan.fit(own, len(self.vocab), memory_plan.available_bytes()) if on_gpu else None
         self.model = begun.model(lambda text: self.say(text))
         inside = config.features == "auto"  # in the run's folder, which a wrong file must not have made
-        store = None if inside else features.open_store(config, self.model.cnn, self.spec)
-        if not resumed and (aside := run_folder.make_room(self.folder)):
+        store = None if inside else features.open_store(config, self.model.cnn, self.spec, ranks)
+        if not resumed and (aside := shares.led(ranks, lambda: run_folder.make_room(self.folder))):
             self.say(f"{self.folder} held an earlier run; it is now {aside} (continue it with --resume {aside})")
-        fitting = self.memory.micro_batch if self.memory else config.micro_batch
-        store = features.open_store(config, self.model.cnn, self.spec) if inside else store
-        self.loaders = sources.loaders(self.source, self.vocab, self.spec, config, self.folder, fitting, store)
+        fitting = self.memory.micro_batch if self.memory else own.micro_batch
+        store = features.open_store(config, self.model.cnn, self.spec, ranks) if inside else store
+        self.loaders = sources.loaders(self.source, self.vocab, self.spec, config, self.folder, fitting, store, ranks)
         self.feed = Feed(self.loaders.train)
         # Passes change gradients by their rounding only, so the run's own config does not say how many fitted here.
         passes = replace(config, micro_batch=fitting) if fitting else config
@@ -100,21 +113,31 @@ class _Run:
             len(self.loaders.train),
             reward=scst.Reward(self.source.train, self.vocab) if config.stage == scst.STAGE else None,
             log=lambda text: self.say(text),
+            ranks=ranks,
         )
         self.position, self.scores = Position(), dict[str, float]()
         if resumed:
             self._continue(resumed)
-        self.log = Log(self.folder / "log.jsonl", self.trainer.step_number if resumed else None)
-        if not resumed:
-            self._note_source()
-        configuration.save(config, self.folder / "config.yaml")
-        self.task = (
-            Classification(self.model, self.vocab, self.spec, config, self.source)
-            if isinstance(self.model, Classifier)
-            else Captioning(self.model, self.trainer, self.vocab, self.spec, config, self.source)
+        self.record = Record(
+            ranks, config, self.model, self.trainer, self.vocab, self.spec, self.source, resumed=bool(resumed)
         )
-        self.signal: int | None = None
+        self.task = (
+            Classification(self.model, self.vocab, self.spec, config, self.source, ranks)
+            if isinstance(self.model, Classifier)
+            else Captioning(self.model, self.trainer, self.vocab, self.spec, config, self.source, ranks)
+        )
+        self.signals = Stopping()
         self.phase = ""
+
+    def _require_same_data(self) -> None:
+        """DataError where a rank reads other images or captions than the first."""
+        digests = self.ranks.each(self.source.digest())
+        for rank, digest in enumerate(digests):
+            if digest != digests[0]:
+                raise DataError(
+                    f"rank {rank} reads other data than rank 0 ({digest}, not {digests[0]}): give all of them the same, as a "
+                    "folder that all machines see"
+                )
 
     def _continue(self, resumed: checkpoint.Checkpoint) -> None:
         if resumed.optimizer is None:
@@ -123,13 +146,6 @@ class _Run:
             )
         self.trainer.load_state(resumed.state["trainer"], resumed.optimizer)
         self.position, self.scores = Position(**resumed.state["position"]), dict(resumed.state["scores"])
-
-    def _note_source(self) -> None:
-        """What a new run's folder says of its data."""
-        run_folder.append_lines(self.folder / "skipped.jsonl", self.source.problems)
-        for remark in self.source.remarks:
-            self.log.write(kind="remark", step=0, text=remark)
-        self.vocab.save(self.folder / "vocab.json")
 
     # the loop -----------------------------------------------------------------------------------------------------
 
@@ -140,7 +156,8 @@ class _Run:
         total = epochs * steps
         total = min(total, config.max_steps) if config.max_steps else total
         try:
-            with self._signals(), Display(total, self.trainer.step_number) as self.display:
+            quiet = self.ranks.rank > 0
+            with self.signals, Display(total, self.trainer.step_number, quiet=quiet) as self.display:
                 self.say = self.display.say  # above the bar, while there is one
                 self._extract_features()
                 if config.stage == scst.STAGE and position.best is None:
@@ -154,30 +171,49 @@ class _Run:
                     self._validate(position.epoch)
                     self._save("last")
                 ending = self.task.end(self.folder, self._held_out)
-                self._write_samples(ending.samples)
+                self.record.samples(ending.samples, self.scores)
             for line in ending.lines:
                 self.say(line)
         finally:
-            self.log.close()
+            self.record.close()
             self.loaders.close()
         return RunResult(self.folder, self.trainer.step_number, self.scores, ending.true_ratio)
 
     def _extract_features(self) -> None:
         """Have all features that the run's images lack made, where it trains on features."""
-        config, store = self.config, self.loaders.train.features
-        if store is None:
-            return
+        store = self.loaders.train.features
+        if store is not None and self.ranks.size == 1:
+            self._extract_into(store)
+        elif store is not None:  # the first rank fills the file, then all read it
+            for example, reason in shares.led(self.ranks, lambda: self._extract_alone(store)):
+                store.fail(example, ImageError(str(example.path), reason))
+        if number := self._asked(self.loaders.train):
+            self._stop(number)
+
+    def _extract_alone(self, store: FeatureStore) -> list[tuple[Example, str]]:
+        with FeatureStore(store.path, store.origin) as writer:
+            return self._extract_into(writer)
+
+    def _extract_into(self, store: FeatureStore) -> list[tuple[Example, str]]:
+        """Returns the images that cannot be read, and why."""
         missing = store.missing((*self.loaders.train.examples, *self.loaders.val.examples))
-        if not missing:
-            return
-        self.say(f"{len(missing)} images are looked at once by the frozen CNN: {store.path}, {store.origin}")
-        size = self.trainer.config.micro_batch or config.batch_size
+        if missing:
+            self.say(f"{len(missing)} images are looked at once by the frozen CNN: {store.path}, {store.origin}")
         made = features.extract(
-            self.model.cnn, store, missing, batch_size=size, precision=config.precision, workers=sources.workers(config)
+            self.model.cnn,
+            store,
+            missing,
+            batch_size=self.trainer.config.micro_batch or self.config.batch_size,
+            precision=self.config.precision,
+            workers=self.loaders.train.workers,
         )
+        failed: list[tuple[Example, str]] = []
         with closing(made):
-            for _ in self.display.watch("features", made, len(missing)):
-                self._stop_if_asked()
+            for example, error in zip(missing, self.display.watch("features", made, len(missing)), strict=False):
+                failed += [(example, error.reason)] if error else []
+                if self.signals.number:
+                    break
+        return failed
 
     def _at_limit(self) -> bool:
         return bool(self.config.max_steps) and self.trainer.step_number >= self.config.max_steps
@@ -215,19 +251,20 @@ class _Run:
                 if result.step % config.log_every == 0:
                     last = self.feed.stall()
                     stall += last
-                    self._log_step(result, rate, last)
+                    self.record.step(result, position.epoch + 1, rate, last.share)
                 reward = result.figures.get("reward")
                 self.display.step(position.epoch + 1, result.step, result.loss, rate, last.share, reward)
 
         try:
             for fed in batches:
-                under_way.append(self._launch(fed))
+                pending = self._launch(fed)
+                under_way += [pending] if pending else []
                 position.batch = fed.batch.index + 1
-                asked, number = self.signal is not None, self.trainer.step_number
-                saves = bool(config.save_checkpoint_every) and number % config.save_checkpoint_every == 0
+                asked, number = self._asked(self.loaders.train), self.trainer.step_number
+                saves = bool(pending and config.save_checkpoint_every) and number % config.save_checkpoint_every == 0
                 finish(0 if asked or saves or self._at_limit() else self.trainer.ahead)
                 if asked:
-                    self._stop_if_asked()
+                    self._stop(asked)
                 if saves:
                     self._save("last")
                 if self._at_limit():
@@ -240,7 +277,7 @@ class _Run:
         if stall.share > TOLERATED:
             self.say(f"epoch {position.epoch + 1}: {self.feed.sentence(stall)}")
 
-    def _launch(self, fed: Fed) -> Pending:
+    def _launch(self, fed: Fed) -> Pending | None:
         try:
             return self.trainer.launch(fed.batch, fed.images)
         except Diverged as error:
@@ -265,18 +302,19 @@ class _Run:
             self._validate(position.epoch)
         position.epoch, position.batch = position.epoch + 1, 0
         self._save("last")
-        self._stop_if_asked()
+        if number := self._asked(self.loaders.train):
+            self._stop(number)
 
     def _validate(self, epoch: int) -> None:
         config = self.config
         found = self.task.validate(self._held_out)
         self.scores = found.scores
-        self.log.write(kind="val", step=self.trainer.step_number, epoch=epoch + 1, **self.scores)
+        self.record.write("val", epoch=epoch + 1, **self.scores)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
         self.say(f"epoch {epoch + 1}: {shown}")
         if found.warning:
             self.say(found.warning)
-        self._write_samples(found.samples)
+        self.record.samples(found.samples, self.scores)
         score = self.scores[config.save_best_on] * (1 if config.save_best_on == "val_loss" else -1)
         self.trainer.schedule.observe(score)
         if self.position.best is None or score < self.position.best:
@@ -289,48 +327,11 @@ class _Run:
                 f"early stop: {self.position.stale} validations without a better {config.save_best_on} than "
                 f"{abs(self.position.best):.4f}; the best checkpoint is {self.folder / 'best'}"
             )
-            self.log.write(kind="remark", step=self.trainer.step_number, text=text)
+            self.record.write("remark", text=text)
             self.say(text)
 
-    # what is kept ---------------------------------------------------------------------------------------------------
-
     def _save(self, name: str) -> None:
-        state = {
-            "trainer": self.trainer.state(),
-            "position": asdict(self.position),
-            "scores": self.scores,
-            "data": self.data,
-            "pycap": __version__,
-        }
-        checkpoint.save(
-            self.folder / name,
-            model=_on_host(self.model.state_arrays()),
-            optimizer=_on_host(self.trainer.optimizer.state_arrays()) if name == "last" else None,
-            state=state,
-            vocab=self.vocab,
-            config=self.config,
-            preprocess=self.spec.to_dict(),
-        )
-
-    def _log_step(self, result: StepResult, rate: float, stall: Stall) -> None:
-        self.log.write(
-            kind="train",
-            step=result.step,
-            epoch=self.position.epoch + 1,
-            objective=self.trainer.objective,
-            loss=result.loss,
-            tokens=result.tokens,
-            lr=result.lr,
-            norms=result.norms,
-            images_per_s=rate,
-            waited=stall.share,
-            **result.figures,
-        )
-
-    def _write_samples(self, samples: list[Sample]) -> None:
-        title = f"{self.config.stage}: step {self.trainer.step_number}"
-        intro = "  ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
-        run_folder.write_samples(self.folder / "samples.html", title, intro, samples)
+        self.record.save(name, asdict(self.position), self.scores)
 
     def _announce(self) -> None:
         source, loader = self.source, self.loaders.train
@@ -357,43 +358,40 @@ class _Run:
         for line in lines:
             self.say(line)
 
-    # signals --------------------------------------------------------------------------------------------------------
+    # what all ranks do alike ----------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM asks the loop to save and stop; the second stops at once."""
+    def _asked(self, loader: Loader) -> int:
+        """The signal that asks all ranks to stop, whichever of them was sent it, or 0. Each tells the others on this occasion
+        which images of `loader` it found unusable."""
+        ranks, news = self.ranks, loader.news()
+        signals, unusable = ranks.total(np.array([bool(self.signals.number), len(news)]))
+        if unusable:
+            for rank, told in enumerate(ranks.each(news)):
+                if rank != ranks.rank:
+                    loader.skip(told)
+        return max(ranks.each(self.signals.number or 0)) if signals else 0
 
-        def note(number: int, frame: FrameType | None) -> None:
-            if self.signal is not None:
-                raise KeyboardInterrupt
-            self.signal = number
-
-        try:
-            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: the program around us handles signals
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _stop_if_asked(self) -> None:
-        if self.signal is None:
-            return
+    def _stop(self, number: int) -> None:
         self._save("last")
-        raise Stopped(self.signal, f"stopped at step {self.trainer.step_number}; continue with --resume {self.folder}")
+        raise Stopped(number, f"stopped at step {self.trainer.step_number}; continue with --resume {self.folder}")
 
     def _held_out(self, what: str) -> Iterator[Batch]:
-        """The validation batches, unless a signal comes. what: said beside the bar."""
-        batches = self.loaders.val.epoch(0)
+        """The validation batches, this rank's share of each, unless a signal comes. what: said beside the bar."""
+        loader = self.loaders.val
+        batches = loader.epoch(0)
         try:
-            for batch in self.display.watch(what, batches, len(self.loaders.val)):
-                self._stop_if_asked()
-                yield batch
+            for batch in self.display.watch(what, batches, len(loader)):
+                if number := self._asked(loader):
+                    self._stop(number)
+                if len(batch):
+                    yield batch
         finally:
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()
 
 
-def _on_host(arrays: dict[str, Any]) -> dict[str, Any]:
-    return {name: to_host(array) for name, array in arrays.items()}
+def _printed(text: str) -> None:
+    print(text, flush=True)
+
+
+def _unsaid(text: str) -> None:
+    """Of several ranks the first one speaks."""

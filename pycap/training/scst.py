@@ -15,6 +15,7 @@ from pycap.data import Example
 from pycap.data.loader import Batch
 from pycap.data.vocab import END, PAD, SPECIALS, START, Vocabulary, tokenize
 from pycap.decode import Sampling, sample
+from pycap.distributed import ALONE, Ranks
 from pycap.metrics import CiderD
 
 STAGE = "scst"
@@ -78,20 +79,21 @@ class Drawn:
 class Critic:
     """Draws captions for batches, and rewards them."""
 
-    def __init__(self, model: Any, reward: Reward, config: TrainConfig) -> None:
+    def __init__(self, model: Any, reward: Reward, config: TrainConfig, ranks: Ranks = ALONE) -> None:
         """model: with `begin` and `advance`. Of each image `config.seq_per_img` captions of at most `config.max_length` words
-        are drawn, `config.micro_batch` images at a time."""
-        self._model, self._reward, self._config = model, reward, config
+        are drawn, `config.micro_batch` images at a time. ranks: among which batches are shared."""
+        self._model, self._reward, self._config, self._ranks = model, reward, config, ranks
 
-    def draw(self, batch: Batch, inputs: Callable[[slice], Any], step: int) -> Drawn:
-        """Captions for a batch by the model as it is, without dropout.
+    def draw(self, batch: Batch, inputs: Callable[[slice], Any], step: int, first_image: int = 0) -> Drawn:
+        """Captions for a batch by the model as it is, without dropout; each rank calls this for its share.
 
-        inputs: what `model.begin` takes for a slice of the batch's images. step: with `config.seed` it decides what is drawn.
+        inputs: what `model.begin` takes for a slice of the batch's images. step: with `config.seed` and an image's number in
+        the whole batch it decides what is drawn. first_image: the share's first one's. The figures are of all ranks' captions.
         """
         config, images = self._config, len(batch)
         seed = int(np.random.SeedSequence([config.seed, 0x5C57, step]).generate_state(1, np.uint64)[0])
         how = Sampling(samples=config.seq_per_img, seed=seed)
-        size = config.micro_batch or images
+        size = config.micro_batch or max(images, 1)
         found: list[list[list[int]]] = []  # of each image, the greedy sentence first
         with self._model.evaluating():
             for first in range(0, images, size):
@@ -104,18 +106,21 @@ class Critic:
                     start=START,
                     end=END,
                     suppress=_NEVER,
-                    keys=range(part.start, part.stop),
+                    keys=range(first_image + part.start, first_image + part.stop),
                     greedy=True,
                 )
                 found += [[self._closed(each.ids) for each in sentences] for sentences in some]
         rewards = np.array([self._reward(*pair) for pair in zip(batch.examples, found, strict=True)])
+        rewards = rewards.reshape(images, 1 + config.seq_per_img)
         drawn = [sentence for sentences in found for sentence in sentences[1:]]
         ended = [sentence[-1] == END for sentence in drawn]
+        sums = [rewards[:, 1:].sum(), rewards[:, 0].sum(), sum(map(len, drawn)), sum(ended), len(drawn), images]
+        reward, baseline, length, ends, captions, images = self._ranks.total(np.array(sums)).tolist()
         figures = {
-            "reward": float(rewards[:, 1:].mean()),
-            "baseline": float(rewards[:, 0].mean()),
-            "length": float(np.mean([len(sentence) for sentence in drawn]) - np.mean(ended)),
-            "ended": float(np.mean(ended)),
+            "reward": reward / captions,
+            "baseline": baseline / images,
+            "length": length / captions - ends / captions,
+            "ended": ends / captions,
         }
         advantages = (rewards[:, 1:] - rewards[:, :1]).astype(np.float32).reshape(-1)
         return Drawn(replace(batch, tokens=_tokens(drawn)), advantages, figures)
@@ -127,7 +132,7 @@ class Critic:
 
 def _tokens(sentences: Sequence[Sequence[int]]) -> NDArray[np.int32]:
     """int32 [T,N]: each after START, with padding behind it."""
-    tokens = np.full((1 + max(map(len, sentences)), len(sentences)), PAD, np.int32)
+    tokens = np.full((1 + max(map(len, sentences), default=0), len(sentences)), PAD, np.int32)
     tokens[0] = START
     for column, sentence in enumerate(sentences):
         tokens[1 : 1 + len(sentence), column] = sentence

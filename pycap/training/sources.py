@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pycap.config import TrainConfig, with_recipe
-from pycap.data import Example, Problem, datasets, demo, folders
+from pycap.data import DataError, Example, Problem, datasets, demo, folders
 from pycap.data.datasets import DATA_FOLDER, Part
 from pycap.data.features import FeatureStore
 from pycap.data.growing import GrowingFile
@@ -17,7 +17,9 @@ from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Loader
 from pycap.data.store import ImageStore
 from pycap.data.vocab import Vocabulary, tokenize
-from pycap.device import cpu_count, current, pinned_empty
+from pycap.device import current, pinned_empty
+from pycap.distributed import ALONE, Ranks
+from pycap.training import shares
 
 _CACHE_BYTES = 1 << 30
 _WORKERS = 2  # where the kernels want the CPUs
@@ -64,22 +66,24 @@ class Loaders:
             file.close()
 
 
-def find(config: TrainConfig, say: Callable[[str], None]) -> tuple[Source, TrainConfig]:
+def find(config: TrainConfig, say: Callable[[str], None], ranks: Ranks = ALONE) -> tuple[Source, TrainConfig]:
     """The stage's data, and the config, changed by recipes/demo.yaml where the demo set stands in, and for a classifier, whose
     images have one caption of one word each.
 
-    say: called with a paragraph for the person at the terminal. Raises DataError where the data is missing or not usable.
+    say: called with a paragraph for the person at the terminal. ranks: which all call this; the first draws the demo set.
+    Raises DataError where the data is missing or not usable.
     """
     if config.classifies:
         folder = config.data or DATA_FOLDER / config.stage
         return Source([folder], *folders.load(folder)), replace(config, seq_per_img=1, max_length=1)
     parts = datasets.parse(config.reads, config.data, config.picks)
     folder = parts[0].path
-    if config.stage == "coco" and not config.datasets and config.data is None and not folder.exists():
+    if config.stage == "coco" and not config.datasets and config.data is None and ranks.first(not folder.exists()):
         place = DATA_FOLDER / "demo"
         say(NO_DATA.format(folder=folder, demo=place))
         config = with_recipe(config, "demo")
-        demo.generate(place, train=config.demo_train, val=config.demo_val, seed=0, size=config.resize_to)
+        many = {"train": config.demo_train, "val": config.demo_val}
+        shares.led(ranks, lambda: demo.generate(place, **many, seed=0, size=config.resize_to))
         parts = datasets.parse("coco", place)
     return _read(parts), config
 
@@ -119,11 +123,12 @@ def preprocess_spec(config: TrainConfig) -> PreprocessSpec:
     )
 
 
-def workers(config: TrainConfig) -> int:
-    """Threads that decode images: what the config says; else 2 on the CPU, whose cores the kernels need, and all on a GPU."""
+def workers(config: TrainConfig, ranks: Ranks = ALONE) -> int:
+    """Threads that decode images: what the config says; else 2 on the CPU, whose cores the kernels need, and all on a GPU.
+    ranks: among which a machine's are divided."""
     if config.workers is not None:
         return config.workers
-    return _WORKERS if current() == "cpu" else min(cpu_count(), _MOST_WORKERS)
+    return max(_WORKERS // ranks.local_size, 1) if current() == "cpu" else min(shares.cpus(ranks), _MOST_WORKERS)
 
 
 def loaders(
@@ -134,21 +139,29 @@ def loaders(
     run: Path,
     val_batch: int = 0,
     features: FeatureStore | None = None,
+    ranks: Ranks = ALONE,
 ) -> Loaders:
     """Loaders over both splits. A store is used where config.store says so; `auto`: where the images do not fit in memory.
 
     features: what batches hold in place of images, which then need no store. val_batch: images a batch of the validation
-    split (0: as in training); what is said of them does not depend on it.
+    split and of a rank (0: as in training); what is said of them does not depend on it. ranks: which share each batch. Several
+    only read a store, which has to be there: DataError where it is not; `auto` is none.
     """
     size = spec.resize * spec.resize * 3
     store: ImageStore | None = None
     if config.store == "auto":
-        if features is None and (len(source.train) + len(source.val)) * size > _CACHE_BYTES:
+        large = (len(source.train) + len(source.val)) * size > _CACHE_BYTES
+        if features is None and large and ranks.size == 1:
             store = ImageStore(run / "images.h5", spec.resize)
     elif config.store != "none" and features is None:
-        store = ImageStore(Path(config.store), spec.resize)
+        store = ImageStore(Path(config.store), spec.resize, writable=ranks.size == 1)
+        if not store.path.is_file() and ranks.size > 1:
+            raise DataError(
+                f"{store.path}: there is no such image store, and {ranks.size} ranks can only read one: make it in a run of "
+                "one process, or give --store none"
+            )
     val = source.val if config.val_images_use < 0 else source.val[: config.val_images_use]
-    threads = workers(config)
+    threads = workers(config, ranks)
     common: dict[str, Any] = {
         "seq_per_img": config.seq_per_img,
         "max_length": config.max_length,
@@ -158,13 +171,16 @@ def loaders(
         "prefetch": max(_PREFETCH, threads * 3 // 2),
         "store": store,
         "features": features,
-        "cache_bytes": _CACHE_BYTES // 2,
-        "skipped_path": run / "skipped.jsonl",
+        "cache_bytes": _CACHE_BYTES // 2 // ranks.local_size,
+        "skipped_path": run / "skipped.jsonl" if ranks.rank == 0 else None,
         "allocate": pinned_empty,
         "words": folders.whole if config.classifies else tokenize,
+        "shard": (ranks.rank, ranks.size),
     }
     return Loaders(
         Loader(source.train, vocab, spec, train=True, flip=config.flip, batch_size=config.batch_size, **common),
-        Loader(val, vocab, spec, train=False, flip=False, batch_size=val_batch or config.batch_size, **common),
+        Loader(
+            val, vocab, spec, train=False, flip=False, batch_size=val_batch * ranks.size or config.batch_size, **common
+        ),
         [file for file in (store, features) if file is not None],
     )

@@ -12,6 +12,7 @@ from pycap.checkpoint import Checkpoint
 from pycap.config import ConfigError, TrainConfig, laid_under
 from pycap.data.images import PreprocessSpec
 from pycap.data.vocab import Vocabulary
+from pycap.distributed import ALONE, Ranks
 from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
 from pycap.training import sources
@@ -55,18 +56,19 @@ class Start:
         return model
 
 
-def find(config: TrainConfig, say: Callable[[str], None]) -> Start:
-    """Read all that the run starts from; nothing is written.
+def find(config: TrainConfig, say: Callable[[str], None], ranks: Ranks = ALONE) -> Start:
+    """Read all that the run starts from; nothing is written but a demo set.
 
-    say: told of a demo set that stands in for the data. Raises ConfigError for options that the checkpoint contradicts, and for
-    a run's folder that cannot be this run's; DataError, CheckpointError, WeightsError of what is read.
+    say: told of a demo set that stands in for the data. ranks: which all call this; the first draws that set. Raises
+    ConfigError for options that the checkpoint contradicts, and for a run's folder that cannot be this run's; DataError,
+    CheckpointError, WeightsError of what is read.
     """
     saved = None
     if config.resume:
         saved = checkpoint.load(config.resume, prefer="last")
     elif config.init_from:
         saved = checkpoint.load(config.init_from)
-    source, config = sources.find(config, say)
+    source, config = sources.find(config, say, ranks)
     if saved and config.resume:
         _check_resumed(config, saved)
         before, now = saved.state.get("data"), source.digest()

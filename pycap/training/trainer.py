@@ -21,12 +21,16 @@ from pycap.config import TrainConfig
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
 from pycap.device import activation_dtype, current, float32_products, to_device
+from pycap.distributed import Ranks
+from pycap.distributed import current as current_ranks
+from pycap.distributed.reducer import HostReducer
 from pycap.models import targets
 from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
 from pycap.nn.layers import place_dropout
 from pycap.schedules import make_schedule
 from pycap.training.scst import Critic, Reward
+from pycap.training.shares import Share, share
 from pycap.training.step import Step
 
 Objective = Literal["words", "captions", "scst", "classes"]
@@ -77,13 +81,18 @@ class Trainer:
         resident: bool | None = None,
         reward: Reward | None = None,
         log: Callable[[str], None] = print,
+        ranks: Ranks | None = None,
     ) -> None:
         """resident: whether steps stay on the device, one under way while the next is prepared (None: on a GPU). log: told what
-        a person should know of that. reward: for self-critical training, whose steps are all waited for."""
+        a person should know of that. reward: for self-critical training, whose steps are all waited for. ranks: processes that
+        take part in each step, with a share of its batch each (None: those of this job)."""
         self.model, self.config, self.spec = model, config, spec
+        self._ranks = current_ranks() if ranks is None else ranks
+        self._reducer: HostReducer | None = None
+        self._reduced: list[str] = []
         self._resident, self._log = current() == "cuda" if resident is None else resident, log
         self._device_step: Step | None = None
-        self._critic = None if reward is None else Critic(model, reward, config)
+        self._critic = None if reward is None else Critic(model, reward, config, self._ranks)
         self._dtype, self._products = activation_dtype(config.precision), float32_products(config.precision)
         self.step_number = 0
         self._learns: Objective = "classes" if config.classifies else "scst" if reward else "captions"
@@ -132,13 +141,20 @@ class Trainer:
 
         Raises Diverged, with the files of the batch, where the loss or a gradient is not finite: nothing has changed then.
         """
-        return self.launch(batch).result()
+        pending = self.launch(batch)
+        if pending is None:
+            raise ValueError(f"step: batch {batch.index + 1} of epoch {batch.epoch + 1} has no image")
+        return pending.result()
 
-    def launch(self, batch: Batch, images: Any = None) -> Pending:
+    def launch(self, batch: Batch, images: Any = None) -> Pending | None:
         """`step`, without waiting for the device. images: the batch's, where they lie on the device already.
 
-        At most three steps are under way: the call waits for the oldest where there are more.
+        Of several ranks each gives its share of the batch; None where none of them has an image: that is no step. At most
+        three steps are under way: the call waits for the oldest where there are more.
         """
+        own = share(self._ranks, len(batch), targets.count(batch.tokens, self._words_only))
+        if not own.images:
+            return None
         set_float32_products(self._products)
         self._set_learning_rates()
         seed = int(np.random.SeedSequence([self.config.seed, 0xD20, self.step_number]).generate_state(1, np.uint64)[0])
@@ -148,11 +164,12 @@ class Trainer:
         factors, figures = None, {}
         if self._critic is not None:
             drawn = self._critic.draw(
-                batch, lambda part: self._input(images[part], batch.crops[part]), self.step_number
+                batch, lambda part: self._input(images[part], batch.crops[part]), self.step_number, own.first
             )
             batch, factors, figures = drawn.batch, drawn.advantages, drawn.figures
+            own = share(self._ranks, len(batch), targets.count(batch.tokens, words_only=False))
         if not self._resident:
-            made = replace(self._update(batch, seed, rate, factors), figures=figures)
+            made = replace(self._update(batch, seed, rate, factors, own), figures=figures)
             self.step_number += 1
             return Pending(lambda: made)
         if self._device_step is None:
@@ -160,7 +177,7 @@ class Trainer:
         device_step = self._device_step
         under_way = device_step.launch(batch, images, seed, self._words_only, factors)
         self.step_number += 1
-        number, tokens = self.step_number, targets.count(batch.tokens, self._words_only)
+        number = self.step_number
 
         def settle() -> StepResult:
             outcome = under_way.outcome()
@@ -170,45 +187,67 @@ class Trainer:
                 what = (
                     f"the gradient of {' and of '.join(bad)} holds NaN or infinity" if bad else "a step before failed"
                 )
-                raise Diverged(_report(f"the loss is {outcome.loss}; {what}", number, batch))
-            return StepResult(number, outcome.loss, tokens, len(batch.images), outcome.norms, rate, figures)
+                raise self._diverged(f"the loss is {outcome.loss}; {what}", number, batch)
+            return StepResult(number, outcome.loss, own.tokens, own.images, outcome.norms, rate, figures)
 
         if self._critic is not None:  # the next step draws from the weights that this one makes
             made = settle()
             return Pending(lambda: made)
         return Pending(settle)
 
-    def _update(self, batch: Batch, seed: int, rate: float, factors: Any) -> StepResult:
-        """One step, done when it returns. factors: see `Step.launch`."""
-        images = len(batch.images)
-        per_image = batch.tokens.shape[1] // images
-        tokens = targets.count(batch.tokens, self._words_only)
+    def _update(self, batch: Batch, seed: int, rate: float, factors: Any, own: Share) -> StepResult:
+        """One step, done when it returns. factors: see `Step.launch`; own: what this rank has of the step's images."""
+        images, number = len(batch), self.step_number + 1
+        per_image = batch.tokens.shape[1] // max(images, 1)
         objective = self.model.word_loss if self._words_only else self.model.loss
-        size = self.config.micro_batch or images
-        loss = 0.0
+        size = self.config.micro_batch or max(images, 1)
+        self._prepare_sums()
+        loss, result = 0.0, None
         for first in range(0, images, size):
+            if result is not None and math.isfinite(loss):
+                result.backward()
+            result = None  # the graph, where backward did not use it up
             count = min(size, images - first)
-            place_dropout(self.model, seed, first, count, images)
+            place_dropout(self.model, seed, own.first + first, count, own.images)
             part = slice(first, first + count)
             columns = slice(first * per_image, (first + count) * per_image)
             given, captions = self._input(batch.images[part], batch.crops[part]), batch.tokens[:, columns]
             if factors is None:
-                result = objective(given, captions, normalizer=tokens)
+                result = objective(given, captions, normalizer=own.tokens)
             else:
-                result = self._weighted(given, captions, factors[columns], len(factors))
+                result = self._weighted(given, captions, factors[columns], own.images * self.config.seq_per_img)
             loss += result.item()
-            if math.isfinite(loss):
-                result.backward()
-            del result  # the graph, where backward did not use it up
+        loss = float(self._ranks.total(np.array([loss]))[0])  # all ranks go on, or none
         if not math.isfinite(loss):
             self._forget_gradients()
-            raise Diverged(_report(f"the loss is {loss}", self.step_number + 1, batch))
+            raise self._diverged(f"the loss is {loss}", number, batch)
+        if self._reducer is not None:
+            self._reducer.backward(result)
+        elif result is not None:
+            result.backward()
         try:
             norms = self.optimizer.step()
         except optim.NonFiniteGradient as error:
             self._forget_gradients()
-            raise Diverged(_report(str(error), self.step_number + 1, batch)) from error
-        return StepResult(self.step_number + 1, loss, tokens, images, norms, rate)
+            raise self._diverged(str(error), number, batch) from error
+        return StepResult(number, loss, own.tokens, own.images, norms, rate)
+
+    def _prepare_sums(self) -> None:
+        """Have a reducer for the gradients of the next step, where there are ranks to sum them over."""
+        learning = self.model.learning(self._words_only)
+        if self._ranks.size > 1 and learning != self._reduced:
+            self._reducer = None  # its memory goes first
+            parameters = self.model.named_parameters()
+            self._reducer = HostReducer(self._ranks, [parameters[name] for name in learning])
+            self._reduced = learning
+
+    def _diverged(self, what: str, step: int, batch: Batch) -> Diverged:
+        """The error, on every rank, with the files of the whole batch."""
+        names = [name for own in self._ranks.each(batch.file_names) for name in own]
+        told = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        return Diverged(
+            f"step {step} (epoch {batch.epoch + 1}, batch {batch.index + 1}): {what}; images of this batch: {told}"
+        )
 
     def _weighted(self, given: ops.Pixels | Tensor, tokens: Any, factors: Any, total: int) -> Tensor:
         """The sum of the captions' losses, each times its factor, over `total`."""
@@ -235,7 +274,8 @@ class Trainer:
             self.optimizer.set_lr(self.schedule, max(self.step_number - self._word_steps, 0))
 
     def loss(self, batches: Iterable[Batch]) -> float:
-        """Mean cross-entropy a token in nats over all captions of `batches`, without dropout (END counts)."""
+        """Mean cross-entropy a token in nats over all captions of `batches`, and of those of the other ranks, without dropout
+        (END counts)."""
         set_float32_products(self._products)
         total, count = 0.0, 0
         with no_grad(), self.model.evaluating():
@@ -243,7 +283,8 @@ class Trainer:
                 tokens = targets.count(batch.tokens, words_only=False)
                 total += self.model.loss(self._input(batch.images, batch.crops), batch.tokens).item() * tokens
                 count += tokens
-        return total / max(count, 1)
+        total, count = self._ranks.total(np.array([total, count]))
+        return float(total / max(count, 1))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides weights and the optimiser's arrays; plain JSON values."""
@@ -261,13 +302,6 @@ class Trainer:
     def _forget_gradients(self) -> None:
         for parameter in self.model.named_parameters().values():
             parameter.fresh = False
-
-
-def _report(what: str, step: int, batch: Batch) -> str:
-    names = ", ".join(batch.file_names[:8]) + (
-        f" and {len(batch.file_names) - 8} more" if len(batch.file_names) > 8 else ""
-    )
-    return f"step {step} (epoch {batch.epoch + 1}, batch {batch.index + 1}): {what}; images of this batch: {names}"
 
 
 def _optimizer(model: CaptionModel | Classifier, config: TrainConfig) -> optim.Optimizer | optim.Combined:

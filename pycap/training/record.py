@@ -1,0 +1,141 @@
+"""What a run leaves in its folder: log, checkpoints, the page of samples. Of several ranks the first writes it, for all."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+
+from pycap import __version__, checkpoint
+from pycap import config as configuration
+from pycap.config import TrainConfig
+from pycap.data.images import PreprocessSpec
+from pycap.data.vocab import Vocabulary
+from pycap.device import to_host
+from pycap.distributed import Ranks
+from pycap.models.captions import CaptionModel
+from pycap.models.classifier import Classifier
+from pycap.training import folder as run_folder
+from pycap.training.folder import Log, Sample
+from pycap.training.shares import RankFailed, led
+from pycap.training.sources import Source
+from pycap.training.trainer import StepResult, Trainer
+
+
+class Record:
+    """Of one run. `folder` is the run's; what a method is told of is the same on all ranks."""
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        config: TrainConfig,
+        model: CaptionModel | Classifier,
+        trainer: Trainer,
+        vocab: Vocabulary,
+        spec: PreprocessSpec,
+        source: Source,
+        *,
+        resumed: bool,
+    ) -> None:
+        """Begin the log, or go on with that of the run that is resumed, at the trainer's step."""
+        self.folder, self._ranks, self._config, self._model, self._trainer = (
+            config.run_dir,
+            ranks,
+            config,
+            model,
+            trainer,
+        )
+        self._vocab, self._spec, self._data = vocab, spec, source.digest()
+        self._log: Log | None = None
+        led(ranks, lambda: self._begin(source, resumed))
+
+    def _begin(self, source: Source, resumed: bool) -> None:
+        """What a run's folder says of its data and its options."""
+        self._log = Log(self.folder / "log.jsonl", self._trainer.step_number if resumed else None)
+        if not resumed:
+            run_folder.append_lines(self.folder / "skipped.jsonl", source.problems)
+            for remark in source.remarks:
+                self._log.write(kind="remark", step=0, text=remark)
+            self._vocab.save(self.folder / "vocab.json")
+        configuration.save(self._config, self.folder / "config.yaml")
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    def write(self, kind: str, **row: Any) -> None:
+        """A row of the log, of the step that was made last."""
+        if self._log is not None:
+            self._log.write(kind=kind, step=self._trainer.step_number, **row)
+
+    def step(self, result: StepResult, epoch: int, rate: float, waited: float) -> None:
+        """The row of a step. epoch: from 1; rate: images a second; waited: the part of the time in which images were waited
+        for."""
+        if self._log is not None:
+            self._log.write(
+                kind="train",
+                step=result.step,
+                epoch=epoch,
+                objective=self._trainer.objective,
+                loss=result.loss,
+                tokens=result.tokens,
+                lr=result.lr,
+                norms=result.norms,
+                images_per_s=rate,
+                waited=waited,
+                **result.figures,
+            )
+
+    def samples(self, samples: list[Sample], scores: dict[str, float]) -> None:
+        """The page of images and captions."""
+        if self._ranks.rank == 0:
+            title = f"{self._config.stage}: step {self._trainer.step_number}"
+            intro = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+            run_folder.write_samples(self.folder / "samples.html", title, intro, samples)
+
+    def save(self, name: str, position: dict[str, Any], scores: dict[str, float]) -> None:
+        """The checkpoint `name`; "last" holds what a run needs to go on. Raises RankFailed where a rank's weights are not those
+        of the first; then nothing is written."""
+        model = _on_host(self._model.state_arrays())
+        self.require_same(model)
+        led(self._ranks, lambda: self._save(name, model, position, scores))
+
+    def _save(self, name: str, model: dict[str, Any], position: dict[str, Any], scores: dict[str, float]) -> None:
+        state = {
+            "trainer": self._trainer.state(),
+            "position": position,
+            "scores": scores,
+            "data": self._data,
+            "pycap": __version__,
+        }
+        checkpoint.save(
+            self.folder / name,
+            model=model,
+            optimizer=_on_host(self._trainer.optimizer.state_arrays()) if name == "last" else None,
+            state=state,
+            vocab=self._vocab,
+            config=self._config,
+            preprocess=self._spec.to_dict(),
+        )
+
+    def require_same(self, arrays: dict[str, Any]) -> None:
+        """RankFailed where arrays of the host are not the same, bit for bit, on all ranks."""
+        if self._ranks.size == 1:
+            return
+        found = 0
+        for array in arrays.values():
+            found = zlib.crc32(np.ascontiguousarray(array).data.cast("B"), found)
+        sums = self._ranks.each(found)
+        others = [rank for rank, each in enumerate(sums) if each != sums[0]]
+        if others:
+            who = f"rank{'s' if len(others) > 1 else ''} {', '.join(map(str, others))}"
+            raise RankFailed(
+                f"{who} of {self._ranks.size}: the weights at step {self._trainer.step_number} are not those of rank 0; they "
+                "were not saved: all ranks must run the same pycap, on processors of one kind with sound memory; go on "
+                f"from the last checkpoint with --resume {self.folder}"
+            )
+
+
+def _on_host(arrays: dict[str, Any]) -> dict[str, Any]:
+    return {name: to_host(array) for name, array in arrays.items()}

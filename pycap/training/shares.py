@@ -1,0 +1,77 @@
+"""What a process has of a batch, and how what the ranks made of their shares is put together again."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from pycap.device import cpu_count
+from pycap.distributed import Ranks
+
+T = TypeVar("T")
+
+
+class RankFailed(RuntimeError):
+    """Another rank has failed; the message names it, and says why."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """This rank's part of a step's batch. first: the number of its first image in the whole batch, of which rank 0 has the
+    first images. images, tokens: of the whole batch; tokens that count in the loss, which is their mean."""
+
+    first: int
+    images: int
+    tokens: int
+
+
+def share(ranks: Ranks, images: int, tokens: int) -> Share:
+    """The share of a rank that has so many images with so many tokens of the next batch; each rank calls this."""
+    counts = np.zeros((ranks.size, 2), np.int64)
+    counts[ranks.rank] = images, tokens
+    counts = ranks.total(counts)
+    return Share(int(counts[: ranks.rank, 0].sum()), int(counts[:, 0].sum()), int(counts[:, 1].sum()))
+
+
+def gather(ranks: Ranks, made: Sequence[tuple[int, T]], most: int | None = None) -> list[T]:
+    """What all ranks made of their shares of some batches, in the order in which one process would have made it.
+
+    made: (the batch's index, what was made of an image), in the images' order. most: only so many, the first ones.
+    """
+    if most is not None:
+        told = enumerate(ranks.each([index for index, _ in made[:most]]))
+        wanted = sorted((index, rank, k) for rank, indices in told for k, index in enumerate(indices))[:most]
+        made = [made[k] for _, rank, k in wanted if rank == ranks.rank]
+    pairs = [pair for own in ranks.each(list(made)) for pair in own]
+    return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
+
+
+def led(ranks: Ranks, work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, on every rank; the others wait for it. Where it fails, they raise RankFailed."""
+    value, told, failed = None, "", None
+    if ranks.rank == 0:
+        try:
+            value = work()
+        except Exception as error:
+            failed, told = error, f"{type(error).__name__}: {error}"
+    value, told = ranks.first((value, told))
+    if failed is not None:
+        raise failed
+    if told:
+        raise RankFailed(f"rank 0: {told}")
+    return value  # type: ignore[return-value]
+
+
+def cpus(ranks: Ranks) -> int:
+    """How many CPUs this process has for itself: what OMP_NUM_THREADS says; else its part of those that it shares with other
+    ranks of its machine, or all of those that a launcher has bound it to alone."""
+    if os.environ.get("OMP_NUM_THREADS"):
+        return cpu_count()
+    bound = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    mine = socket.gethostname(), bound
+    return max(cpu_count() // ranks.each(mine).count(mine), 1)
