@@ -8,6 +8,7 @@ Elsewhere nothing knows how they were started: `current()` gives them, and with 
 | `mpi.py` | the exchanges over MPI |
 | `sockets.py` | the exchanges over TCP |
 | `slurm.py` | where the processes of a Slurm step meet |
+| `reducer.py` | gradients summed while backward goes on |
 """
 
 from __future__ import annotations
