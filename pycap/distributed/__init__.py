@@ -9,24 +9,28 @@ Elsewhere nothing knows how they were started: `current()` gives them, and with 
 | `sockets.py` | the exchanges over TCP |
 | `slurm.py` | where the processes of a Slurm step meet |
 | `reducer.py` | gradients summed while backward goes on |
+| `lifeline.py` | how a rank tells that it lives, fails, or has done its part |
+| `watch.py` | programs beside the ranks, which name the one that dies or hangs, and stop the others |
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pycap.distributed.launch import DistributedError, Launch, detect
+from pycap.distributed.lifeline import Lifeline
 
 if TYPE_CHECKING:
     from pycap.distributed.mpi import MpiRanks
     from pycap.distributed.sockets import SocketRanks
 
-__all__ = ["ALONE", "Alone", "DistributedError", "Ranks", "Summing", "current", "started"]
+__all__ = ["ALONE", "Alone", "DistributedError", "Ranks", "Summing", "advise", "current", "started"]
 
 T = TypeVar("T")
 
@@ -104,31 +108,56 @@ def current() -> Ranks:
 @contextmanager
 def started() -> Iterator[Ranks]:
     """Within this, `current()` is the processes that mpirun or srun started together with this one; `ALONE` where there are no
-    others. Raises DistributedError where they do not find together."""
-    global _current
+    others.
+
+    An error that leaves this block in one of them, or its death, ends all of them; one of them tells it. Raises
+    DistributedError where they do not find together.
+    """
+    global _current, _line
     launch = detect()
     if launch is None:
         yield ALONE
         return
+    line = Lifeline(launch.rank == 0)  # before MPI, which may forbid to start processes
     try:
         ranks = _join(launch)
     except DistributedError:
+        line.close()
         if (
             launch.rank
         ):  # the others' errors are the same as rank 0's, whose end is their end: they leave it the time to tell
             time.sleep(_PAUSE)
         raise
-    hosts = ranks.each(socket.gethostname())
-    ranks.local_size = hosts.count(hosts[ranks.rank])
-    ranks.local_rank = hosts[: ranks.rank].count(hosts[ranks.rank])
-    _current = ranks
+    _settle(ranks)
+    line.join(ranks)
+    _current, _line = ranks, line
     try:
-        yield ranks
-        ranks.close()
+        with line.signals():
+            yield ranks
+            ranks.barrier()
+            ranks.finalize()
+        line.leave()
+        _line = None
+    except BaseException as error:
+        headline, together = line.fail(f"{type(error).__name__}: {error}")
+        if together:
+            ranks.finalize()
+        if headline is None:
+            _fall_silent()
+        elif headline:
+            print(headline, file=sys.stderr, flush=True)
+        raise
     finally:
-        _current = ALONE
+        _current = ALONE  # the line stays: after an error it ends with the process
 
 
+def advise(remedy: str) -> None:
+    """What is told together with the death of a rank from now on: a sentence that says how to go on. Rank 0's counts."""
+    if _line is not None and _current.rank == 0:
+        _line.advise(remedy)
+
+
+_line: Lifeline | None = None
 _PAUSE = 3.0
 
 
@@ -141,3 +170,20 @@ def _join(launch: Launch) -> MpiRanks | SocketRanks:
 
     host, port = slurm.meeting_point(os.environ)
     return sockets.SocketRanks(launch.rank, launch.size, host, port, slurm.key(os.environ))
+
+
+def _settle(ranks: MpiRanks | SocketRanks) -> None:
+    """Who shares this machine, its CPUs and its GPUs."""
+    hosts = ranks.each(socket.gethostname())
+    ranks.local_size = hosts.count(hosts[ranks.rank])
+    ranks.local_rank = hosts[: ranks.rank].count(hosts[ranks.rank])
+
+
+def _fall_silent() -> None:
+    """Nothing more is said by this process: another one says it."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
+    os.close(nowhere)

@@ -25,7 +25,7 @@ def load(launch: Launch) -> Any:
         import mpi4py
 
         # An MPI that another one's mpirun starts ends the process: it is asked who it is before it does anything. It is not
-        # ended at exit but in `close`: after an error that would wait for ranks which do not know of it.
+        # ended at exit but in `finalize`: after an error that would wait for ranks which do not know of it.
         mpi4py.rc(initialize=False, finalize=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the same suspicion, in other words
@@ -77,9 +77,8 @@ class MpiRanks:
     def start_sum(self, array: np.ndarray) -> _Sum:
         return _Sum(self._comm.Iallreduce(self._mpi.IN_PLACE, array))
 
-    def close(self) -> None:
-        """The end of MPI in this process, when every rank has come to it."""
-        self._comm.Free()
+    def finalize(self) -> None:
+        """The end of MPI in this process, which every rank comes to."""
         self._mpi.Finalize()
 
 

@@ -173,10 +173,9 @@ class SocketRanks:
     def start_sum(self, array: np.ndarray) -> _Sum:
         return self._ring.start(array)
 
-    def close(self) -> None:
-        self.barrier()  # what was sent has been read
-        self._ring.close()
-        for link in self._links.values():
+    def finalize(self) -> None:
+        """The end of the connections, of which nothing more is awaited."""
+        for link in (*self._links.values(), self._ring.after, self._ring.before):
             link.socket.close()
 
 
@@ -221,29 +220,23 @@ class _Ring:
         with listen() as listener:
             homes = ranks.each((socket.gethostname(), listener.getsockname()[1]))
             if ranks.rank == 0:  # one that takes first, since each is taken only after it has been given
-                self._before = _gather(listener, key, {before}, deadline)[before]
+                self.before = _gather(listener, key, {before}, deadline)[before]
             host, port = homes[after]
             host = "127.0.0.1" if host == socket.gethostname() else host
-            self._after = connect((host, port), key, ranks.rank, after, deadline)
+            self.after = connect((host, port), key, ranks.rank, after, deadline)
             if ranks.rank:
-                self._before = _gather(listener, key, {before}, deadline)[before]
-        self._waiting: queue.SimpleQueue[_Sum | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="sums", daemon=True)
-        self._thread.start()
+                self.before = _gather(listener, key, {before}, deadline)[before]
+        self._waiting: queue.SimpleQueue[_Sum] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="sums", daemon=True).start()
 
     def start(self, array: np.ndarray) -> _Sum:
         under_way = _Sum(array)
         self._waiting.put(under_way)
         return under_way
 
-    def close(self) -> None:
-        self._waiting.put(None)
-        self._thread.join()
-        self._after.socket.close()
-        self._before.socket.close()
-
     def _run(self) -> None:
-        while (under_way := self._waiting.get()) is not None:
+        while True:
+            under_way = self._waiting.get()
             try:
                 self._sum(under_way.array.reshape(-1))
             except DistributedError as error:
@@ -264,22 +257,22 @@ class _Ring:
 
     def _exchange(self, out: np.ndarray, into: np.ndarray) -> None:
         """Send to the rank after while receiving from the one before: if all sent first, none would read."""
-        sending, receiving = memoryview(out.view(np.uint8)), memoryview(into.view(np.uint8))
+        sending, receiving = out.view(np.uint8).data, into.view(np.uint8).data
         poll = select.poll()
         if sending:
-            poll.register(self._after.socket, select.POLLOUT)
+            poll.register(self.after.socket, select.POLLOUT)
         if receiving:
-            poll.register(self._before.socket, select.POLLIN)
+            poll.register(self.before.socket, select.POLLIN)
         while sending or receiving:
             for number, _ in poll.poll():
-                if number == self._after.socket.fileno():
-                    with self._after.naming():
-                        sending = sending[self._after.socket.send(sending, socket.MSG_DONTWAIT) :]
+                if number == self.after.socket.fileno():
+                    with self.after.naming():
+                        sending = sending[self.after.socket.send(sending, socket.MSG_DONTWAIT) :]
                     if not sending:
                         poll.unregister(number)
                 else:
-                    with self._before.naming():
-                        got = self._before.socket.recv_into(receiving)
+                    with self.before.naming():
+                        got = self.before.socket.recv_into(receiving)
                         if not got:
                             raise ConnectionError("closed at its other end")
                     receiving = receiving[got:]
