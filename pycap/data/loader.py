@@ -257,7 +257,8 @@ class Loader:
 
     def _make(self, plan: _Plan, epoch: int, index: int) -> tuple[Batch | None, list[tuple[int, str]]]:
         """One batch, in a worker thread: (None when no image can be read, the images that cannot)."""
-        images: list[NDArray[Any]] = []
+        *outer, inner = self.image_shape
+        room = self._allocate((self.most, *outer, inner * self.image_dtype.itemsize)).view(self.image_dtype)
         crops: list[NDArray[np.int32]] = []
         captions: list[list[int]] = []
         kept: list[Example] = []
@@ -269,7 +270,7 @@ class Loader:
             if which in self._bad:
                 continue
             try:
-                images.append(self._image(which))
+                self._read(which, room[len(kept)])
             except ImageError as error:
                 errors.append((which, error.reason))
                 continue
@@ -281,10 +282,8 @@ class Loader:
         tokens = np.full((max(map(len, captions), default=1), len(captions)), self.vocab.PAD, dtype=np.int32)
         for column, ids in enumerate(captions):
             tokens[: len(ids), column] = ids
-        *outer, inner = self.image_shape
-        room = self._allocate((self.most, *outer, inner * self.image_dtype.itemsize)).view(self.image_dtype)
         batch = Batch(
-            images=np.stack(images, out=room[: len(images)]) if images else room[:0],
+            images=room[: len(kept)],
             crops=np.array(crops, np.int32).reshape(-1, 3),
             tokens=tokens,
             image_ids=tuple(example.image_id for example in kept),
@@ -295,25 +294,29 @@ class Loader:
         )
         return batch, errors
 
-    def _image(self, which: int) -> NDArray[Any]:
-        """uint8 [R, R, 3] of one example, or its vector: from memory, a store, or its file."""
+    def _read(self, which: int, row: NDArray[Any]) -> None:
+        """The pixels of one example, or its vector, into a batch's row: from memory, a store, or its file."""
         cached = self._cache.get(which)
         if cached is not None:
-            return cached
+            row[...] = cached
+            return
         example = self.examples[which]
-        image = self._pixels(example) if self.features is None else self.features.get(example)
+        if self.features is None:
+            self._decode(example, row)
+        else:
+            row[...] = self.features.get(example)
         with self._lock:
-            if which not in self._cache and image.nbytes <= self._cache_room:
-                self._cache[which] = image
-                self._cache_room -= image.nbytes
-        return image
+            if which not in self._cache and row.nbytes <= self._cache_room:
+                self._cache[which] = row.copy()
+                self._cache_room -= row.nbytes
 
-    def _pixels(self, example: Example) -> Pixels:
+    def _decode(self, example: Example, row: Pixels) -> None:
         size = self.spec.resize
         if self.store is None:
-            return decode_image(example.path, size)
+            decode_image(example.path, size, out=row)
+            return
         jpeg = self.store.get(example)
         if jpeg is None:
-            jpeg = encode_jpeg(decode_image(example.path, size))
+            jpeg = encode_jpeg(decode_image(example.path, size, out=row))
             self.store.put(example, jpeg)
-        return decode_image(jpeg, size, name=str(example.path))
+        decode_image(jpeg, size, name=str(example.path), out=row)

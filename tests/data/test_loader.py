@@ -218,6 +218,9 @@ def test_batches_do_not_share_their_pixels(tmp_path):
     first, again = list(source.epoch(0)), list(source.epoch(1))
     for a, b in zip(first, again, strict=True):
         assert np.array_equal(a.images, b.images) and not np.shares_memory(a.images, b.images)
+        a.images[...] = 0  # as whoever owns the memory may, once the batch is done with
+    for b, c in zip(again, source.epoch(2), strict=True):
+        assert np.array_equal(b.images, c.images)
 
 
 # -- images that cannot be used ---------------------------------------------------------------------------------------
@@ -241,6 +244,18 @@ def test_bad_images_are_skipped_counted_and_listed_once(tmp_path, workers):
     assert rows["2.jpg"] == {"file_name": "2.jpg", "path": str(examples[2].path), "reason": source.skipped["2.jpg"]}
     list(make_loader(examples, workers=workers, skipped_path=listed).epoch(0))  # a resumed run
     assert len(listed.read_text().splitlines()) == 2
+
+
+def test_bad_images_leave_no_gap_among_the_pixels(tmp_path):
+    examples = make_examples(tmp_path, 8)
+    truncate(examples[0].path, 0.9)
+    truncate(examples[2].path, 0.9)
+    first, second = make_loader(examples, train=False).epoch(0)
+    for batch in (first, second):
+        assert len(batch.images) == len(batch)
+        for pixels, example in zip(batch.images, batch.examples, strict=True):
+            assert np.array_equal(pixels, decode_image(example.path, 20)), example.file_name
+    assert first.file_names == ("1.jpg", "3.jpg")
 
 
 def test_the_list_of_skipped_images_survives_half_a_line(tmp_path):
@@ -314,9 +329,9 @@ def test_a_store_saves_reading_the_files(tmp_path, monkeypatch):
         first = list(make_loader(examples, store=images).epoch(0))
     opened = []
 
-    def spy(source, size, name=None):
+    def spy(source, size, name=None, out=None):
         opened.append(source)
-        return decode_image(source, size, name)
+        return decode_image(source, size, name, out)
 
     monkeypatch.setattr(loader, "decode_image", spy)
     with ImageStore(tmp_path / "store.h5", SPEC.resize) as images:
@@ -339,9 +354,9 @@ def test_a_bad_image_is_skipped_with_a_store_too(tmp_path):
 def test_decoded_images_stay_in_memory_up_to_the_limit(tmp_path, monkeypatch, room, decoded):
     calls = []
 
-    def spy(source, size, name=None):
+    def spy(source, size, name=None, out=None):
         calls.append(source)
-        return decode_image(source, size, name)
+        return decode_image(source, size, name, out)
 
     monkeypatch.setattr(loader, "decode_image", spy)
     source = make_loader(make_examples(tmp_path, 6), cache_bytes=room)
@@ -372,10 +387,10 @@ def test_closing_early_ends_the_threads(tmp_path):
 def test_closing_early_drops_the_batches_that_wait(tmp_path, monkeypatch):
     calls = []
 
-    def slow(source, size, name=None):
+    def slow(source, size, name=None, out=None):
         calls.append(source)
         threading.Event().wait(0.01)
-        return decode_image(source, size, name)
+        return decode_image(source, size, name, out)
 
     monkeypatch.setattr(loader, "decode_image", slow)
     batches = make_loader(make_examples(tmp_path, 12), batch_size=1, workers=1, prefetch=12).epoch(0)
@@ -398,7 +413,7 @@ def test_an_exception_in_the_training_loop_ends_the_threads(tmp_path, kind):
 
 
 def test_an_unforeseen_error_in_a_thread_reaches_the_caller(tmp_path, monkeypatch):
-    def broken(source, size, name=None):
+    def broken(source, size, name=None, out=None):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(loader, "decode_image", broken)
@@ -410,9 +425,9 @@ def test_an_unforeseen_error_in_a_thread_reaches_the_caller(tmp_path, monkeypatc
 def test_prefetch_is_bounded(tmp_path, monkeypatch):
     calls = []
 
-    def spy(source, size, name=None):
+    def spy(source, size, name=None, out=None):
         calls.append(source)
-        return decode_image(source, size, name)
+        return decode_image(source, size, name, out)
 
     monkeypatch.setattr(loader, "decode_image", spy)
     batches = make_loader(make_examples(tmp_path, 12), batch_size=1, workers=2, prefetch=3).epoch(0)
