@@ -61,7 +61,7 @@ def weights_hash(arrays: Mapping[str, Any]) -> str:
 
 
 def read_origin(file: h5py.File, path: str | Path) -> Origin:
-    """What the vectors of an open file were made by. DataError for another version; READ_ERRORS where it is not whole."""
+    """What the vectors of an open file were made by. DataError for another version; what h5py raises where it is not whole."""
     if file.attrs["version"] != VERSION:
         raise DataError(
             f"{path}: version {file.attrs['version']} of a feature file, and this pycap reads version {VERSION}; "
@@ -176,16 +176,13 @@ def _key(example: Example) -> bytes:
 
 
 def stored_vectors(file: h5py.File, path: str) -> Iterator[Reference]:
-    """The vectors of a file that is open for reading, in their order, named PATH/NAME by the images' names. Damaged ones are
-    items that cannot be read. DataError where the file is not whole."""
-    try:
-        index, data = file["index"], file["data"]
-        for first in range(0, len(index), _READ_ROWS):
-            for row, known in enumerate(index[first : first + _READ_ROWS], first):
-                name = f"{path}/{os.fsdecode(known['name'])}"
-                yield Reference(name, partial(_load, data, row, int(known["crc"]), name))
-    except READ_ERRORS as error:
-        raise DataError(f"{path}: the feature file is corrupt ({error}); make it anew") from error
+    """The vectors of a file that is open for `reading`, in its order, named PATH/NAME by the images' names. Damaged ones are
+    items that cannot be read."""
+    index, data = file["index"], file["data"]
+    for first in range(0, len(index), _READ_ROWS):
+        for row, known in enumerate(index[first : first + _READ_ROWS], first):
+            name = f"{path}/{os.fsdecode(known['name'])}"
+            yield Reference(name, partial(_load, data, row, int(known["crc"]), name))
 
 
 def _load(data: h5py.Dataset, row: int, crc: int, name: str) -> Vectors | ImageError:

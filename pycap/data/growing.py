@@ -10,6 +10,8 @@ import logging
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -34,20 +36,25 @@ class Corrupt(Exception):
     """The file is not a whole one; the message says why."""
 
 
-def open_to_read(path: str | Path, *formats: str) -> h5py.File:
-    """A file of one of these formats, which several processes may read at once while none writes to it. DataError for
-    anything else."""
+@contextmanager
+def reading(path: str | Path, *formats: str) -> Iterator[h5py.File]:
+    """A file of one of these formats, open for reading: several processes may read it at once, while none writes to it.
+    DataError for anything else, and where reading shows that it is corrupt."""
     try:
         file = h5py.File(path, "r", rdcc_nbytes=0)
     except BlockingIOError as error:
         raise DataError(f"{path}: another process is writing to it; wait until it has ended") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read as an HDF5 file ({error}); make it anew, or name another") from error
-    kind = file.attrs.get("format")
-    if kind not in formats:
-        file.close()
-        raise DataError(f"{path}: an HDF5 file, but none of {', '.join(formats)}; name another")
-    return file
+    with file:
+        if file.attrs.get("format") not in formats:
+            raise DataError(f"{path}: an HDF5 file, but none of {', '.join(formats)}; name another")
+        try:
+            yield file
+        except DataError:
+            raise
+        except READ_ERRORS as error:
+            raise DataError(f"{path}: corrupt ({error}); make it anew") from error
 
 
 class GrowingFile(ABC):

@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -88,15 +89,7 @@ class Inputs:
     def stores(self) -> list[tuple[str, Origin | int]]:
         """The stores among what is named, each with the origin of its features, or with the side of its images in pixels.
         DataError for one that cannot be read."""
-        from pycap.data.features import FeatureStore, read_origin
-
-        found: list[tuple[str, Origin | int]] = []
-        for name in self.named:
-            if self._kind(name) == "store":
-                with _open_store(name) as file:
-                    features = file.attrs["format"] == FeatureStore.format
-                    found.append((name, read_origin(file, name) if features else int(file.attrs["size"])))
-        return found
+        return [(name, _held(name)) for name in self.named if self._kind(name) == "store"]
 
     def _kind(self, name: str) -> str:
         if name == _STANDARD_INPUT and self._standard_input:
@@ -134,12 +127,21 @@ def _is_archive(name: str) -> bool:
     return name.lower().endswith(shards.SUFFIXES)
 
 
-def _open_store(name: str) -> h5py.File:
+def _open_store(name: str) -> AbstractContextManager[h5py.File]:
     from pycap.data.features import FeatureStore  # h5py takes a while to import
-    from pycap.data.growing import open_to_read
+    from pycap.data.growing import reading
     from pycap.data.store import ImageStore
 
-    return open_to_read(name, ImageStore.format, FeatureStore.format)
+    return reading(name, ImageStore.format, FeatureStore.format)
+
+
+def _held(name: str) -> Origin | int:
+    """What a store holds, as `Inputs.stores` tells it."""
+    from pycap.data.features import FeatureStore, read_origin
+
+    with _open_store(name) as file:
+        features = file.attrs["format"] == FeatureStore.format
+        return read_origin(file, name) if features else int(file.attrs["size"])
 
 
 def _rows(name: str) -> Iterator[Reference]:

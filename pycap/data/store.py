@@ -159,18 +159,13 @@ class ImageStore(GrowingFile):
 
 
 def stored_images(file: h5py.File, path: str) -> Iterator[Reference]:
-    """The images of a store that is open for reading, named PATH/NUMBER by their row: it holds no names. Damaged ones are items
-    that cannot be read. DataError where the file is not whole."""
-    try:
-        index, data = file["index"], file["data"]
-        for first in range(0, len(index), _READ_ROWS):
-            for number, row in enumerate(index[first : first + _READ_ROWS], first):
-                name = f"{path}/{number:06}"
-                yield Reference(
-                    name, partial(_load, data, int(row["offset"]), int(row["length"]), int(row["crc"]), name)
-                )
-    except READ_ERRORS as error:
-        raise DataError(f"{path}: the image store is corrupt ({error}); make it anew") from error
+    """The images of a store that is open for `reading`, in its order, named PATH/NUMBER by their row: it holds no names.
+    Damaged ones are items that cannot be read."""
+    index, data = file["index"], file["data"]
+    for first in range(0, len(index), _READ_ROWS):
+        for number, row in enumerate(index[first : first + _READ_ROWS], first):
+            name = f"{path}/{number:06}"
+            yield Reference(name, partial(_load, data, int(row["offset"]), int(row["length"]), int(row["crc"]), name))
 
 
 def _load(data: h5py.Dataset, offset: int, length: int, crc: int, name: str) -> bytes | ImageError:
