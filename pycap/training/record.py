@@ -13,12 +13,12 @@ from pycap.config import TrainConfig
 from pycap.data.images import PreprocessSpec
 from pycap.data.vocab import Vocabulary
 from pycap.device import to_host
-from pycap.distributed import Ranks
+from pycap.distributed import DistributedError, Ranks
 from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
 from pycap.training import folder as run_folder
 from pycap.training.folder import Log, Sample
-from pycap.training.shares import RankFailed, led
+from pycap.training.shares import led
 from pycap.training.sources import Source
 from pycap.training.trainer import StepResult, Trainer
 
@@ -95,8 +95,8 @@ class Record:
             run_folder.write_samples(self.folder / "samples.html", title, intro, samples)
 
     def save(self, name: str, position: dict[str, Any], scores: dict[str, float]) -> None:
-        """The checkpoint `name`; "last" holds what a run needs to go on. Raises RankFailed where a rank's weights are not those
-        of the first; then nothing is written."""
+        """The checkpoint `name`; "last" holds what a run needs to go on. Raises DistributedError where a rank's weights are not
+        those of the first; then nothing is written."""
         model = _on_host(self._model.state_arrays())
         self.require_same(model)
         led(self._ranks, lambda: self._save(name, model, position, scores))
@@ -120,7 +120,7 @@ class Record:
         )
 
     def require_same(self, arrays: dict[str, Any]) -> None:
-        """RankFailed where arrays of the host are not the same, bit for bit, on all ranks."""
+        """DistributedError where arrays of the host are not the same, bit for bit, on all ranks."""
         if self._ranks.size == 1:
             return
         found = 0
@@ -130,7 +130,7 @@ class Record:
         others = [rank for rank, each in enumerate(sums) if each != sums[0]]
         if others:
             who = f"rank{'s' if len(others) > 1 else ''} {', '.join(map(str, others))}"
-            raise RankFailed(
+            raise DistributedError(
                 f"{who} of {self._ranks.size}: the weights at step {self._trainer.step_number} are not those of rank 0; they "
                 "were not saved: all ranks must run the same pycap, on processors of one kind with sound memory; go on "
                 f"from the last checkpoint with --resume {self.folder}"

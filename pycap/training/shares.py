@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,9 @@ from typing import TypeVar
 import numpy as np
 
 from pycap.device import cpu_count
-from pycap.distributed import Ranks
+from pycap.distributed import DistributedError, Ranks
 
 T = TypeVar("T")
-
-
-class RankFailed(RuntimeError):
-    """Another rank has failed; the message names it, and says why."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +49,26 @@ def gather(ranks: Ranks, made: Sequence[tuple[int, T]], most: int | None = None)
 
 
 def led(ranks: Ranks, work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, on every rank; the others wait for it. Where it fails, they raise RankFailed."""
-    value, told, failed = None, "", None
+    """What `work` returns on rank 0, on every rank; the others wait for it. Its error is an error of all of them."""
+    value, failed = None, None
     if ranks.rank == 0:
         try:
             value = work()
         except Exception as error:
-            failed, told = error, f"{type(error).__name__}: {error}"
-    value, told = ranks.first((value, told))
-    if failed is not None:
-        raise failed
-    if told:
-        raise RankFailed(f"rank 0: {told}")
+            failed = error
+    value, told = ranks.first((value, failed and _portable(failed)))
+    if told is not None:
+        raise failed or told
     return value  # type: ignore[return-value]
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or if pickle cannot take it to another rank, one of the same text."""
+    try:
+        same = str(pickle.loads(pickle.dumps(error))) == str(error)
+    except Exception:  # whatever its parts raise
+        same = False
+    return error if same else DistributedError(str(error))
 
 
 def cpus(ranks: Ranks) -> int:
