@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +33,9 @@ def load(path: str | Path | Sequence[str | Path], precision: str | None = None, 
 def caption_files(args: argparse.Namespace) -> int:
     """`pycap caption`: a caption an image, to --output or the screen. Status 1 where an image could not be read, 128 + n after
     signal n."""
-    from dataclasses import asdict
-
     from pycap import __version__, checkpoint, distributed
     from pycap.backends import select, set_threads
-    from pycap.bulk.job import Job
+    from pycap.bulk.job import Job, shard_files
     from pycap.bulk.merge import merge
     from pycap.bulk.screen import show
     from pycap.bulk.share import Shard
@@ -46,16 +47,13 @@ def caption_files(args: argparse.Namespace) -> int:
     ranks = distributed.current()
     shard = args.shard or Shard(ranks.rank + 1, ranks.size)
     on_screen = not args.output and args.format != "txt-sidecar"
-    for option, given in (
-        ("--resume", args.resume),
-        ("--skip-existing", args.skip_existing),
-        ("--shard", shard.count > 1),
-    ):
+    needing = {"--resume": args.resume, "--skip-existing": args.skip_existing, "a shard of the images": shard.count > 1}
+    for what, given in needing.items():
         if on_screen and given:
-            raise DataError(f"{option} is of a file: name it with --output")
+            raise DataError(f"{what} needs a file to write to: name it with --output")
     target = Target(Path(args.output) if args.output else None, args.format, args.separator)
     select(args.device, args.backend)
-    set_threads(args.threads or cpu_count())
+    set_threads(args.threads or max(cpu_count() // ranks.local_size, 1))
     inputs = find(args.images)
     named = [args.checkpoint, *args.ensemble]
     captioner = load(named, args.precision)
@@ -80,18 +78,17 @@ def caption_files(args: argparse.Namespace) -> int:
     )
     if on_screen:
         return show(work)
-    status = _status(work)
     if args.shard or ranks.size == 1:
-        return status
-    status = max(ranks.each(status))
-    if ranks.rank == 0 and status <= 1:
-        status = merge(target.file)
-    ranks.barrier()
-    return status
+        return _status(work, f"; when all shards are there: pycap merge {target.path or Path()}" if args.shard else "")
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if ranks.rank else nullcontext():
+        status = max(ranks.each(_status(work, "")))
+        if ranks.rank == 0 and status <= 1 and shard_files(target):
+            status = merge(target.file)
+    return ranks.first(status)
 
 
-def _status(job: Job) -> int:
-    """Do a job, and say what came of it: 0; 1 where images could not be read; 128 + n after signal n."""
+def _status(job: Job, next_step: str) -> int:
+    """Do a job, and say what came of it, and what to do next: 0; 1 where images could not be read; 128 + n after signal n."""
     from pycap.bulk.job import Stopped, run
 
     try:
@@ -100,16 +97,16 @@ def _status(job: Job) -> int:
         kept = f" {stopped.done} images are done: {stopped.path};" if stopped.done else ""
         print(f"stopped;{kept} the same command with --resume goes on", file=sys.stderr)
         return 128 + stopped.signal
+    except KeyboardInterrupt:
+        if job.journal.exists():
+            print(f"stopped; {job.journal} is kept: the same command with --resume goes on", file=sys.stderr)
+        raise
     if done is None:
         return 0
-    if job.shard.count > 1:
-        print(
-            f"{done.rows - done.failed} captions: {job.journal}; when all shards are there: pycap merge {job.target.file}"
-        )
-    else:
-        print(f"{done.rows - done.failed} captions: {job.target}")
+    shard = job.shard.count > 1
+    print(f"{done.rows - done.failed} captions: {job.journal if shard else job.target}{next_step}")
     if done.failed:
-        where = "" if job.shard.count > 1 else f": {job.target.failed}"
+        where = "" if shard else f": {job.target.failed}"
         print(f"{done.failed} of {done.rows} images could not be read{where}", file=sys.stderr)
     return 1 if done.failed else 0
 

@@ -13,8 +13,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from pycap.bulk.journal import Journal, JournalError, Standing, begun, read_header, read_rows, standing
-from pycap.bulk.share import WHOLE, Shard, Share
+from pycap.bulk.journal import (
+    Header,
+    Journal,
+    JournalError,
+    Standing,
+    begun,
+    read_header,
+    read_rows,
+    standing,
+    unwritable,
+)
+from pycap.bulk.share import WHOLE, Passed, Shard, Share
 from pycap.bulk.target import Kept, Target
 from pycap.data.forms import image_id
 from pycap.data.inputs import Inputs
@@ -93,7 +103,7 @@ def run(job: Job) -> Standing | None:
     kept = target.kept() if skip and not complete else None
     header = {**job.options, "batch_size": job.batch_size, "shard": str(job.shard), "inputs": _named(job.inputs)}
     header["skip_existing"] = began["skip_existing"] if began and complete else _stays(kept, skip and target.beside)
-    header |= {"_format": target.form, "_separator": target.separator}
+    header |= {"_format": target.form, "_separator": target.separator, "_output": str(target.path or "")}
     share = Share(job.inputs, job.batch_size, job.shard, target.lacks(kept) if skip else None)
     with Journal(path, header) as journal:
         if not complete:
@@ -102,14 +112,23 @@ def run(job: Job) -> Standing | None:
             if skip and total == 0 and began is None and job.shard.count == 1:
                 print(f"{target}: has all of these images already")
                 return None
-            stopped = _caption(job, journal, share, total)
+            passed = Passed()
+            stopped = _caption(job, journal, share, total, passed)
             if stopped:
                 raise Stopped(stopped, path, journal.standing.rows)
-            journal.complete()
+            journal.complete(passed.images, passed.digest())
         if job.shard.count == 1:
-            target.finish(read_rows(path), header["skip_existing"])
+            finish(target, read_rows(path), header, path)
             path.unlink()
         return journal.standing
+
+
+def finish(target: Target, rows: Iterable[Row], header: Header, journal: Path) -> None:
+    """Write the captions of journals where they are to go. JournalError where that is not possible."""
+    try:
+        target.finish(rows, header["skip_existing"])
+    except OSError as error:
+        raise unwritable(target.file, error, journal) from error
 
 
 def shard_files(target: Target) -> list[Path]:
@@ -139,16 +158,16 @@ def _began(job: Job) -> Row | None:
             f"{foreign[0]}: is of a job that was divided otherwise than this one (shard {job.shard}); finish it as it was "
             "begun, or remove it"
         )
-    if not path.exists():
+    if not begun(path):
         return None
     if job.resume:
-        return read_header(path) if begun(path) else None
+        return read_header(path)
     if not job.skip_existing or job.shard.count > 1:
         raise JournalError(
             f"{path}: is there already, of a job that is not done; --resume goes on with it, and to begin anew remove it"
         )
     with Journal(path, read_header(path)) as journal:  # to be kept, whatever it was begun with
-        target.finish(read_rows(path), read_header(path)["skip_existing"])
+        finish(target, read_rows(path), read_header(path), path)
         print(f"{journal.standing.rows - journal.standing.failed} captions of {path} are kept: {target}")
         path.unlink()
     return None
@@ -166,16 +185,17 @@ def _named(inputs: Inputs) -> list[str]:
     return named if rest <= 0 else [*named[:_NAMED], f"and {rest} more: {inputs.digest()}"]
 
 
-def _caption(job: Job, journal: Journal, share: Share, total: int | None) -> int | None:
+def _caption(job: Job, journal: Journal, share: Share, total: int | None, passed: Passed) -> int | None:
     """Caption what the journal lacks. Returns the signal that stopped it, or None."""
+    what = f"{job.what}, shard {job.shard}" if job.shard.count > 1 else job.what
     before = done = journal.standing.rows
     failed, told = journal.standing.failed, 0
     first = done - done % job.batch_size  # the batch in which the job was stopped is made again as a whole
     with (
         Stopping() as stopping,
-        Display(total, done, job.what, "images") as display,
+        Display(total, done, what, "images") as display,
         _Writing(journal) as writing,
-        closing(job.batches(_items(share, journal, first))) as batches,
+        closing(job.batches(_items(share, journal, first, passed))) as batches,
     ):
         for number, captions in enumerate(batches):
             rows = [row(each, job.drawn) for each in captions][0 if number else done - first :]
@@ -187,7 +207,7 @@ def _caption(job: Job, journal: Journal, share: Share, total: int | None) -> int
                 if told <= _TOLD:
                     print(f"{lost['file_name']}: {lost['error']}", file=sys.stderr)
             note = f"{(done - before) / max(display.elapsed, 1e-9):.1f} images/s"
-            display.advance(done, job.what, f"{note}  {failed} failed" if failed else note)
+            display.advance(done, what, f"{note}  {failed} failed" if failed else note)
             if stopping.number is not None:
                 return stopping.number
     return None
@@ -200,14 +220,14 @@ def row(caption: Captioned, drawn: bool) -> Row:
     return {"image_id": image_id(caption.name, "jsonl"), "file_name": caption.name, **caption.row(drawn)}
 
 
-def _items(share: Share, journal: Journal, first: int) -> Iterator[Item]:
+def _items(share: Share, journal: Journal, first: int, passed: Passed) -> Iterator[Item]:
     """The share's items from number `first` on, while all that are in the journal are compared with it."""
     rows, done = read_rows(journal.path), journal.standing.rows
     position = 0
     remedy = (
         "put them back as they were; or, without --resume, --skip-existing keeps these captions and makes what lacks"
     )
-    for position, reference in enumerate(share.references(), 1):
+    for position, reference in enumerate(share.references(passed), 1):
         if position <= done and (name := next(rows)["file_name"]) != reference.name:
             raise JournalError(
                 f"{journal.path}: the inputs have changed: its image number {position} is {name}, and now that is "

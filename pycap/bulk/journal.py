@@ -3,7 +3,7 @@
     {"journal": 1, ...}                          the header: what was asked for
     {"image_id": ..., "file_name": ..., ...}     a caption, as JSON Lines has it
     {"file_name": ..., "error": ...}             an image that could not be read
-    {"complete": true, "rows": 2, "failed": 1}   the footer: nothing is missing
+    {"complete": true, "rows": 2, "failed": 1, "images": 2, "names": ...}   the footer: nothing is missing
 
 Lines are only ever appended, each one whole, so that a process that is killed, or a disk that is full, leaves at most a torn
 last line, which the next one drops.
@@ -17,7 +17,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,11 +38,14 @@ class JournalError(DataError):
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a journal has come. rows: captions and failures; complete: whether the footer is there."""
+    """How far a journal has come. rows: captions and failures; complete: whether the footer is there. It tells images: how
+    many there were for all shards together; names: SHA-256 of all of their names."""
 
     rows: int
     failed: int
     complete: bool
+    images: int = field(default=0, compare=False)
+    names: str = field(default="", compare=False)
 
 
 Header = Mapping[str, Any]
@@ -64,9 +67,11 @@ class Journal:
             _lock(self._file, path)
             if begun(path):
                 agree(path, header)
-            self._end, self.standing = _measure(path)
-            os.ftruncate(self._file, self._end)
-            if not self._end:
+                self._end, self.standing = _measure(path)
+                os.ftruncate(self._file, self._end)
+            else:
+                self._end, self.standing = 0, Standing(0, 0, False)
+                os.ftruncate(self._file, 0)
                 self._append(json_line({"journal": VERSION, **header}))
         except BaseException:
             os.close(self._file)
@@ -91,12 +96,11 @@ class Journal:
         if time.monotonic() - self._synced > _SYNC_EVERY_S:
             self._sync()
 
-    def complete(self) -> None:
-        """Append the footer."""
-        rows, failed, _ = astuple(self.standing)
-        self._append(json_line({"complete": True, "rows": rows, "failed": failed}))
+    def complete(self, images: int, names: str) -> None:
+        """Append the footer, with what `Standing` has of it."""
+        self.standing = replace(self.standing, complete=True, images=images, names=names)
+        self._append(json_line({"complete": True, **asdict(self.standing)}))
         self._sync()
-        self.standing = Standing(rows, failed, True)
 
     def _append(self, data: bytes) -> None:
         written = 0
@@ -107,13 +111,13 @@ class Journal:
         except OSError as error:
             self._end += data.rfind(b"\n", 0, written) + 1
             os.ftruncate(self._file, self._end)
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error, self.path) from error
 
     def _sync(self) -> None:
         try:
             os.fsync(self._file)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error, self.path) from error
         self._synced = time.monotonic()
 
 
@@ -171,10 +175,12 @@ def agree(path: Path, header: Header) -> None:
 
 
 def begun(path: Path) -> bool:
-    """Whether a file holds more than a header that was torn as it was written."""
+    """Whether there is a file that would be missed: any but a journal with no row yet."""
+    if not path.exists():
+        return False
     with open(path, "rb") as file:
-        line = file.readline()
-    return not _MARK.startswith(line[: len(_MARK)]) or line.endswith(b"\n")
+        header, row = file.readline(), file.readline()
+    return not _MARK.startswith(header[: len(_MARK)]) or row.endswith(b"\n")
 
 
 def _measure(path: Path) -> tuple[int, Standing]:
@@ -196,7 +202,7 @@ def _measure(path: Path) -> tuple[int, Standing]:
             f"{path}: holds {rows} rows, {failed} of them failures, and its last line says {footer['rows']} and "
             f"{footer['failed']}: the file is damaged; remove it, and caption these images again"
         )
-    return end, Standing(rows, failed, footer is not None)
+    return end, Standing(**footer) if footer else Standing(rows, failed, False)
 
 
 def differences(before: Header, now: Header, of: str = "") -> Iterator[tuple[str, str, str]]:
@@ -206,7 +212,7 @@ def differences(before: Header, now: Header, of: str = "") -> Iterator[tuple[str
             continue
         one, other = before.get(key), now.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
-            yield from differences(one, other, f"{of}{key}: ")
+            yield from differences(one, other, f"{of}{key.replace('_', ' ')}: ")
         elif one != other:
             yield f"{of}{key.replace('_', ' ')}", _shown(one), _shown(other)
 
@@ -234,7 +240,8 @@ def _lock(file: int, path: Path) -> None:
             raise
 
 
-def _unwritable(path: Path, error: OSError) -> JournalError:
+def unwritable(path: Path, error: OSError, journal: Path) -> JournalError:
+    """The error where `path` cannot be written, of a job that `journal` keeps."""
     reason = "the disk is full" if error.errno in _FULL else f"cannot be written ({error.strerror})"
     remedy = "free space" if error.errno in _FULL else "see to that"
-    return JournalError(f"{path}: {reason}; what was captioned before is in it: {remedy}, and go on with --resume")
+    return JournalError(f"{path}: {reason}; what was captioned is in {journal}: {remedy}, and go on with --resume")

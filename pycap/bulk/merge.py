@@ -8,36 +8,36 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pycap.bulk.job import shard_file, shard_files
+from pycap.bulk.job import finish, shard_file, shard_files
 from pycap.bulk.journal import JournalError, differences, read_header, read_rows, standing
 from pycap.bulk.share import Shard
 from pycap.bulk.target import Target
 
 
-def merge(file: Path, form: str | None = None, separator: str | None = None) -> int:
-    """Put the shards of FILE together, and remove them when FILE is whole. Returns 1 where images could not be read, else 0.
+def merge(output: Path, form: str | None = None, separator: str | None = None) -> int:
+    """Put the shards of `--output` together, and remove them when the captions are where they are to go. Returns 1 where
+    images could not be read, else 0.
 
     form, separator: as the shards were begun, unless given. JournalError names every shard that is missing, not done or of
     another job; nothing is written then.
     """
-    found = shard_files(Target(file))
+    place = Target(output, "txt-sidecar" if output.is_dir() else "jsonl")
+    found = shard_files(place)
     if not found:
         raise JournalError(
-            f"{file}: there are no shards {file.name}.shard-I-of-N beside it; name the --output of the shards"
+            f"{output}: there are no shards {place.file.name}.shard-I-of-N beside it; name the --output of the shards"
         )
     header = read_header(found[0])
-    target = Target(file, form or header["_format"], separator or header["_separator"])
+    target = Target(output if header["_output"] else None, form or header["_format"], separator or header["_separator"])
     count = Shard.parsed(header["shard"]).count
-    shards = [shard_file(target, Shard(number, count)) for number in range(1, count + 1)]
-    problems = [
-        f"{path.name} is of another division than {found[0].name}; remove it" for path in found if path not in shards
-    ]
-    problems += _problems(shards, header)
+    shards = [shard_file(place, Shard(number, count)) for number in range(1, count + 1)]
+    problems = [f"{path.name} is of another division than {found[0].name}" for path in found if path not in shards]
+    problems += _problems(shards, found[0])
     if problems:
-        raise JournalError(f"{file}: cannot be merged: {'; '.join(problems)}")
+        raise JournalError(f"{output}: cannot be merged: {'; '.join(problems)}")
     done = [standing(path) for path in shards]
     images, failed = sum(each.rows for each in done), sum(each.failed for each in done)
-    target.finish(_in_order(shards, header["batch_size"]), header["skip_existing"])
+    finish(target, _in_order(shards, header["batch_size"]), header, shards[0])
     for path in shards:
         path.unlink()
     print(f"{images - failed} captions of {count} shards: {target}")
@@ -46,25 +46,28 @@ def merge(file: Path, form: str | None = None, separator: str | None = None) -> 
     return 1 if failed else 0
 
 
-def _problems(shards: Sequence[Path], header: dict[str, Any]) -> Iterator[str]:
-    """Why the shards do not make a whole."""
-    rows: dict[Path, int] = {}
+def _problems(shards: Sequence[Path], first: Path) -> Iterator[str]:
+    """Why the shards do not make a whole. first: one that is there."""
+    header, whole = read_header(first), None
     for number, path in enumerate(shards, 1):
+        shard = Shard(number, len(shards))
         if not path.exists():
-            yield f"{path.name} is missing: caption it with --shard {number}/{len(shards)}"
+            yield f"{path.name} is missing: caption it with --shard {shard}"
             continue
-        own = {**header, "shard": f"{number}/{len(shards)}"}
-        for what, here, there in differences(read_header(path), own):
-            yield f"{path.name} is of another job: {what} is {here}, and in {shards[0].name} {there}"
+        for what, here, there in differences(read_header(path), {**header, "shard": str(shard)}):
+            yield f"{path.name} is of another job: {what} is {here}, and in {first.name} {there}"
         done = standing(path)
         if not done.complete:
-            yield f"{path.name} is not done ({done.rows} images): go on with --shard {number}/{len(shards)} --resume"
-        rows[path] = done.rows
-    images = sum(rows.values())
-    for number, path in enumerate(shards, 1):
-        share = Shard(number, len(shards)).share(images, header["batch_size"])
-        if len(rows) == len(shards) and rows[path] != share:
-            yield f"{path.name} has {rows[path]} images, and of {images} its share is {share}: the inputs were others"
+            yield f"{path.name} is not done ({done.rows} images): go on with --shard {shard} --resume"
+            continue
+        whole = whole or done
+        if (done.images, done.names) != (whole.images, whole.names):
+            yield (
+                f"{path.name} is of {done.images} images, and a shard before it of {whole.images}, or of others by name: "
+                "remove the shards for which they were not as they are to be, and caption those again"
+            )
+        elif done.rows != shard.share(done.images, header["batch_size"]):
+            yield f"{path.name} has {done.rows} images, which is not its share of {done.images}: remove it, caption it again"
 
 
 def _in_order(shards: Sequence[Path], batch_size: int) -> Iterator[dict[str, Any]]:

@@ -7,10 +7,10 @@ the batches i-1, i-1+n, i-1+2n, ...; and a job that is continued begins with the
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
 
 from pycap.data.inputs import Inputs
 from pycap.data.items import Reference
@@ -47,6 +47,23 @@ class Shard:
 WHOLE = Shard()
 
 
+class Passed:
+    """How many images were gone through, and a digest of their names in their order."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._names = hashlib.sha256()
+
+    def add(self, name: str) -> None:
+        """One more."""
+        self.images += 1
+        self._names.update(name.encode("utf-8", "surrogateescape") + b"\0")
+
+    def digest(self) -> str:
+        """SHA-256, hexadecimal."""
+        return self._names.hexdigest()
+
+
 @dataclass(frozen=True)
 class Share:
     """The images of one process: of the inputs those that `keep` wants, if given, and of these the shard's."""
@@ -60,10 +77,13 @@ class Share:
         """The images of all shards, none of them read."""
         return (each for each in self.inputs.references() if self.keep is None or self.keep(each.name))
 
-    def references(self) -> Iterator[Reference]:
-        """The shard's images, none of them read."""
-        numbered = zip(count(), self.wanted(), strict=False)
-        return (each for position, each in numbered if self.shard.has(position, self.batch_size))
+    def references(self, passed: Passed | None = None) -> Iterator[Reference]:
+        """The shard's images, none of them read. passed: is told all images that are gone through, other shards' too."""
+        for position, each in enumerate(self.wanted()):
+            if passed is not None:
+                passed.add(each.name)
+            if self.shard.has(position, self.batch_size):
+                yield each
 
     def count(self) -> int | None:
         """How many images the shard has; None where that would mean to decompress archives."""

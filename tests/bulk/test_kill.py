@@ -40,7 +40,7 @@ def test_killed_and_continued_is_byte_for_byte_what_was_never_killed(tmp_path: P
     kills = 0
     while True:
         process = started(images, output, form, shard)
-        time.sleep(random.uniform(0.0, 0.05))
+        time.sleep(random.uniform(0.0, 0.12))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         if process.returncode == 0:
