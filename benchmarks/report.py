@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+
+
+def markers(name: str) -> tuple[str, str]:
+    """The lines between which a block of a page is written."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+BEGIN, END = markers("benchmarks")
 
 
 def seconds(value: float | None) -> str:
@@ -126,14 +133,15 @@ def markdown(rows: Sequence[Row], picture: str | None) -> str:
     return "\n".join(text)
 
 
-def replace_block(text: str, block: str, name: str = "README.md") -> str:
-    """`text` with what stands between the markers replaced. ValueError where there is not one pair of them."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+def replace_block(text: str, block: str, name: str = "README.md", mark: str = "benchmarks") -> str:
+    """`text` with what stands between the two markers `mark` replaced. ValueError where there is not one pair of them."""
+    begin, end = markers(mark)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(
-            f"{name}: needs one line {BEGIN} and after it one line {END}, between which the table is written"
+            f"{name}: needs one line {begin} and after it one line {end}, between which the table is written"
         )
-    head, tail = text.partition(BEGIN)[0], text.partition(END)[2]
-    return f"{head}{BEGIN}\n{block}\n{END}{tail}"
+    head, tail = text.partition(begin)[0], text.partition(end)[2]
+    return f"{head}{begin}\n{block}\n{end}{tail}"
 
 
 def update_readme(rows: Sequence[Row], picture: Path | None, readme: Path = ROOT / "README.md") -> None:
