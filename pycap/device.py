@@ -196,6 +196,11 @@ class Mark:
         if self._event is not None:
             self._event.record()
 
+    @property
+    def passed(self) -> bool:
+        """Whether the device has come this far."""
+        return self._event is None or bool(self._event.done)
+
     def wait(self) -> None:
         """Until the device has come this far."""
         if self._event is not None:

@@ -33,12 +33,20 @@ class Graphs:
     """CUDA graphs by key, all on one stream.
 
     log: is told once of each key that cannot be captured, and why. describe: a key as that line names it. limit: the most
-    graphs that are kept (each keeps the memory of its intermediate results); further keys stay eager.
+    graphs that are kept (each keeps the memory of its intermediate results); further keys stay eager. agree: told whether
+    this process has recorded a key; says whether all have that launch it together, for only then does any of them.
     """
 
-    def __init__(self, log: Callable[[str], None], describe: Callable[[Any], str] = str, *, limit: int = 32) -> None:
-        self.limit = limit
-        self._log, self._describe = log, describe
+    def __init__(
+        self,
+        log: Callable[[str], None],
+        describe: Callable[[Any], str] = str,
+        *,
+        limit: int = 32,
+        agree: Callable[[bool], bool] = bool,
+    ) -> None:
+        self.limit, self.capturing = limit, False
+        self._log, self._describe, self._agree = log, describe, agree
         self._stream: Any = None
         self._graphs: dict[Hashable, _Captured] = {}
         self._begun: set[Hashable] = set()
@@ -133,6 +141,9 @@ class Graphs:
         pool = cuda.MemoryPool()
         # The workspace before and after: work that grows it has launched on both. What lay between is of the pool.
         before = memory.workspace(0)
+        graph: Any = None
+        reason = "another rank cannot record it"
+        self.capturing = True
         try:
             with cuda.using_allocator(pool.malloc), memory.holding() as held:
                 stream.begin_capture()
@@ -144,8 +155,12 @@ class Graphs:
                     raise
                 graph = stream.end_capture()
         except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+        finally:
+            self.capturing = False
+        if not self._agree(graph is not None):
             self._eager.add(key)
-            self._refuse(key, f"{type(error).__name__}: {error}")
+            self._refuse(key, reason)
             return False
         self._graphs[key] = _Captured(graph, pool, (before, memory.workspace(0)), held)
         return True

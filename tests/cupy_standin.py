@@ -4,7 +4,8 @@
 `np.asarray(it)` and any operation with a NumPy array of one axis or more raise TypeError, as they do in CuPy. New arrays
 of `empty` hold NaN. `ndarray.reads` counts what a GPU would have to finish its work for: copies to the host, numbers, and
 results whose size depends on what an array holds (`flatnonzero`, an index that is a mask).
-Streams, their capture in graphs, pinned memory and pools are `tests/cupy_streams.py`.
+Streams and their capture in graphs are `tests/cupy_streams.py`, pinned memory and pools `tests/cupy_memory.py`; exchanges
+between GPUs are `tests/cupy_nccl.py`, which CuPy has as a module of its own, "cupy.cuda.nccl".
 
 It has only what pycap uses; `tests/test_cupy_standin.py` holds each name against the real CuPy where that is installed.
 """
@@ -16,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from tests import cupy_memory as memory
 from tests import cupy_streams as streams
-from tests.cupy_streams import CUDARuntimeError
+from tests.cupy_memory import CUDARuntimeError
 
 #: Methods and operators that give arrays.
 METHODS = [
@@ -45,7 +47,7 @@ class ndarray:
 
     def __init__(self, host: np.ndarray) -> None:
         self._host = host
-        self._views = streams.views(host)
+        self._views = memory.views(host)
 
     def __array__(self, *arguments: Any, **how: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
@@ -268,11 +270,11 @@ def make(name: str = "Stand-in 9000", capability: tuple[int, int] = (9, 0), coun
         Stream=streams.Stream,
         Event=streams.Event,
         Graph=streams.Graph,
-        MemoryPool=streams.MemoryPool,
+        MemoryPool=memory.MemoryPool,
         get_current_stream=streams.get_current_stream,
         get_elapsed_time=streams.get_elapsed_time,
-        using_allocator=streams.using_allocator,
-        alloc_pinned_memory=streams.alloc_pinned_memory,
+        using_allocator=memory.using_allocator,
+        alloc_pinned_memory=memory.alloc_pinned_memory,
         runtime=SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
             getDeviceCount=count_devices,

@@ -1,50 +1,58 @@
 """Streams of the stand-in for CuPy: order, events, copies that arrive late, and capture into graphs that recompute.
 
 What is launched runs at once, but for copies between the device and pinned memory: those are made when something that waits
-for them does (an operation on their stream, an event, a wait), so that a wait that is missing shows up as old contents.
+for them does (an operation on their stream, an event, a wait), so that a wait that is missing shows up as old contents. So is
+all that a stream is given once it exchanges with other GPUs (`tests/cupy_nccl.py`), unless `eagerly`.
 
 While a stream captures, operations are recorded. They run too, because NumPy knows no shapes without, and then everything is
-undone: memory that was there before is put back, memory that was made is filled with NaN. `Graph.launch` runs them again on
-the same memory, and raises where a GPU would read or write what is somebody else's by then: memory from before the capture
-that no array of the device views any more, and what was made in it, unless its pool is alive and not the default one. What CUDA
-forbids, or what could not mean the same in a replay, raises and invalidates the capture: reading a number, copies from and to
-pageable memory, shapes that depend on contents, waiting.
+undone: memory that was there before is put back, memory that was made is filled with NaN. A stream that waits for an event of
+the capture joins it. `Graph.launch` runs the operations again on the same memory, those of other streams as late as events
+allow or, `eagerly`, as early. It raises where a GPU would read or write what is somebody else's by then: memory from before
+the capture that no array of the device views any more, and what was made in it, unless its pool is alive and not the default
+one. What CUDA forbids, or what could not mean the same in a replay, raises and invalidates the capture: reading a number,
+copies from and to pageable memory, shapes that depend on contents, waiting.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-
-class CUDARuntimeError(RuntimeError):
-    """What CUDA's calls raise."""
-
+from tests.cupy_memory import CUDARuntimeError, MemoryPool, current_pool, is_pinned, root_of, spoil, viewed
 
 _here = threading.local()
 _numbers = itertools.count(1)
+
+
+class Stuck(RuntimeError):
+    """The device works on something that will never end: whoever waits for it waits for ever."""
 
 
 class Stream:
     """Work in order. waits: how often the host has waited for a stream or an event."""
 
     waits = 0
+    _eager = False  # see `eagerly`
     null: Stream
     _blocking: weakref.WeakSet[Stream] = weakref.WeakSet()
+    _all: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
 
-    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
+    def __init__(self, null: bool = False, non_blocking: bool = False, priority: int | None = None) -> None:
         self.ptr = 0 if null else next(_numbers)
+        Stream._all[self.ptr] = self
         self.is_non_blocking = non_blocking
         self._late: list[tuple[int, Callable[[], Any]]] = []
         self._given = 0
+        self._exchanges = False
         self._capture: _Capture | None = None
         if not null and not non_blocking:
             Stream._blocking.add(self)
@@ -76,9 +84,14 @@ class Stream:
         event = event or Event()
         event._stream, event._place, event._time = self, self._given, time.perf_counter()
         event._capture = self._capture
+        if self._capture is not None:
+            event._point = self._capture.point(self)
         return event
 
     def wait_event(self, event: Event) -> None:
+        if self._capture is None and event._capture is not None and event._capture.open:
+            self._arrive()
+            self._capture = event._capture  # as CUDA has it: who waits for what is captured is captured itself
         if self._capture is not event._capture:
             self._forbid_while_capturing("cudaErrorStreamCaptureIsolation")
             raise CUDARuntimeError(
@@ -86,6 +99,8 @@ class Stream:
             )
         if self._capture is None:
             self._later(event._arrive)
+        else:
+            self._capture.add(self, event._point)
 
     def begin_capture(self, mode: int | None = None) -> None:
         if self.ptr == 0:
@@ -93,16 +108,21 @@ class Stream:
         if self._capture is not None:
             raise CUDARuntimeError("cudaErrorIllegalState: the stream is capturing already")
         self._arrive()
-        self._capture = _Capture()
+        self._capture = _Capture(self)
 
     def end_capture(self) -> Graph:
-        capture, self._capture = self._capture, None
+        capture = self._capture
         if capture is None:
             raise CUDARuntimeError("cudaErrorIllegalState: the stream is not capturing")
+        capture.open = False
+        for stream in capture.work:
+            stream._capture = None
         capture.undo()
         if capture.broken:
             raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated: operation failed due to a previous error")
-        return Graph(capture.operations, capture.lives())
+        if capture.unjoined():
+            raise CUDARuntimeError("cudaErrorStreamCaptureUnjoined: capturing stream has unjoined work")
+        return Graph(self, capture.work, capture.lives())
 
     def is_capturing(self) -> bool:
         if self._capture is not None and self._capture.broken:
@@ -130,7 +150,12 @@ class Stream:
 
     def _own_arrive(self, place: float) -> None:
         while self._late and self._late[0][0] <= place:
-            self._late.pop(0)[1]()
+            first = self._late.pop(0)
+            try:
+                first[1]()
+            except Stuck:
+                self._late.insert(0, first)
+                raise
 
 
 Stream.null = Stream(null=True)
@@ -140,6 +165,16 @@ def _stack() -> list[Stream]:
     if not hasattr(_here, "streams"):
         _here.streams = [Stream.null]
     return _here.streams
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Within this, what streams other than a capture's first are given is done as early as may be, not as late."""
+    before, Stream._eager = Stream._eager, True
+    try:
+        yield
+    finally:
+        Stream._eager = before
 
 
 def get_current_stream() -> Stream:
@@ -153,15 +188,17 @@ class Event:
         self._stream, self._place, self._time = Stream.null, 0, 0.0
         self._timed = not disable_timing
         self._capture: _Capture | None = None
+        self._point = _Point(Stream.null, 0)
 
     def record(self, stream: Stream | None = None) -> None:
         (stream or get_current_stream()).record(self)
 
     @property
     def done(self) -> bool:
-        """Whether it had come by now; then it comes."""
+        """Whether it had come by now; then it comes, if ever."""
         late = any(place <= self._place for place, _ in self._stream._late)
-        self._arrive()
+        with contextlib.suppress(Stuck):
+            self._arrive()
         return not late
 
     def synchronize(self) -> None:
@@ -186,29 +223,58 @@ def get_elapsed_time(start_event: Event, end_event: Event) -> float:
 # Capture --------------------------------------------------------------------------------------------------------------
 
 
-class _Capture:
-    """What a stream has recorded, and how to undo what recording did."""
+@dataclass(frozen=True)
+class _Point:
+    """After so much of a stream's work."""
 
-    def __init__(self) -> None:
-        self.operations: list[Callable[[], Any]] = []
+    stream: Stream
+    count: int
+
+
+class _Capture:
+    """What a stream, and those that have joined it, have recorded, and how to undo what recording did. work: of each stream,
+    operations and points to wait for."""
+
+    def __init__(self, origin: Stream) -> None:
+        self.work: dict[Stream, list[Callable[[], Any] | _Point]] = {origin: []}
+        self.origin = origin
+        self.open = True
         self.broken = False
         self._before: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._made: dict[int, np.ndarray] = {}
         self._lives: dict[int, Callable[[], Any]] = {}
 
+    def add(self, stream: Stream, work: Callable[[], Any] | _Point) -> None:
+        self.work.setdefault(stream, []).append(work)
+
+    def point(self, stream: Stream) -> _Point:
+        return _Point(stream, len(self.work[stream]))
+
+    def unjoined(self) -> bool:
+        """Whether the work of a stream goes on after the last point of it that the first stream waits for, directly or not."""
+        reached = {self.origin: len(self.work[self.origin])}
+        fresh = [self.origin]
+        while fresh:
+            stream = fresh.pop()
+            for waited in self.work[stream][: reached[stream]]:
+                if isinstance(waited, _Point) and waited.count > reached.get(waited.stream, 0):
+                    reached[waited.stream] = waited.count
+                    fresh.append(waited.stream)
+        return any(len(work) > reached.get(stream, 0) for stream, work in self.work.items())
+
     def uses(self, array: np.ndarray) -> None:
-        root = _root(array)
-        if id(root) not in self._made and id(root) in _views:
-            self._lives[id(root)] = weakref.ref(_views[id(root)])
+        root = root_of(array)
+        if id(root) not in self._made and id(root) in viewed:
+            self._lives[id(root)] = weakref.ref(viewed[id(root)])
 
     def writes(self, array: np.ndarray) -> None:
         self.uses(array)
-        root = _root(array)
+        root = root_of(array)
         if id(root) not in self._made and id(root) not in self._before:
             self._before[id(root)] = (root, root.copy())
 
     def made(self, array: np.ndarray, pool: MemoryPool | None) -> None:
-        root = _root(array)
+        root = root_of(array)
         self._made[id(root)] = root
         if pool is not None:
             self._lives[id(root)] = weakref.ref(pool)
@@ -216,7 +282,7 @@ class _Capture:
     def lives(self) -> list[Callable[[], Any]]:
         """What gives None when the memory that the operations read and write has gone to others."""
         for place in self._made.keys() - self._lives.keys():
-            self._lives[place] = weakref.ref(_views[place]) if place in _views else lambda: None
+            self._lives[place] = weakref.ref(viewed[place]) if place in viewed else lambda: None
         return list(self._lives.values())
 
     def undo(self) -> None:
@@ -229,8 +295,10 @@ class _Capture:
 class Graph:
     """Operations that were captured, to be run again on the memory that they were captured with."""
 
-    def __init__(self, operations: list[Callable[[], Any]], lives: list[Callable[[], Any]]) -> None:
-        self._operations, self._lives = operations, lives
+    def __init__(
+        self, origin: Stream, work: dict[Stream, list[Callable[[], Any] | _Point]], lives: list[Callable[[], Any]]
+    ) -> None:
+        self._origin, self._work, self._lives = origin, work, lives
 
     def launch(self, stream: Stream | None = None) -> None:
         stream = stream or get_current_stream()
@@ -240,31 +308,21 @@ class Graph:
             raise CUDARuntimeError(
                 "cudaErrorIllegalAddress: the graph uses memory that has been given back since its capture"
             )
-        for operation in self._operations:
-            operation()
+        joined = [own for own in self._work if own is not self._origin]
+        order = [*joined, self._origin] if Stream._eager else [self._origin, *joined]
+        done = dict.fromkeys(order, 0)
 
+        def ready(own: Stream) -> bool:
+            if done[own] == len(self._work[own]):
+                return False
+            work = self._work[own][done[own]]
+            return not isinstance(work, _Point) or done[work.stream] >= work.count
 
-class Views:
-    """Alive while an array of the device views the memory."""
-
-
-_views: weakref.WeakValueDictionary[int, Views] = weakref.WeakValueDictionary()
-
-
-def views(array: np.ndarray) -> Views:
-    """What each array of the device holds for its memory, the same for all views of it."""
-    return _views.setdefault(id(_root(array)), Views())
-
-
-def spoil(array: np.ndarray) -> None:
-    """NaN in floats, the largest number in integers: what memory holds that nobody has written."""
-    array.fill(np.nan if array.dtype.kind in "fV" else True if array.dtype.kind == "b" else np.iinfo(array.dtype).max)
-
-
-def _root(array: np.ndarray) -> np.ndarray:
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
+        while (own := next(filter(ready, order), None)) is not None:
+            work = self._work[own][done[own]]
+            if not isinstance(work, _Point):
+                work()
+            done[own] += 1
 
 
 def _arrays(value: Any) -> Iterator[np.ndarray]:
@@ -282,8 +340,10 @@ def run(operation: Callable[[], Any], reads: Iterable[Any] = (), writes: np.ndar
     without one, its results are new memory.
     """
     stream = get_current_stream()
-    stream._arrive()
     capture = stream._capture
+    if stream._exchanges and capture is None:
+        return _run_late(stream, operation, writes)
+    stream._arrive()
     given = list(_arrays(list(reads)))
     if capture is not None:
         for array in given:
@@ -295,18 +355,47 @@ def run(operation: Callable[[], Any], reads: Iterable[Any] = (), writes: np.ndar
         result = np.asarray(result)
     if writes is not None:
         if capture is not None:
-            capture.operations.append(operation)
+            capture.add(stream, operation)
         return result
-    roots = {id(_root(array)) for array in given}
+    roots = {id(root_of(array)) for array in given}
     for array in _arrays(result):
-        if id(_root(array)) not in roots:
+        if id(root_of(array)) not in roots:
             new(array)
             if capture is not None:
-                capture.operations.append(
-                    lambda: [old.__setitem__(..., now) for old, now in _pairs(result, operation())]
-                )
+                capture.add(stream, lambda: [old.__setitem__(..., now) for old, now in _pairs(result, operation())])
                 break
     return result
+
+
+def _run_late(stream: Stream, operation: Callable[[], Any], writes: np.ndarray | None) -> Any:
+    """`operation` on a stream that exchanges; what it gives holds nothing before it has come."""
+    if writes is not None:
+        stream._later(operation)
+        result: Any = writes
+    else:
+        with np.errstate(all="ignore"):
+            result = operation()
+        result = np.asarray(result) if isinstance(result, np.generic) else result
+        for array in _arrays(result):
+            spoil(new(array))
+        stream._later(lambda: [old.__setitem__(..., now) for old, now in _pairs(result, operation())])
+    if Stream._eager:
+        stream._arrive()
+    return result
+
+
+def exchange(stream: Stream, operation: Callable[[], Any], array: np.ndarray) -> None:
+    """What all GPUs do together with memory of the device: `operation` changes `array`. From then on the stream is one that
+    exchanges."""
+    if stream._capture is not None:
+        stream._capture.writes(array)
+        stream._capture.add(stream, operation)
+        return
+    stream._exchanges = True
+    stream._later(operation)
+    if Stream._eager:
+        with contextlib.suppress(Stuck):
+            stream._arrive()
 
 
 def _pairs(old: Any, now: Any) -> Iterable[tuple[Any, Any]]:
@@ -315,7 +404,7 @@ def _pairs(old: Any, now: Any) -> Iterable[tuple[Any, Any]]:
 
 def new(array: np.ndarray) -> np.ndarray:
     """Count `array` as memory that the device has given out, from the current pool, within the current capture."""
-    pool = getattr(_here, "pool", None)
+    pool = current_pool()
     if pool is not None:
         pool._gives(array)
     capture = get_current_stream()._capture
@@ -327,77 +416,6 @@ def new(array: np.ndarray) -> np.ndarray:
 def forbid_while_capturing() -> None:
     """CUDARuntimeError where the current stream captures, whose capture is then invalid."""
     get_current_stream()._forbid_while_capturing()
-
-
-# Memory ---------------------------------------------------------------------------------------------------------------
-
-
-class MemoryPool:
-    """Counts what it gives out; nothing is given out twice."""
-
-    def __init__(self) -> None:
-        self._used = self._total = 0
-
-    def _gives(self, array: np.ndarray) -> None:
-        self._used += array.nbytes
-        self._total += array.nbytes
-        weakref.finalize(_root(array), MemoryPool._takes, weakref.ref(self), array.nbytes)
-
-    @staticmethod
-    def _takes(pool: weakref.ref[MemoryPool], nbytes: int) -> None:
-        alive = pool()
-        if alive is not None:
-            alive._used -= nbytes
-
-    def malloc(self, size: int) -> Any:
-        """Of use to `using_allocator` only."""
-        block = np.empty(size, np.uint8)
-        self._gives(block)
-        return SimpleNamespace(ptr=block.ctypes.data, mem=block)
-
-    def used_bytes(self) -> int:
-        return self._used
-
-    def free_bytes(self) -> int:
-        return self._total - self._used
-
-    def total_bytes(self) -> int:
-        return self._total
-
-    def free_all_blocks(self) -> None:
-        self._total = self._used
-
-
-@contextmanager
-def using_allocator(allocator: Any = None) -> Iterator[None]:
-    """Within this, and in this thread, memory comes from the pool whose `malloc` is given."""
-    before = getattr(_here, "pool", None)
-    _here.pool = None if allocator is None else allocator.__self__
-    try:
-        yield
-    finally:
-        _here.pool = before
-
-
-class PinnedMemoryPointer(bytearray):
-    """Memory of the host that the device reads and writes by itself."""
-
-    @property
-    def ptr(self) -> int:
-        return np.frombuffer(self, np.uint8).ctypes.data
-
-    def size(self) -> int:
-        return len(self)
-
-
-def alloc_pinned_memory(size: int) -> PinnedMemoryPointer:
-    """At least `size` bytes; more, as CuPy's pool gives, so that `np.frombuffer` needs its count."""
-    return PinnedMemoryPointer(-(-max(size, 1) // 512) * 512)
-
-
-def is_pinned(array: np.ndarray) -> bool:
-    base: Any = _root(array).base
-    return isinstance(base.obj if isinstance(base, memoryview) else base, PinnedMemoryPointer)
 
 
 def copy(target: np.ndarray, source: np.ndarray, host: np.ndarray, stream: Stream | None, blocking: bool) -> None:
@@ -414,7 +432,7 @@ def copy(target: np.ndarray, source: np.ndarray, host: np.ndarray, stream: Strea
         if host is source:
             stream._capture.writes(target)
             move()
-        stream._capture.operations.append(move)
+        stream._capture.add(stream, move)
     elif is_pinned(host) and not blocking:
         stream._later(move)
     else:

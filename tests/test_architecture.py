@@ -87,7 +87,7 @@ TABLE: dict[str, Row] = {
     "config": row(packages="", lazy_packages="jsonargparse yaml"),
     "tensorfile": row(),
     "checkpoint": row("config data tensorfile", packages="numpy safetensors", lazy_packages="yaml"),
-    "distributed": row("device memory autograd", lazy_packages="mpi4py cupy"),
+    "distributed": row("device memory autograd backends", lazy_packages="mpi4py cupy"),
     # Builds the GPU kernels' machine code.
     "cubins": row("device memory backends backends.triton kernels"),
     # A trained model with its vocabulary and image preparation (docs/decisions/0005-captioner-and-training.md).

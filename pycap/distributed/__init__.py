@@ -9,6 +9,8 @@ Elsewhere nothing knows how they were started: `current()` gives them, and with 
 | `sockets.py` | the exchanges over TCP |
 | `slurm.py` | where the processes of a Slurm step meet |
 | `reducer.py` | gradients summed while backward goes on |
+| `nccl.py` | sums between GPUs |
+| `device_reducer.py` | gradients summed between GPUs, within a recorded step |
 | `lifeline.py` | how a rank tells that it lives, fails, or has done its part |
 | `watch.py` | programs beside the ranks, which name the one that dies or hangs, and stop the others |
 """

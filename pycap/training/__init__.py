@@ -7,7 +7,7 @@
 | `features.py` | a frozen CNN's features, made once |
 | `feed.py` | batches on their way to the device |
 | `trainer.py` | one step, and the validation loss: model, optimiser, schedule |
-| `step.py` | a step that stays on the GPU |
+| `step.py`, `shapes.py` | a step that stays on the GPU; what decides its launches, on which ranks agree |
 | `shares.py` | what each of several ranks has of a batch, and how it is put together again |
 | `scst.py` | captions that the model draws, and what they are worth: self-critical training |
 | `plan.py` | what a run needs of a GPU's memory, and the micro-batch that fits |

@@ -100,7 +100,7 @@ class _Run:
         store = None if inside else features.open_store(config, self.model.cnn, self.spec, ranks)
         if not resumed and (aside := shares.led(ranks, lambda: run_folder.make_room(self.folder))):
             self.say(f"{self.folder} held an earlier run; it is now {aside} (continue it with --resume {aside})")
-        fitting = self.memory.micro_batch if self.memory else own.micro_batch
+        fitting = min(ranks.each(self.memory.micro_batch if self.memory else own.micro_batch))
         store = features.open_store(config, self.model.cnn, self.spec, ranks) if inside else store
         self.loaders = sources.loaders(self.source, self.vocab, self.spec, config, self.folder, fitting, store, ranks)
         self.feed = Feed(self.loaders.train)
@@ -172,6 +172,7 @@ class _Run:
                     self._save("last")
                 ending = self.task.end(self.folder, self._held_out)
                 self.record.samples(ending.samples, self.scores)
+            self.trainer.close()
             for line in ending.lines:
                 self.say(line)
         finally:

@@ -264,7 +264,13 @@ class Trainer:
             longest=self.config.max_length + 2,
             half=self.config.precision == "bf16",
             log=self._log,
+            ranks=self._ranks,
         )
+
+    def close(self) -> None:
+        """Leave what the ranks exchange gradients by, as all of them do: no step may follow."""
+        if self._device_step is not None:
+            self._device_step.close()
 
     def _set_learning_rates(self) -> None:
         if self.objective == "words":

@@ -11,7 +11,7 @@ from pycap import device
 from pycap.config import TrainConfig
 from pycap.training import sources
 from tests import cupy_standin
-from tests.cupy_streams import is_pinned
+from tests.cupy_memory import is_pinned
 from tests.train.runs import tiny
 
 

@@ -15,6 +15,7 @@ from pycap.captioner import build_model
 from pycap.config import TrainConfig
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
+from pycap.distributed import Ranks
 from pycap.models import targets
 from pycap.training import plan
 from pycap.training.scst import Reward
@@ -47,7 +48,11 @@ def batch(seed: int, images: int = 4, longest: int = 9) -> Batch:
 
 
 def trainer(
-    resident: bool, log: Callable[[str], None] = print, reward: Reward | None = None, **options: Any
+    resident: bool,
+    log: Callable[[str], None] = print,
+    reward: Reward | None = None,
+    ranks: Ranks | None = None,
+    **options: Any,
 ) -> Trainer:
     base: dict[str, Any] = {
         "cnn": "vgg_micro", "cnn_width": 0.5, "fc_size": 16, "image_size": 32, "resize": SIDE, "rnn_size": 16,
@@ -56,7 +61,9 @@ def trainer(
     }  # fmt: skip
     config = TrainConfig(**(base | options)).validate()
     spec = PreprocessSpec(resize=SIDE, crop=32)
-    made = Trainer(build_model(config, VOCABULARY), config, spec, 5, resident=resident, reward=reward, log=log)
+    made = Trainer(
+        build_model(config, VOCABULARY), config, spec, 5, resident=resident, reward=reward, log=log, ranks=ranks
+    )
     made.begin_epoch(0)
     return made
 
