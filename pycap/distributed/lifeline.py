@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -15,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from pycap.distributed.watch import reach
 
 #: Seconds without a sign of life after which a rank counts as lost or hung.
 SILENCE = 20.0
@@ -30,9 +34,6 @@ class Lifeline:
 
     def __init__(self, first: bool) -> None:
         """first: rank 0's."""
-        # The lowest number of a file that is free: a process that ends closes its files in order, and the launcher, which kills
-        # the others when it hears of it, hears by files of its own and by the end of the process.
-        self._low = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._hub = _start("hub", subprocess.PIPE) if first else None
         self._guard = _start("guard", subprocess.DEVNULL)
         self._line: socket.socket | None = None
@@ -41,20 +42,27 @@ class Lifeline:
         """Together with all others: the hub is told of us, and our guard of the hub."""
         hub: dict[str, Any] = {}
         if self._hub:
-            hub = {"key": secrets.token_hex(16), "host": socket.gethostname(), "addresses": addresses()}
+            hub = {"key": secrets.token_hex(16), "host": socket.gethostname()}
             _write(self._hub, size=ranks.size, key=hub["key"], silence=SILENCE)
-            hub["port"] = int(self._hub.stdout.readline())  # type: ignore[union-attr]
+            own, port = json.loads(self._hub.stdout.readline())  # type: ignore[union-attr]
+            hub["homes"] = [own, *([home, port] for home in addresses())]
         hub = ranks.first(hub)
-        here = ["127.0.0.1"] if hub["host"] == socket.gethostname() else []
-        homes = [[home, hub["port"]] for home in (*here, *hub["addresses"])]
-        self._line = self._connect(homes)
-        if self._line is None:
+        here = hub["host"] == socket.gethostname()
+        homes = hub["homes"] if here else hub["homes"][1:]
+        sock = reach(homes)
+        if sock is None:
             print(
                 f"pycap: rank {ranks.rank} on {socket.gethostname()} reaches rank 0's machine by none of {homes}: nobody sees "
                 "whether it hangs. PYCAP_HOST may name another address of that machine.",
                 file=sys.stderr,
             )
         else:
+            # A process that ends closes its files from the highest number down: before the launcher, which kills the others,
+            # hears of it by files of its own.
+            most = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 14)
+            self._line = socket.socket(fileno=fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, most - 16))
+            sock.close()
+            self._line.settimeout(_PATIENCE)  # which also makes its file one that a signal's number may be written to
             self._send(hello=hub["key"], rank=ranks.rank, host=socket.gethostname(), pid=os.getpid())
             self._answer("welcome")
             _write(
@@ -63,18 +71,6 @@ class Lifeline:
                 tells=ranks.local_rank == 0,
             )  # fmt: skip
         ranks.barrier()
-
-    def _connect(self, homes: list[list[Any]]) -> socket.socket | None:
-        for home, port in homes:
-            try:
-                with socket.create_connection((home, port), timeout=_PATIENCE) as sock:
-                    os.dup2(sock.fileno(), self._low, inheritable=False)
-            except OSError:
-                continue
-            line = socket.socket(fileno=self._low)
-            line.settimeout(_PATIENCE)  # which also makes its file one that a signal's number may be written to
-            return line
-        return None
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -109,9 +105,7 @@ class Lifeline:
         self.close()
 
     def close(self) -> None:
-        if self._line is None:
-            os.close(self._low)
-        else:
+        if self._line is not None:
             self._line.close()
         for process in (self._guard, self._hub):
             if process:

@@ -6,7 +6,8 @@
 They live in sessions of their own, so that they outlast a launcher which ends the ranks: both mpiruns wait for what still may
 write to the terminal. Every rank holds a connection to the hub, its *line*, which the system closes when the rank ends, however
 it ends. A launcher that sees a rank die kills all others within milliseconds: the hub reads ends of lines in the order in which
-the system made them (epoll keeps it), and so the first is the one that died by itself.
+the system made them (epoll keeps it), and so the first is the one that died by itself. Within a machine lines are sockets of
+the system's own, since the end of a TCP connection may be delivered late even there.
 
 What they tell each other are lines of JSON, and on a rank's line also bare bytes, the numbers of signals that it was sent.
 """
@@ -89,8 +90,8 @@ class Rank:
 class Hub:
     """silence: seconds without a sign of life after which a rank counts as lost."""
 
-    def __init__(self, size: int, key: str, silence: float, listener: socket.socket) -> None:
-        self.size, self.key, self.silence, self.listener = size, key, silence, listener
+    def __init__(self, size: int, key: str, silence: float, listeners: list[socket.socket]) -> None:
+        self.size, self.key, self.silence, self.listeners = size, key, silence, listeners
         self.ranks: dict[int, Rank] = {}
         self.failures: list[Rank] = []  # in the order in which they were told
         self.decision = float("inf")  # when it is decided who tells an error
@@ -103,13 +104,13 @@ class Hub:
     def run(self) -> None:
         """Until every rank has ended, or the starter has before any was there: its end of our standard input."""
         self.select = selectors.DefaultSelector()
-        self.select.register(self.listener, selectors.EVENT_READ)
-        self.select.register(sys.stdin, selectors.EVENT_READ)
+        for file in (sys.stdin, *self.listeners):
+            self.select.register(file, selectors.EVENT_READ)
         last, starting = time.monotonic(), True
         while starting or not all(rank.gone for rank in self.ranks.values()):
             for key, _ in self.select.select(max(0.0, last + BEAT - time.monotonic())):
-                if key.fileobj is self.listener:
-                    sock, _ = self.listener.accept()
+                if key.fileobj in self.listeners:
+                    sock, _ = key.fileobj.accept()
                     self.select.register(sock, selectors.EVENT_READ, Connection(sock))
                 elif key.fileobj is sys.stdin:
                     self.select.unregister(sys.stdin)
@@ -240,11 +241,12 @@ class Hub:
 # The guard ------------------------------------------------------------------------------------------------------------
 
 
-def guard(pid: int, rank: int, host: str, addresses: list[list[Any]], key: str, silence: float, tells: bool) -> None:
+def guard(pid: int, rank: int, host: str, addresses: list[Any], key: str, silence: float, tells: bool) -> None:
     """Until process `pid`, our parent, has ended, or the hub says what to do. host: the hub's."""
-    hub = _reach(addresses)
-    if hub is None:
-        return  # the rank has told that nobody watches it
+    sock = reach(addresses)
+    if sock is None:
+        return
+    hub = Connection(sock)
     hub.send(hello=key, rank=rank)
     select = selectors.DefaultSelector()
     select.register(sys.stdin, selectors.EVENT_READ)
@@ -278,12 +280,17 @@ def guard(pid: int, rank: int, host: str, addresses: list[list[Any]], key: str, 
         hub.send(running=_runs(pid))
 
 
-def _reach(addresses: list[list[Any]]) -> Connection | None:
-    for host, port in addresses:
+def reach(addresses: list[Any]) -> socket.socket | None:
+    """A connection to the first of `addresses` that takes one: [host, port] of TCP, or the name of a socket of this machine."""
+    for address in addresses:
+        local = isinstance(address, str)
+        sock = socket.socket(socket.AF_UNIX if local else socket.AF_INET)
         try:
-            return Connection(socket.create_connection((host, port), timeout=10))
+            sock.settimeout(10)
+            sock.connect("\0" + address if local else tuple(address))
+            return sock
         except OSError:
-            continue
+            sock.close()
     return None
 
 
@@ -307,12 +314,15 @@ def main() -> None:
     if sys.argv[1] == "guard":
         guard(**json.loads(line))
         return
-    listener = socket.create_server(("", 0), backlog=1024)
-    print(listener.getsockname()[1], flush=True)
+    tcp = socket.create_server(("", 0), backlog=1024)
+    own = socket.socket(socket.AF_UNIX)
+    own.bind("")  # a name that is free, and in no folder
+    own.listen(1024)
+    print(json.dumps([own.getsockname()[1:].decode(), tcp.getsockname()[1]]), flush=True)
     os.close(1)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two connections a rank
-    Hub(listener=listener, **json.loads(line)).run()
+    Hub(listeners=[own, tcp], **json.loads(line)).run()
 
 
 if __name__ == "__main__":
