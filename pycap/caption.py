@@ -54,9 +54,12 @@ def caption_files(args: argparse.Namespace) -> int:
     target = Target(Path(args.output) if args.output else None, args.format, args.separator)
     select(args.device, args.backend)
     set_threads(args.threads or max(cpu_count() // ranks.local_size, 1))
+    if ranks.size > 1 and "-" in args.images:
+        raise DataError("-: of several processes only one has the standard input; write the list to a file")
     inputs = find(args.images)
     named = [args.checkpoint, *args.ensemble]
     captioner = load(named, args.precision)
+    captioner.check(inputs)
     sampling = args.decoding["sampling"]
     decoding = {name: value for name, value in args.decoding.items() if name not in ("batch_size", "sampling")}
     work = Job(

@@ -30,7 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     caption.add_argument(
         "images",
         nargs="+",
-        help="image files, folders of them (searched recursively, sorted), lists (.txt) (docs/captioning.md)",
+        help="image files, folders of them (searched recursively, sorted), lists (.txt, or - for the standard input), "
+        "archives (.tar, .tar.gz, .tgz), stores (.h5) (docs/captioning.md)",
     )
     caption.add_argument(
         "--output",

@@ -98,15 +98,17 @@ def _data_set(stage: str | None, folder: Path, splits: Sequence[str]) -> list[Ex
 
 
 def _images(paths: Sequence[str]) -> list[Example]:
-    """Image files, and those in folders, which are named as they stand below their folder."""
-    from pycap.data import Example
-    from pycap.data.inputs import find, images_below
+    """Image files, and those in folders, which are named as they stand below their folder, and in lists."""
+    from pycap.data import DataError, Example
+    from pycap.data.inputs import find
 
     found: list[Example] = []
     for given in map(Path, paths):
-        find([given])  # tells what is not there, and where no images are
-        if given.is_dir():
-            found += [Example(Path(name).stem, name, given / name, ()) for name in images_below(given)]
-        else:
-            found.append(Example(given.stem, given.name, given, ()))
+        for name, load in find([given]).references():
+            if load is not None:
+                raise DataError(f"{given}: features are made of image files; unpack it")
+            path = Path(name)
+            found.append(
+                Example(path.stem, path.relative_to(given).as_posix() if given.is_dir() else path.name, path, ())
+            )
     return found

@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
@@ -47,18 +47,11 @@ class Inputs:
         self._standard_input = standard_input
 
     def __iter__(self) -> Iterator[Item]:
-        return self.iterate()
-
-    def iterate(self, start: int = 0, step: int = 1, keep: Callable[[str], bool] | None = None) -> Iterator[Item]:
-        """Items number start, start + step, ... (from 0); of them only those whose name `keep` wants. What is left out is not
-        read, though an archive's headers are, and a compressed archive is unpacked up to the item."""
-        for reference in islice(self.references(), start, None, step):
-            if keep is None or keep(reference.name):
-                yield reference.item()
+        return (reference.item() for reference in self.references())
 
     def references(self) -> Iterator[Reference]:
-        """All items in order, none of them read. DataError for a list or a store that is none, and for a folder that has lost
-        its images."""
+        """All items in order, none of them read: of an archive the headers are, and a compressed one is unpacked. DataError for
+        a list or a store that is none, and for a folder that has lost its images."""
         for name in self.named:
             kind = self._kind(name)
             if kind == "folder":

@@ -57,12 +57,11 @@ def read_ahead(
     """Read items in batches, in order, while the caller is busy with the last one: one thread gets the items, `workers` others
     decode them (0: all in the caller's thread).
 
-    sizes: to which images are resized. Every batch stands for `batch_size` items, the last one
-    for fewer; one with only unreadable items has B = 0.
+    sizes: to which images are resized. Every batch stands for `batch_size` items, the last one for fewer; one with only
+    unreadable items has B = 0. Items are either images or features, not both. DataError for a batch size below 1.
     """
     if batch_size < 1:
         raise DataError(f"batch size {batch_size}: must be 1 or more")
-    sizes = sorted(set(sizes))
     coming = iter(items)
     taken = run_ahead(repeat(lambda: list(islice(coming, batch_size))), min(workers, 1), 2)
     read = run_ahead((partial(_read, batch, sizes) for batch in iter(partial(next, taken), [])), workers, workers + 1)
@@ -74,27 +73,25 @@ def read_ahead(
 
 
 def _read(items: Sequence[Item], sizes: Sequence[int]) -> ReadItems:
+    room = {size: np.empty((len(items), size, size, 3), np.uint8) for size in sizes}
+    vectors: list[NDArray[np.float32]] = []
     errors: list[ImageError | None] = []
-    arrays: dict[int, list[Array]] = {size: [] for size in sizes}
-    for item in items:
+    for name, source in items:
+        kept = errors.count(None)
         try:
-            decoded = _decode(item, sizes)
+            if isinstance(source, ImageError):
+                raise source
+            if isinstance(source, np.ndarray):
+                vectors.append(source)
+            else:
+                for size, pixels in room.items():
+                    decode_image(source, size, name, pixels[kept])
         except ImageError as error:
             errors.append(error)
         else:
             errors.append(None)
-            for size, array in decoded.items():
-                arrays[size].append(array)
-    stacked = {
-        size: np.stack(found) if found else np.empty((0, size, size, 3), np.uint8) for size, found in arrays.items()
-    }
-    return ReadItems([item.name for item in items], stacked, errors)
-
-
-def _decode(item: Item, sizes: Sequence[int]) -> dict[int, Array]:
-    name, source = item
-    if isinstance(source, ImageError):
-        raise source
-    if isinstance(source, np.ndarray):
-        return dict.fromkeys(sizes, source)
-    return {size: decode_image(source, size, name) for size in sizes}
+    kept = errors.count(None)
+    arrays: dict[int, Array] = (
+        dict.fromkeys(sizes, np.stack(vectors)) if vectors else {s: room[s][:kept] for s in sizes}
+    )
+    return ReadItems([item.name for item in items], arrays, errors)

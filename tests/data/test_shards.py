@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,9 @@ def test_images_come_in_the_archives_order(tmp_path, suffix, mode, form):
     assert list(read(path).items()) == list(images.items())
     inputs = find([path])
     assert inputs.count() == (None if mode == "w:gz" else 4)
-    assert [item.name for item in inputs.iterate(1, 2)] == [f"{path}/{name}" for name in list(images)[1::2]]
-    assert [item.source for item in inputs.iterate(1, 2)] == list(images.values())[1::2]
+    second = [reference.item() for reference in islice(inputs.references(), 1, None, 2)]
+    assert [item.name for item in second] == [f"{path}/{name}" for name in list(images)[1::2]]
+    assert [item.source for item in second] == list(images.values())[1::2]
 
 
 def test_what_is_left_out_is_not_read(tmp_path, monkeypatch):
@@ -66,7 +68,8 @@ def test_what_is_left_out_is_not_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shards, "_load", counted)
     inputs = find([path])
-    assert [item.source for item in inputs.iterate(3, 2)] == [CONTENTS["003.jpg"], CONTENTS["005.jpg"]]
+    wanted = [each.item().source for each in inputs.references() if each.name.endswith(("3.jpg", "5.jpg"))]
+    assert wanted == [CONTENTS["003.jpg"], CONTENTS["005.jpg"]]
     assert inputs.count() == 6 and loaded == ["003.jpg", "005.jpg"]
 
 
@@ -140,11 +143,8 @@ def test_an_archive_that_is_cut_short_gives_what_it_has(tmp_path, cut, images, p
         assert "cut" in str(found[partial]) or "unexpected end" in str(found[partial])
     seen = images + bool(partial)
     assert str(found[""]).startswith(f"the archive is corrupt or cut short at byte {at:,}, after {seen} images")
-    inputs = find([path])
-    names = [item.name for item in inputs]
-    assert inputs.count() == len(names)
-    for start in range(len(names)):
-        assert [item.name for item in inputs.iterate(start)] == names[start:]
+    assert [reference.name for reference in find([path]).references()] == [item.name for item in find([path])]
+    assert find([path]).count() == len(found)
 
 
 def test_a_corrupt_header_is_not_the_archives_end(tmp_path):
@@ -168,8 +168,7 @@ def test_a_compressed_archive_that_is_cut_short_gives_what_it_has(tmp_path, keep
     whole = {name: data for name, data in found.items() if isinstance(data, bytes)}
     assert 0 < len(whole) < 6 and whole == dict(list(noise.items())[: len(whole)])
     assert list(found)[-1] == "" and "of what it unpacks to" in str(found[""])
-    names = [item.name for item in find([path])]
-    assert [item.name for item in find([path]).iterate(1)] == names[1:]
+    assert [reference.name for reference in find([path]).references()] == [item.name for item in find([path])]
 
 
 def test_a_compressed_archive_is_checked_at_its_end(tmp_path):
@@ -224,7 +223,7 @@ def test_a_list_may_name_archives(tmp_path):
     wanted = [str(photo), f"{tmp_path}/gone.tar", *(f"{shard}/{name}" for name in CONTENTS), f"{tmp_path}/gone.jpg"]
     assert [item.name for item in inputs] == wanted
     assert inputs.count() == len(wanted)
-    missing = next(inputs.iterate(1)).source
+    missing = next(islice(inputs, 1, None)).source
     assert isinstance(missing, ImageError) and missing.reason == "no such file"
     text.write_text(f"{photo}\n{write(tmp_path / 'packed.tgz', CONTENTS, 'w:gz')}\n")
     assert inputs.count() is None

@@ -135,10 +135,10 @@ def test_an_image_that_one_member_cannot_read_is_no_image(
     complete = list(together.caption(files))
     plain = images_module.decode_image
 
-    def decode(path: str, size: int, name: str) -> np.ndarray:
+    def decode(path: str, size: int, name: str, out: np.ndarray) -> np.ndarray:
         if (path, size) in ((str(files[1]), 64), (str(files[3]), 70)):
             raise images_module.ImageError(name, "gone")
-        return plain(path, size, name)
+        return plain(path, size, name, out)
 
     monkeypatch.setattr(items_module, "decode_image", decode)
     captions = list(together.caption(files))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,19 @@ def test_the_command_with_a_file_of_weights_and_a_folder(tmp_path: Path, capsys:
     save(VGGWeights(micro(1).state_arrays(), Path("x"), "drawn", SPEC.mean, SPEC.std), weights)
     code, text = run(capsys, *command)
     assert code and all(cnn_origin(c, whole).weights[:16] in text for c in (micro(), micro(1))), text
+
+
+def test_the_command_with_a_list_and_with_what_has_no_files(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examples, output = pictures(tmp_path / "images", 3), tmp_path / "f.h5"
+    (tmp_path / "list.txt").write_text(f"{examples[2].path}\n{examples[0].path}\n")
+    code, text = run(capsys, "features", trained, tmp_path / "list.txt", "--output", output)
+    assert code == 0 and list(in_file(output)) == ["2.jpg", "0.jpg"], text
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        archive.add(examples[0].path)
+    code, _ = run(capsys, "features", trained, tmp_path / "shard.tar", "--output", output)
+    assert isinstance(code, str) and "shard.tar: features are made of image files; unpack it" in code
 
 
 def test_the_command_with_a_run_and_its_data_set(
