@@ -45,15 +45,21 @@ const uint8_t* pixels_of(const Args& a, const py::tuple& capsules, int64_t H, in
   return static_cast<const uint8_t*>(array.children[0]->buffers[1]);
 }
 
-// out [P,Q,3]; pixels: what __arrow_c_array__ of a Pillow image gives.
-void resize_bilinear(Obj out, const py::tuple& pixels, int64_t H, int64_t W) {
+// out [P,Q,3]; pixels: what __arrow_c_array__ of a Pillow image of H x W gives; high, wide: what of
+// it is resized.
+void resize_bilinear(Obj out, const py::tuple& pixels, int64_t H, int64_t W, double high,
+                     double wide) {
   const Args a("resize_bilinear");
   const Shape to = a.shape(out, "out", 3);
-  const ResizeShape s{H, W, to[0], to[1]};
+  const ResizeShape s{H, W, to[0], to[1], high, wide};
   for (int64_t side : {s.H, s.W, s.P, s.Q})
     if (side < 1 || side > ResizeShape::kLongest)
       a.bad_value("sides must lie in 1.." + std::to_string(ResizeShape::kLongest) + ", got " +
                   std::to_string(side));
+  // Every pixel of the result needs some of the image.
+  if (!(high > H - 1 && high <= H && wide > W - 1 && wide <= W))
+    a.bad_value("the part that is resized must end in the last row and column, got " +
+                std::to_string(high) + "x" + std::to_string(wide) + " of " + text({H, W}));
   uint8_t* y = a.data<uint8_t>(out, "out", {s.P, s.Q, 3}, kOut);
   const uint8_t* x = pixels_of(a, pixels, H, W);
   Nogil nogil;
@@ -64,9 +70,9 @@ void resize_bilinear(Obj out, const py::tuple& pixels, int64_t H, int64_t W) {
 }  // namespace
 
 void bind_resize(py::module_& m) {
-  if (!k->resize->bilinear) return;
-  m.attr("LONGEST_SIDE") = ResizeShape::kLongest;
-  m.def("resize_bilinear", resize_bilinear, "out"_a, "pixels"_a, "height"_a, "width"_a);
+  if (k->resize->bilinear)
+    m.def("resize_bilinear", resize_bilinear, "out"_a, "pixels"_a, "height"_a, "width"_a, "high"_a,
+          "wide"_a);
 }
 
 }  // namespace pycap

@@ -20,18 +20,20 @@ constexpr int64_t kTaps = 4;  // weights are stored, and pixels read, four at a 
 
 int64_t rounded_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 
-// One axis: `from` pixels become `to`, each the sum of at most `taps` (a multiple of kTaps) from
-// `start` on.
+// One axis: `extent` of `from` pixels become `to`, each the sum of at most `taps` (a multiple of
+// kTaps) from `start` on.
 struct Axis {
   int64_t from, to, taps, padded;  // padded: `to`, so that pixels come in fours
-  int32_t* start;                  // [padded]
-  int32_t* weights;                // [padded, taps / 4, 4]: low halves of 0 1, of 2 3; high halves
+  double extent;
+  int32_t* start;    // [padded]
+  int32_t* weights;  // [padded, taps / 4, 4]: low halves of 0 1, of 2 3; high halves
 
-  Axis(int64_t from, int64_t to) : from(from), to(to), padded(rounded_up(to, 4)) {
-    const double scale = (double)from / (double)to;
+  Axis(int64_t from, double extent, int64_t to)
+      : from(from), to(to), padded(rounded_up(to, 4)), extent(extent) {
+    const double scale = extent / (double)to;
     taps = rounded_up((int64_t)ceil(scale < 1.0 ? 1.0 : scale) * 2 + 1, kTaps);
   }
-  bool same() const { return from == to; }
+  bool same() const { return from == to && extent == (double)to; }
   size_t bytes() const { return sizeof(int32_t) * (size_t)(padded * (1 + taps)); }
 
   // Sets start and weights; `room`: taps doubles. Returns how many pixels from 0 on may be read.
@@ -39,7 +41,7 @@ struct Axis {
     start = at;
     weights = at + padded;
     memset(at, 0, bytes());
-    const double scale = (double)from / (double)to, filter = scale < 1.0 ? 1.0 : scale;
+    const double scale = extent / (double)to, filter = scale < 1.0 ? 1.0 : scale;
     const double narrow = 1.0 / filter;
     int64_t longest = 0;
     for (int64_t i = 0; i < to; ++i) {
@@ -177,7 +179,7 @@ struct Plan {
   Axis across, down;
   int64_t kept, stride, row_bytes;
 
-  explicit Plan(const ResizeShape& s) : across(s.W, s.Q), down(s.H, s.P) {
+  explicit Plan(const ResizeShape& s) : across(s.W, s.wide, s.Q), down(s.H, s.high, s.P) {
     kept = down.taps + kRows;
     stride = 3 * across.padded + 64;  // vectors may reach over a row's end
     row_bytes = 4 * (s.W + across.taps);

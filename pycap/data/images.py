@@ -23,6 +23,11 @@ from pycap.data.resize import squash
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 80_000_000  # below the limit at which Pillow warns
 JPEG_QUALITY = 95
+# A JPEG is reduced while it is decoded to no less than this times the size wanted. Measured on 160 photographs of COCO
+# against the squash of all pixels, reduced by 2, 4, 8: mean difference 0.52, 0.64, 0.78 levels (of the worst image 1.1,
+# 1.4, 1.6), 99.9 % within 6, 7, 8, all within 22. With 1 in its place: 1.5 to 1.8, 99.9 % within 20 to 22, since the
+# decoder's filter is sharper. Black letters on white, the worst case, differ by up to 20 levels, 3 on average.
+_REDUCED = 2
 # What Pillow's decoders raise on bytes that are not what they should be.
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error)
 _ORIENTATION = 0x0112
@@ -155,9 +160,9 @@ def decode_image(
 
     source: a path, or the file's bytes; name: what errors call it (default: the path). Returns uint8 [size, size, 3],
     which is `out` where that is given (C-contiguous; after an error its contents are undefined): RGB, upright by EXIF;
-    grey, CMYK, palette, 16-bit and transparent (on white) images converted. JPEGs at least twice `size` both ways are
-    reduced by 2, 4 or 8 inside the decoder, which is faster and as deterministic. Raises ImageError when the file is
-    missing, no image, cut short, corrupt, or larger than MAX_PIXELS.
+    grey, CMYK, palette, 16-bit and transparent (on white) images converted. The decoder reduces a JPEG by 2, 4 or 8 where
+    twice `size` is left both ways: a photograph's levels are then within 1 of the unreduced one's on average, 99.9 % of
+    them within 8. Raises ImageError when the file is missing, no image, cut short, corrupt, or larger than MAX_PIXELS.
     """
     if out is None:
         out = np.empty((size, size, 3), np.uint8)
@@ -167,10 +172,10 @@ def decode_image(
             if image.width * image.height > MAX_PIXELS:
                 reason = f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}; shrink the image first"
                 raise ImageError(label, reason)
-            image.draft("RGB", (size, size))
+            drafted = image.draft("RGB", (_REDUCED * size, _REDUCED * size))
             image.load()  # before the orientation is read: Pillow turns TIFFs itself, and a PNG's EXIF may come last
             orientation = _orientation(image)
-            squash(_to_rgb(image), out)
+            squash(_to_rgb(image), out, drafted[1][2:] if drafted else None)
     except ImageError:
         raise
     except FileNotFoundError as error:

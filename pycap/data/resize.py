@@ -36,18 +36,21 @@ def _memory(image: Image.Image) -> Any | None:
         return None
 
 
-def squash(image: Image.Image, out: NDArray[np.uint8]) -> None:
+def squash(image: Image.Image, out: NDArray[np.uint8], extent: tuple[float, float] | None = None) -> None:
     """Resize an RGB image to out, uint8 [P, Q, 3], C-contiguous.
 
-    Rows are resized first and rounded to 8 bits, then columns, with weights of 22 bits: what Pillow does up to version 12.
-    From 13 on it takes the columns of tall images first, which changes some levels by 1; here the order is always the
-    same, so that pixels depend neither on Pillow's version nor on whether the kernel is there.
+    extent: (width, height) of the picture, where it ends inside the image's last column and row, as after a JPEG decoder's
+    reduction; multiples of 1/8. Rows are resized first and rounded to 8 bits, then columns, with weights of 22 bits: what
+    Pillow does up to version 12. From 13 on it takes the columns of tall images first, which changes some levels by 1; here
+    the order is always the same, so that pixels depend neither on Pillow's version nor on whether the kernel is there.
     """
     height, width = out.shape[:2]
+    wide, high = extent or image.size
     kernel = _kernel()
     memory = _memory(image) if kernel is not None and max(*image.size, width, height) <= _LONGEST_SIDE else None
     if kernel is not None and memory is not None:
-        kernel(out, memory, image.height, image.width)
+        kernel(out, memory, image.height, image.width, high, wide)
     else:
         bilinear = Image.Resampling.BILINEAR
-        out[...] = np.asarray(image.resize((width, image.height), bilinear).resize((width, height), bilinear))
+        narrow = image.resize((width, image.height), bilinear, box=(0, 0, wide, image.height))
+        out[...] = np.asarray(narrow.resize((width, height), bilinear, box=(0, 0, width, high)))

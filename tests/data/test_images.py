@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pycap.data import DataError, images
+from pycap.data import DataError, images, resize
 from pycap.data.images import (
     ImageError,
     PreprocessSpec,
@@ -18,6 +18,7 @@ from pycap.data.images import (
     decode_image,
     encode_jpeg,
 )
+from pycap.data.resize import squash
 from tests.data.fixtures import pattern, quadrants, truncate, write_jpeg
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -75,20 +76,82 @@ def test_enlarging_and_equal_size():
     assert decode_image(as_bytes(Image.fromarray(small)), 11).shape == (11, 11, 3)
 
 
-def test_large_jpegs_are_reduced_while_decoding_and_agree_with_the_full_decode(tmp_path):
-    path = write_jpeg(tmp_path / "big.jpg", height=400, width=480)
-    reduced = decode_image(path, 50)
-    with Image.open(path) as image:
-        full = np.asarray(image.convert("RGB").resize((50, 50), Image.Resampling.BILINEAR))
-    smooth = np.abs(reduced[..., :2].astype(int) - full[..., :2]).max()  # the third channel wraps at 255
-    assert smooth <= 4
-    assert reduced.tolist() != full.tolist()  # else the decoder did not reduce, and a large JPEG costs its full size
-    assert decode_image(path, 50).tolist() == reduced.tolist()
+def photograph_like(width: int, height: int) -> Image.Image:
+    """Noise that is smooth at every scale from 256 pixels to 1, little weaker where it is finer; the colours weaker than
+    the grey: reduced, it changes about as much as a photograph does.
+    """
+    rng = np.random.default_rng(1)
+    total = np.zeros((height, width, 3))
+    for cell in (256, 128, 64, 32, 16, 8, 4, 2, 1):
+        coarse = rng.standard_normal((height // cell + 2, width // cell + 2, 3)).astype(np.float32)
+        layers = [Image.fromarray(coarse[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(3)]
+        total += cell**0.2 * np.stack(layers, axis=2)
+    total = (total + total.mean(axis=2, keepdims=True)) / 2
+    return Image.fromarray(np.clip(128 + 60 * (total - total.mean()) / total.std(), 0, 255).astype(np.uint8))
+
+
+def text_like(width: int, height: int) -> Image.Image:
+    """Lines of letters, black on white: what reductions change most."""
+    rng = np.random.default_rng(0)
+    page = np.full((height, width, 3), 255, np.uint8)
+    for y in range(8, height - 12, 14):
+        for x in range(8, width - 12, 7):
+            page[y : y + 9, x : x + 6][rng.random((9, 6)) < (0.45 if rng.random() < 0.85 else 0)] = 0
+    return Image.fromarray(page)
+
+
+def reduction(image: Image.Image, size: int) -> np.ndarray:
+    """Levels between the decoded JPEG of an image and the squash of all of the JPEG's pixels."""
+    data = as_bytes(image, "JPEG", quality=90)
+    full = np.empty((size, size, 3), np.uint8)
+    with Image.open(io.BytesIO(data)) as whole:
+        squash(whole.convert("RGB"), full)
+    return np.abs(decode_image(data, size).astype(int) - full)
+
+
+# 643 x 487: no multiple of 8, so that the decoder's last blocks reach over the edges.
+@pytest.mark.parametrize("size", [121, 60, 30])
+def test_reduced_jpegs_keep_within_the_stated_bound(size):
+    """By 2, 4 and 8. The bound is decode_image's; looser rules more than double the difference."""
+    levels = reduction(photograph_like(643, 487), size)
+    assert 0 < levels.mean() < 1  # 0: the decoder did not reduce, and a large JPEG costs its full size
+    assert np.quantile(levels, 0.999) <= 8
+
+
+@pytest.mark.parametrize("size", [121, 60, 30])
+def test_reduced_letters(size):
+    levels = reduction(text_like(643, 487), size)
+    assert levels.mean() < 3.5
+    assert levels.max() <= 22
+
+
+def test_jpegs_that_are_not_large_are_not_reduced():
+    assert reduction(text_like(643, 487), 122).max() == 0
+
+
+def test_reduced_jpegs_are_the_same_without_the_kernel(monkeypatch):
+    data = as_bytes(photograph_like(643, 487), "JPEG", quality=90)
+    there = [decode_image(data, size) for size in (121, 60, 30)]
+    monkeypatch.setattr(resize, "_kernel", lambda: None)
+    for expected in there:
+        assert np.array_equal(decode_image(data, len(expected)), expected)
 
 
 def test_bytes_and_path_give_the_same_pixels(tmp_path):
     path = write_jpeg(tmp_path / "a.jpg")
     assert decode_image(path, 16).tolist() == decode_image(path.read_bytes(), 16).tolist()
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_pixels_go_where_the_caller_wants_them(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = as_bytes(quadrants(), "JPEG", exif=exif)
+    room = np.full((3, 32, 32, 3), 9, np.uint8)
+    returned = decode_image(data, 32, out=room[1])
+    assert np.shares_memory(returned, room)
+    assert np.array_equal(room[1], decode_image(data, 32))
+    assert (room[[0, 2]] == 9).all()
 
 
 # -- kinds of image ---------------------------------------------------------------------------------------------------

@@ -60,6 +60,23 @@ def test_the_kernel_gives_pillows_bits_at_any_size(kernel):
         assert np.array_equal(squashed(pixels, side), expected), f"{width}x{height} to {side}"
 
 
+def test_a_picture_may_end_inside_the_last_column_and_row(kernel, monkeypatch):
+    """As it does where a JPEG's sides are no multiples of the reduction."""
+    rng = np.random.default_rng(3)
+    for number in range(40):
+        width, height, side = (int(n) for n in rng.integers(2, 300, 3))
+        wide, high = width - int(rng.integers(0, 8)) / 8, height - int(rng.integers(0, 8)) / 8
+        image = Image.fromarray(noise(width, height, number))
+        rows = image.resize((side, height), BILINEAR, box=(0, 0, wide, height))
+        expected = np.asarray(rows.resize((side, side), BILINEAR, box=(0, 0, side, high)))
+        for there in (resize._kernel(), None):
+            monkeypatch.setattr(resize, "_kernel", lambda there=there: there)
+            out = np.empty((side, side, 3), np.uint8)
+            squash(image, out, (wide, high))
+            assert np.array_equal(out, expected), f"{wide}x{high} to {side}"
+        monkeypatch.undo()
+
+
 def test_pillow_stands_in_where_there_is_no_kernel(monkeypatch):
     pixels = noise(83, 301)
     with_kernel = squashed(pixels, 64)
@@ -108,14 +125,16 @@ def test_the_kernel_refuses_what_it_cannot_read(kernel):
     image = Image.fromarray(noise(8, 6))
     out = np.empty((4, 4, 3), np.uint8)
     with pytest.raises(ValueError, match="pixels are not 7x8, in one piece: 48"):
-        call(out, image.__arrow_c_array__(), 7, 8)
+        call(out, image.__arrow_c_array__(), 7, 8, 7, 8)
     with pytest.raises(ValueError, match="of four bytes, as Pillow holds RGB"):
-        call(out, image.convert("L").__arrow_c_array__(), 6, 8)
+        call(out, image.convert("L").__arrow_c_array__(), 6, 8, 6, 8)
     with pytest.raises(ValueError, match="must be a pair of Arrow capsules, and this is no arrow_schema"):
-        call(out, (1, 2), 6, 8)
+        call(out, (1, 2), 6, 8, 6, 8)
     with pytest.raises(ValueError, match=r"sides must lie in 1\.\.65535, got 0"):
-        call(out[:0], image.__arrow_c_array__(), 6, 8)
+        call(out[:0], image.__arrow_c_array__(), 6, 8, 6, 8)
     with pytest.raises(TypeError, match="out must be uint8"):
-        call(out.astype(np.float32), image.__arrow_c_array__(), 6, 8)
+        call(out.astype(np.float32), image.__arrow_c_array__(), 6, 8, 6, 8)
     with pytest.raises(ValueError, match="C-contiguous"):
-        call(out[:, ::2], image.__arrow_c_array__(), 6, 8)
+        call(out[:, ::2], image.__arrow_c_array__(), 6, 8, 6, 8)
+    with pytest.raises(ValueError, match=r"must end in the last row and column, got 6\.0+x7\.0+ of \(6, 8\)"):
+        call(out, image.__arrow_c_array__(), 6, 8, 6, 7)

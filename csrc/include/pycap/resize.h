@@ -5,10 +5,12 @@
 
 namespace pycap {
 
-// An image of H x W becomes one of P x Q; no side is longer than kLongest.
+// Of an image of H x W, what lies in the first `high` x `wide` of it, fractions of a pixel
+// included, becomes P x Q; no side is longer than kLongest.
 struct ResizeShape {
   static constexpr int64_t kLongest = 65535;
   int64_t H, W, P, Q;
+  double high, wide;
 };
 
 // Null where the instruction set has no kernel.
