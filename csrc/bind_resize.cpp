@@ -47,9 +47,8 @@ const uint8_t* pixels_of(const Args& a, const py::tuple& capsules, int64_t H, in
 
 // out [P,Q,3]; pixels: what __arrow_c_array__ of a Pillow image of H x W gives; high, wide: what of
 // it is resized.
-void resize_bilinear(Obj out, const py::tuple& pixels, int64_t H, int64_t W, double high,
-                     double wide) {
-  const Args a("resize_bilinear");
+void squash(Obj out, const py::tuple& pixels, int64_t H, int64_t W, double high, double wide) {
+  const Args a("squash");
   const Shape to = a.shape(out, "out", 3);
   const ResizeShape s{H, W, to[0], to[1], high, wide};
   for (int64_t side : {s.H, s.W, s.P, s.Q})
@@ -71,8 +70,7 @@ void resize_bilinear(Obj out, const py::tuple& pixels, int64_t H, int64_t W, dou
 
 void bind_resize(py::module_& m) {
   if (k->resize->bilinear)
-    m.def("resize_bilinear", resize_bilinear, "out"_a, "pixels"_a, "height"_a, "width"_a, "high"_a,
-          "wide"_a);
+    m.def("squash", squash, "out"_a, "pixels"_a, "height"_a, "width"_a, "high"_a, "wide"_a);
 }
 
 }  // namespace pycap

@@ -45,7 +45,7 @@ log_softmax_topk = _cpu.log_softmax_topk
 preprocess = _cpu.preprocess
 cast = _cpu.cast
 # No primitive: pycap.data.resize calls it. None on CPUs without AVX2.
-resize_bilinear = getattr(_cpu, "resize_bilinear", None)
+squash = getattr(_cpu, "squash", None)
 sgd_step = cpp_optim.sgd_step
 rmsprop_step = cpp_optim.rmsprop_step
 adam_step = cpp_optim.adam_step

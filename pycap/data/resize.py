@@ -15,12 +15,12 @@ _LONGEST_SIDE = 65535  # that the kernel takes; a JPEG's can be no longer
 
 @cache
 def _kernel() -> Callable[..., None] | None:
-    """`_cpu.resize_bilinear`; None where pycap._cpu is not built, or the CPU lacks AVX2."""
+    """`_cpu.squash`; None where pycap._cpu is not built, or the CPU lacks AVX2."""
     try:
         from pycap.backends import cpp  # finds the libraries that _cpu needs
     except ImportError:
         return None
-    return cpp.resize_bilinear
+    return cpp.squash
 
 
 def _memory(image: Image.Image) -> Any | None:
