@@ -42,7 +42,8 @@ def caption_files(args: argparse.Namespace) -> int:
     from pycap.bulk.target import Target
     from pycap.data import DataError
     from pycap.data.inputs import find
-    from pycap.device import cpu_count
+    from pycap.device import decoding_threads
+    from pycap.training.shares import cpus
 
     ranks = distributed.current()
     shard = args.shard or Shard(ranks.rank + 1, ranks.size)
@@ -53,7 +54,9 @@ def caption_files(args: argparse.Namespace) -> int:
             raise DataError(f"{what} needs a file to write to: name it with --output")
     target = Target(Path(args.output) if args.output else None, args.format, args.separator)
     select(args.device, args.backend)
-    set_threads(args.threads or max(cpu_count() // ranks.local_size, 1))
+    own = cpus(ranks)
+    set_threads(args.threads or own)
+    workers = decoding_threads(own, ranks.local_size)
     if ranks.size > 1 and "-" in args.images:
         raise DataError("-: of several processes only one has the standard input; write the list to a file")
     inputs = find(args.images)
@@ -65,7 +68,7 @@ def caption_files(args: argparse.Namespace) -> int:
     work = Job(
         inputs,
         target,
-        lambda items: captioner.batches(items, **args.decoding),
+        lambda items: captioner.batches(items, workers=workers, **args.decoding),
         args.decoding["batch_size"],
         {
             "checkpoints": [checkpoint.digest(checkpoint.find(path)) for path in named],

@@ -24,6 +24,8 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 #: The oldest GPUs that the kernels run on: compute capability 8.0 (Ampere).
 CAPABILITY = 80
 
+_DECODING, _MOST_DECODING = 2, 16
+
 _module: ModuleType = np
 
 
@@ -255,3 +257,9 @@ def cpu_count() -> int:
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decoding_threads(cpus: int, processes: int = 1) -> int:
+    """Threads that decode images in a process that has so many CPUs for itself: all of them, 16 at most, where a GPU computes;
+    else two for all `processes` of this machine, since the kernels need the CPUs."""
+    return max(_DECODING // processes, 1) if current() == "cpu" else min(cpus, _MOST_DECODING)

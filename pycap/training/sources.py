@@ -17,13 +17,11 @@ from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Loader
 from pycap.data.store import ImageStore
 from pycap.data.vocab import Vocabulary, tokenize
-from pycap.device import current, pinned_empty
+from pycap.device import decoding_threads, pinned_empty
 from pycap.distributed import ALONE, Ranks
 from pycap.training import shares
 
 _CACHE_BYTES = 1 << 30
-_WORKERS = 2  # where the kernels want the CPUs
-_MOST_WORKERS = 16
 _PREFETCH = 4
 
 NO_DATA = """\
@@ -124,11 +122,11 @@ def preprocess_spec(config: TrainConfig) -> PreprocessSpec:
 
 
 def workers(config: TrainConfig, ranks: Ranks = ALONE) -> int:
-    """Threads that decode images: what the config says; else 2 on the CPU, whose cores the kernels need, and all on a GPU.
-    ranks: among which a machine's are divided."""
+    """Threads that decode images: what the config says, else as `decoding_threads` does. ranks: among which a machine's are
+    divided."""
     if config.workers is not None:
         return config.workers
-    return max(_WORKERS // ranks.local_size, 1) if current() == "cpu" else min(shares.cpus(ranks), _MOST_WORKERS)
+    return decoding_threads(shares.cpus(ranks), ranks.local_size)
 
 
 def loaders(

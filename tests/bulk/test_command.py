@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pycap import device
 from pycap.captioner import Caption, Captioner
 from pycap.cli import main
 from pycap.data.items import Item
@@ -168,3 +169,19 @@ def test_a_sidecar_of_what_has_no_folder_is_refused(
     (tmp_path / "texts").mkdir()
     assert run(capsys, *command, "--output", tmp_path / "texts")[0] == 1
     assert len(list((tmp_path / "texts").rglob("*.txt"))) == 10
+
+
+def test_images_are_decoded_in_as_many_threads_as_the_device_leaves(
+    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, plain = [], Captioner.batches
+
+    def batches(self: Captioner, items: Iterable[Item], **how: Any) -> Iterator[Sequence[Caption]]:
+        asked.append(how["workers"])
+        return plain(self, items, **how)
+
+    monkeypatch.setattr(Captioner, "batches", batches)
+    monkeypatch.setattr(device, "decoding_threads", lambda cpus, processes: 10 * cpus + processes)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert run(capsys, "caption", trained, images, "--threads", 1, "--output", tmp_path / "a.jsonl")[0] == 1
+    assert asked == [31]
