@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -225,18 +224,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         train(argv[1:])
         return
-    parser = _parser()
-    args, options = parser.parse_known_args(argv)
-    if options and args.command != "paper" and not (args.command == "doctor" and args.plan):
-        parser.error(f"unrecognized arguments: {' '.join(options)}")
-    args.options = options
-    if args.command in ("caption", "evaluate"):
+    if argv[:1] == ["caption"]:
+        from pycap.distributed import DistributedError, started
+
         try:
-            args.decoding, args.how = _decoding(args)
-            if args.ensemble:
-                args.how += f", {1 + len(args.ensemble)} checkpoints together"
-        except ValueError as error:
-            parser.error(str(error))
+            with started():
+                status = _run(argv)
+        except DistributedError as error:
+            sys.exit(f"pycap caption: error: {error}")
+    else:
+        status = _run(argv)
+    sys.exit(status)
+
+
+def _run(argv: Sequence[str]) -> int:
+    """The command's status; an error's text, or that of a wrong option, comes as SystemExit."""
+    from pycap.distributed import alike
+
+    with alike():
+        args = _arguments(argv)
     from pycap.caption import caption_files, merge_shards
     from pycap.doctor import examine
     from pycap.evaluate import evaluate_checkpoint, score_files
@@ -251,15 +257,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         from pycap.paper import run_paper
 
         commands["paper"] = run_paper
-    from pycap.distributed import started
-
     try:
-        with started() if args.command == "caption" else nullcontext():
-            status = commands[args.command](args)
+        return commands[args.command](args)
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:  # DataError and Diverged among them
         sys.exit(f"pycap {args.command}: error: {error}")
     except MemoryError as error:  # of the host, or CuPy's of the GPU
         sys.exit(f"pycap {args.command}: error: out of memory ({error}); a smaller --batch-size takes less")
-    sys.exit(status)
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    args, options = parser.parse_known_args(argv)
+    if options and args.command != "paper" and not (args.command == "doctor" and args.plan):
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    args.options = options
+    if args.command in ("caption", "evaluate"):
+        try:
+            args.decoding, args.how = _decoding(args)
+            if args.ensemble:
+                args.how += f", {1 + len(args.ensemble)} checkpoints together"
+        except ValueError as error:
+            parser.error(str(error))
+    return args

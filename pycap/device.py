@@ -28,6 +28,10 @@ _DECODING, _MOST_DECODING = 2, 16
 
 _module: ModuleType = np
 
+# What `share` says of several processes on this machine.
+_cpus: int | None = None
+_shortage = ""
+
 
 class DeviceError(RuntimeError):
     """A device that was asked for by name cannot be used; the text names what is missing and the remedy."""
@@ -83,7 +87,7 @@ def require(name: str) -> None:
     """DeviceError unless device `name` exists and can be used."""
     if name not in DEVICES:
         raise DeviceError(f"device {name!r} is unknown; choose from auto, {', '.join(DEVICES)}")
-    reason = obstacle() if name == "cuda" else ""
+    reason = (_shortage or obstacle()) if name == "cuda" else ""
     if reason:
         raise DeviceError(f"device cuda cannot be used: {reason}; or choose --device cpu")
 
@@ -251,11 +255,21 @@ def float32_products(precision: str) -> str:
     return "fp32" if precision == "fp32" else "tf32"
 
 
+def share(cpus: int | None, shortage: str = "") -> None:
+    """Several processes compute on this machine. cpus: how many CPUs are this one's (None: all that it may use). shortage: why
+    there are not GPUs enough for them, which makes "cuda" a DeviceError where it is asked for, and where "auto" would take it.
+    """
+    global _cpus, _shortage
+    _cpus, _shortage = cpus, shortage
+
+
 def cpu_count() -> int:
-    """CPUs that this process may use: its affinity mask, or what OMP_NUM_THREADS says."""
+    """CPUs that this process may use: what OMP_NUM_THREADS says, or its part (`share`), or its affinity mask."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
+    if _cpus is not None:
+        return _cpus
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

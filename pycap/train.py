@@ -29,24 +29,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pycap.checkpoint import CheckpointError
     from pycap.data import DataError
     from pycap.device import DeviceError
-    from pycap.distributed import DistributedError, started
-
-    config = configuration.parse_args(argv)
-    from pycap.optim import OptimizerStateError
-    from pycap.schedules import ScheduleStateError
-    from pycap.training.run import Stopped
-    from pycap.training.trainer import Diverged
+    from pycap.distributed import DistributedError, alike, started
 
     try:
-        with started():
-            train(config)
-    except Stopped as stop:
-        print(stop, flush=True)
-        sys.exit(128 + stop.signal_number)
-    except (
-        configuration.ConfigError, DataError, CheckpointError, DeviceError, BackendError, Diverged, OptimizerStateError,
-        ScheduleStateError, DistributedError, OSError,
-    ) as error:  # fmt: skip
+        with started() as ranks:
+            with alike():
+                config = configuration.parse_args(argv)
+            from pycap.optim import OptimizerStateError
+            from pycap.schedules import ScheduleStateError
+            from pycap.training.run import Stopped
+            from pycap.training.trainer import Diverged
+
+            try:
+                train(config)
+            except Stopped as stop:
+                if ranks.rank == 0:
+                    print(stop, flush=True)
+                sys.exit(128 + stop.signal_number)
+            except (
+                configuration.ConfigError, DataError, CheckpointError, DeviceError, BackendError, Diverged,
+                OptimizerStateError, ScheduleStateError, DistributedError, OSError,
+            ) as error:  # fmt: skip
+                sys.exit(f"train.py: error: {error}")
+            except MemoryError as error:  # of the host, or CuPy's of the GPU
+                sys.exit(
+                    f"train.py: error: out of memory ({error}); --micro-batch N takes less, with the same gradients"
+                )
+    except DistributedError as error:
         sys.exit(f"train.py: error: {error}")
-    except MemoryError as error:  # of the host, or CuPy's of the GPU
-        sys.exit(f"train.py: error: out of memory ({error}); --micro-batch N takes less, with the same gradients")

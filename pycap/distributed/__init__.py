@@ -8,6 +8,7 @@ Elsewhere nothing knows how they were started: `current()` gives them, and with 
 | `mpi.py` | the exchanges over MPI |
 | `sockets.py` | the exchanges over TCP |
 | `slurm.py` | where the processes of a Slurm step meet |
+| `machine.py` | who shares this machine: each rank's part of its CPUs, and a GPU of its own |
 | `reducer.py` | gradients summed while backward goes on |
 | `nccl.py` | sums between GPUs |
 | `device_reducer.py` | gradients summed between GPUs, within a recorded step |
@@ -17,14 +18,16 @@ Elsewhere nothing knows how they were started: `current()` gives them, and with 
 
 from __future__ import annotations
 
+import io
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from pycap import device
+from pycap.distributed import machine
 from pycap.distributed.launch import DistributedError, Launch, detect
 from pycap.distributed.lifeline import Lifeline
 
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from pycap.distributed.mpi import MpiRanks
     from pycap.distributed.sockets import SocketRanks
 
-__all__ = ["ALONE", "Alone", "DistributedError", "Ranks", "Summing", "advise", "current", "started"]
+__all__ = ["ALONE", "Alone", "DistributedError", "Ranks", "Summing", "advise", "alike", "current", "started"]
 
 T = TypeVar("T")
 
@@ -125,17 +128,19 @@ def started() -> Iterator[Ranks]:
         ranks = _join(launch)
     except DistributedError:
         line.close()
-        if (
-            launch.rank
-        ):  # the others' errors are the same as rank 0's, whose end is their end: they leave it the time to tell
-            time.sleep(_PAUSE)
+        # The others' errors are the same as rank 0's, whose end is their end: they leave it the time to tell.
+        time.sleep(_PAUSE if launch.rank else 0)
         raise
-    _settle(ranks)
+    machine.settle(ranks)
     line.join(ranks)
     _current, _line = ranks, line
     try:
         with line.signals():
-            yield ranks
+            try:
+                yield ranks
+            except SystemExit as end:
+                if end.code:
+                    raise
             ranks.barrier()
             ranks.finalize()
         line.leave()
@@ -146,11 +151,28 @@ def started() -> Iterator[Ranks]:
             ranks.finalize()
         if headline is None:
             _fall_silent()
-        elif headline:
-            print(headline, file=sys.stderr, flush=True)
+        else:
+            sys.stderr.write("".join(f"{text}\n" for text in (headline, *getattr(error, "__notes__", ())) if text))
         raise
     finally:
         _current = ALONE  # the line stays: after an error it ends with the process
+        device.share(None)
+
+
+@contextmanager
+def alike() -> Iterator[None]:
+    """Within this all ranks do the same, such as reading the command line: only rank 0 is heard, or, if it alone exits with an
+    error, another one."""
+    if _current.rank == 0:
+        yield
+        return
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            yield
+    except SystemExit as end:
+        end.add_note(said.getvalue().rstrip())
+        raise
 
 
 def advise(remedy: str) -> None:
@@ -172,13 +194,6 @@ def _join(launch: Launch) -> MpiRanks | SocketRanks:
 
     host, port = slurm.meeting_point(os.environ)
     return sockets.SocketRanks(launch.rank, launch.size, host, port, slurm.key(os.environ))
-
-
-def _settle(ranks: MpiRanks | SocketRanks) -> None:
-    """Who shares this machine, its CPUs and its GPUs."""
-    hosts = ranks.each(socket.gethostname())
-    ranks.local_size = hosts.count(hosts[ranks.rank])
-    ranks.local_rank = hosts[: ranks.rank].count(hosts[ranks.rank])
 
 
 def _fall_silent() -> None:
