@@ -76,6 +76,8 @@ def _next(archive: tarfile.TarFile, stream: gzip.GzipFile | io.BufferedReader) -
         while stream.read(1 << 20):  # what follows is padding; a compressed archive is checked at its end
             pass
         return None
+    except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+        raise tarfile.ReadError("its end is missing") from error
     if archive.offset <= at:
         raise tarfile.ReadError("a member of negative size")
     return member
