@@ -68,7 +68,6 @@ def read_ahead(
     try:
         yield from read
     finally:
-        read.close()
         taken.close()
 
 

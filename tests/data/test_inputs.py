@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from pycap.data import DataError, features, store
+from pycap.data import DataError, features, items, store
 from pycap.data.features import FeatureStore
 from pycap.data.images import decode_image
 from pycap.data.inputs import find, images_below
@@ -68,6 +69,19 @@ def test_links_are_followed_to_files_and_not_to_folders(tmp_path):
     (tmp_path / "folder.jpg").symlink_to("in")
     (tmp_path / "itself.jpg").symlink_to("itself.jpg")
     assert list(images_below(tmp_path)) == ["a.jpg", "in/b.jpg", "itself.jpg", "link.jpg"]
+
+
+def test_a_folder_that_cannot_be_listed_is_told_in_its_place(tmp_path, monkeypatch):
+    touch(tmp_path, "a/1.jpg", "lost+found/2.jpg", "z.jpg")
+    scan = os.scandir
+
+    def refused(path: str) -> Iterator[os.DirEntry[str]]:
+        if path.endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert names(tmp_path) == [f"{tmp_path}/a/1.jpg", f"{tmp_path}/lost+found/", f"{tmp_path}/z.jpg"]
 
 
 def test_what_is_not_there_is_an_error(tmp_path):
@@ -233,6 +247,23 @@ def test_reading_closes_its_threads(tmp_path):
     next(batches)
     assert any(t.name.startswith("pycap-data") for t in threading.enumerate())
     batches.close()
+    assert not any(t.name.startswith("pycap-data") for t in threading.enumerate())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_the_inputs_or_of_memory_ends_reading(tmp_path, monkeypatch, workers):
+    paths = [write_jpeg(tmp_path / f"{i}.jpg", seed=i) for i in range(4)]
+    (tmp_path / "list.txt").write_bytes(b"%s\n\0" % os.fsencode(paths[0]))
+    with pytest.raises(DataError, match="line 2 is no path"):
+        list(read_ahead(find([*paths, tmp_path / "list.txt"]), [20], 2, workers))
+
+    def full(*_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(items, "decode_image", full)
+    with pytest.raises(MemoryError, match="no room") as caught:
+        list(read_ahead(find(paths), [20], 1, workers))
+    assert caught.tb is not None  # it holds what was going on
     assert not any(t.name.startswith("pycap-data") for t in threading.enumerate())
 
 

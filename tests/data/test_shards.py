@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+import zlib
 from itertools import islice
 from pathlib import Path
 
@@ -170,6 +171,18 @@ def test_a_compressed_archive_that_is_cut_short_gives_what_it_has(tmp_path, keep
     assert 0 < len(whole) < 6 and whole == dict(list(noise.items())[: len(whole)])
     assert list(found)[-1] == "" and "of what it unpacks to" in str(found[""])
     assert [reference.name for reference in find([path]).references()] == [item.name for item in find([path])]
+
+
+def test_a_corrupt_compressed_archive_gives_what_it_has(tmp_path):
+    """But for what stands within a buffer, 8 or 128 KiB, of the damage."""
+    noise = {name: np.random.default_rng(i).bytes(200_000) for i, name in enumerate(CONTENTS)}
+    sound = write(tmp_path / "shard.tar", noise).read_bytes()
+    packing, path = zlib.compressobj(1, wbits=31), tmp_path / "shard.tgz"
+    path.write_bytes(packing.compress(sound[:700_000]) + packing.flush(zlib.Z_FULL_FLUSH) + b"\x07no such block")
+    found = read(path)
+    whole = {name: data for name, data in found.items() if isinstance(data, bytes)}
+    assert 2 <= len(whole) <= 3 and whole == dict(list(noise.items())[: len(whole)])
+    assert "of what it unpacks to" in str(found[""]) and "Error -3 while decompressing" in str(found[""])
 
 
 def test_a_compressed_archive_is_checked_at_its_end(tmp_path):
