@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pycap import __version__, checkpoint
+from pycap import __version__, checkpoint, distributed
 from pycap import config as configuration
 from pycap.config import TrainConfig
 from pycap.data.images import PreprocessSpec
@@ -49,6 +49,8 @@ class Record:
         self._vocab, self._spec, self._data = vocab, spec, source.digest()
         self._log: Log | None = None
         led(ranks, lambda: self._begin(source, resumed))
+        if resumed:
+            distributed.advise(f"Go on with --resume {self.folder}.")
 
     def _begin(self, source: Source, resumed: bool) -> None:
         """What a run's folder says of its data and its options."""
@@ -100,6 +102,8 @@ class Record:
         model = _on_host(self._model.state_arrays())
         self.require_same(model)
         led(self._ranks, lambda: self._save(name, model, position, scores))
+        if name == "last":
+            distributed.advise(f"Go on with --resume {self.folder}.")
 
     def _save(self, name: str, model: dict[str, Any], position: dict[str, Any], scores: dict[str, float]) -> None:
         state = {

@@ -1,8 +1,9 @@
-"""What every rank of a test's job does: run after run, each as one call of `train.py` would; started by mpirun.
+"""What every rank of a test's job does: run after run, each as one call of `train.py` would. Started by mpirun:
 
-    mpirun -n 2 python -m tests.train.parallel_job JOB.json
+    mpirun -n 2 python -m tests.train.parallel_job FOLDER
 
-JOB.json holds runs, each the options of a config, and the folder to stand in. The first rank's screen is OUT_DIR.screen.
+FOLDER/job.json holds the runs: `options` of a config, of the `last` rank other ones, and the `fault` that befalls it. What rank
+R shows on its screen is OUT_DIR.screen.R, and the error that ends a run is OUT_DIR.error.R.
 """
 
 from __future__ import annotations
@@ -11,22 +12,56 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
 
 import pycap
 from pycap import distributed
 from pycap.config import TrainConfig
+from pycap.training.trainer import Trainer
+
+STEP = 2  # after which a fault comes
+
+
+def _fault(trainer: Trainer, name: str) -> None:
+    if name == "signal":
+        os.kill(os.getpid(), signal.SIGINT)
+    elif name == "nan":
+        trainer.model.projection.bias.data[5] = np.nan  # type: ignore[union-attr]
+    elif name == "bit":
+        trainer.model.projection.bias.data.view(np.uint32)[5] ^= 1  # type: ignore[union-attr]
+
+
+def _run(options: dict[str, Any], fault: str) -> None:
+    launch = Trainer.launch
+
+    def faulty(self: Trainer, *batch: Any) -> Any:
+        pending = launch(self, *batch)
+        if self.step_number == STEP:
+            _fault(self, fault)
+        return pending
+
+    with mock.patch.object(Trainer, "launch", faulty):
+        pycap.train(TrainConfig(**options))
 
 
 def main() -> None:
-    job = json.loads(Path(sys.argv[1]).read_text())
-    os.chdir(job["folder"])
+    folder = Path(sys.argv[1])
+    os.chdir(folder)
     with distributed.started() as ranks:
-        for options in job["runs"]:
-            said = io.StringIO()
-            with contextlib.redirect_stdout(said):
-                pycap.train(TrainConfig(**options))
+        for run in json.loads(Path("job.json").read_text()):
+            is_last = ranks.rank == ranks.size - 1
+            options = run["options"] | (run.get("last", {}) if is_last else {})
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                try:
+                    _run(options, run.get("fault", "") if is_last else "")
+                except Exception as error:
+                    Path(f"{options['out_dir']}.error.{ranks.rank}").write_text(f"{type(error).__name__}: {error}")
             Path(f"{options['out_dir']}.screen.{ranks.rank}").write_text(said.getvalue())
 
 

@@ -1,13 +1,14 @@
-"""Runs of several processes are those of one: losses, scores and files, over every kind of training."""
+"""Runs of several processes are those of one: losses, scores and files, over every kind of training; and they end as one."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from typing import Any
 import pytest
 
 import pycap
+from pycap import checkpoint
 from pycap.config import TrainConfig
 from pycap.data import demo
-from tests.train.runs import lines, tiny
+from tests.train.runs import lines, rows, tiny
+from tests.train.test_pretrain import tree  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).resolve().parents[2]
 MPIRUN = Path(sys.executable).with_name("mpirun")
@@ -29,7 +32,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def hurt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """25 images, so that the last of four batches of 8 has one; two of them, and one held out, cannot be read."""
+    """25 images, so that the last of four batches of 8 has one; two of them, and one held out, cannot be read. One of the two
+    is that of the first epoch's last batch, where there is no step then."""
     folder = demo.generate(tmp_path_factory.mktemp("hurt") / "set", train=25, val=11, size=64)
     train, val = (sorted((folder / name).iterdir()) for name in ("train2017", "val2017"))
     for victim in (train[4], train[5], val[2]):
@@ -37,22 +41,24 @@ def hurt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def run(config: TrainConfig, last: dict[str, Any] | None = None, fault: str = "") -> dict[str, Any]:
+    """A run of a job (`parallel_job`). last: other options of the last rank; fault: that befalls it."""
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    return {"options": options, "last": last or {}, "fault": fault}
 
 
-def together(size: int, configs: list[TrainConfig], folder: Path) -> None:
-    """The runs, by `size` processes."""
-    job = folder / "job.json"
-    runs = [{name: str(v) if isinstance(v, Path) else v for name, v in asdict(c).items()} for c in configs]
-    job.write_text(json.dumps({"folder": str(folder), "runs": runs}))
-    command = [MPIRUN, "-n", str(size), sys.executable, "-m", "tests.train.parallel_job", str(job)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+def together(size: int, folder: Path, *runs: dict[str, Any]) -> None:
+    """The runs, one after another, by `size` processes, which stand in the folder."""
+    (folder / "job.json").write_text(json.dumps(runs))
+    command = [MPIRUN, "-n", str(size), sys.executable, "-m", "tests.train.parallel_job", folder]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stdout, "what is told is told by rank 0, into its own file"
 
 
-def assert_same(one: Path, several: Path, screen: str) -> None:
-    """The log of a run of several processes is that of one but for rounding, and so is the folder."""
+def assert_same(one: Path, several: Path) -> None:
+    """The log of a run of several processes is that of one but for rounding, and so are its folder and the screen."""
     for row, expected in zip(lines(several / "log.jsonl"), lines(one / "log.jsonl"), strict=True):
         assert row.keys() == expected.keys()
         for name, value in expected.items():
@@ -62,17 +68,27 @@ def assert_same(one: Path, several: Path, screen: str) -> None:
                 assert row[name] == pytest.approx(value, rel=1e-5, abs=1e-9), (name, row["step"])
             elif not isinstance(value, float):
                 assert row[name] == value, (name, row["step"])
-    files = {p.relative_to(one).as_posix() for p in one.rglob("*")}
-    assert {p.relative_to(several).as_posix() for p in several.rglob("*")} == files
+    files = {path.relative_to(one).as_posix() for path in one.rglob("*")}
+    assert {path.relative_to(several).as_posix() for path in several.rglob("*")} == files
     for name in ("skipped.jsonl", "vocab.json"):
         if name in files:
             assert (several / name).read_bytes() == (one / name).read_bytes()
     for name, key in (("captions.jsonl", "caption"), ("predictions.jsonl", "class")):
         if name in files:
             assert [row[key] for row in lines(several / name)] == [row[key] for row in lines(one / name)]
-    said = (several.parent / f"{several.name}.screen.0").read_text().replace(str(several), str(one))
-    told, expected_told = ([x for x in text.splitlines() if "% of the time" not in x] for text in (said, screen))
+    shown, expected_shown = (re.findall('alt="(.*?)"', (each / "samples.html").read_text()) for each in (several, one))
+    assert shown == expected_shown
+    said = screen(several, 0).replace(several.name, one.name)
+    told, expected_told = ([x for x in text.splitlines() if "% of the time" not in x] for text in (said, screen(one)))
     assert told == expected_told
+
+
+def screen(folder: Path, rank: int | None = None) -> str:
+    return folder.with_name(folder.name + (".screen" if rank is None else f".screen.{rank}")).read_text()
+
+
+def error(folder: Path, rank: int) -> str:
+    return folder.with_name(f"{folder.name}.error.{rank}").read_text()
 
 
 # Adam and RMSprop divide a gradient by its own size. Where it is zero but for rounding, their first steps are as large as ever,
@@ -84,24 +100,102 @@ KINDS: dict[str, dict[str, Any]] = {
     "merge": {"model": "merge", "epochs": 1, "max_steps": 3, "epsilon": 1e-3},
     "features": {"freeze_cnn": True, "features": "auto", "epochs": 1},
     "bf16": {"precision": "bf16", "epochs": 1},
-}
+    "store": {"store": "images.h5", "epochs": 1},
+    "scst": {"stage": "scst", "datasets": "coco", "init_from": Path("joint"), "epochs": 1, "drop_prob_lm": 0.0,
+             "drop_prob_cnn": 0.0, "optimizer": "sgd", "learning_rate": 1e-2},
+    "pretrain": {"stage": "pretrain", "epochs": 2, "epsilon": 1e-3, "save_best_on": "top-1"},
+    "demo": {"demo_train": 9, "demo_val": 4, "max_steps": 1},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def runs(hurt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(hurt: Path, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     """Folders of runs: KIND, of one process, and KIND.N of N; with what was told on the screen beside each."""
     root = tmp_path_factory.mktemp("runs")
-    kinds = KINDS | {"store": {"epochs": 1, "store": str(root / "images.h5")}}
-    for kind, options in kinds.items():
-        with redirect_stdout(StringIO()) as said:
-            pycap.train(tiny(hurt, root / kind, **options))
-        (root / f"{kind}.screen").write_text(said.getvalue())
+
+    def config(kind: str, out: str) -> TrainConfig:
+        made = tiny(tree if kind == "pretrain" else hurt, Path(out), **KINDS[kind])
+        return replace(made, data=None) if kind == "demo" else made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for kind in KINDS:
+            with redirect_stdout(StringIO()) as said:
+                pycap.train(config(kind, kind))
+            Path(f"{kind}.screen").write_text(said.getvalue())
+    drawn = root / "data" / "demo"
     for size in (2, 3):
-        together(size, [tiny(hurt, root / f"{kind}.{size}", **options) for kind, options in kinds.items()], root)
+        drawn.rename(root / f"drawn.{size}")
+        together(size, root, *(run(config(kind, f"{kind}.{size}")) for kind in KINDS))
     return root
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("kind", [*KINDS, "store"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_several_processes_do_what_one_does(runs: Path, kind: str, size: int) -> None:
-    assert_same(runs / kind, runs / f"{kind}.{size}", (runs / f"{kind}.screen").read_text())
+    assert_same(runs / kind, runs / f"{kind}.{size}")
+    assert all(screen(runs / f"{kind}.{size}", rank) == "" for rank in range(1, size))
+
+
+@pytest.fixture(scope="module")
+def failed(hurt: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two processes that end before their time; each is named by what befalls it."""
+    root = tmp_path_factory.mktemp("failed")
+
+    def ended(name: str, last: dict[str, Any] | None = None, fault: str = "", **options: Any) -> dict[str, Any]:
+        return run(tiny(hurt, root / name, **options), last, fault)
+
+    together(
+        2,
+        root,
+        ended("signal", fault="signal"),
+        ended("nan", fault="nan"),
+        ended("bit", fault="bit"),
+        ended("few", batch_size=1),
+        ended("data", {"data": str(data)}),
+        ended("store", store=str(root / "none.h5")),
+        ended("features", freeze_cnn=True, features=str(root / "job.json")),
+    )
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("signal", "Stopped: stopped at step 2; continue with --resume .*signal"),
+        (
+            "nan",
+            r"Diverged: step 3 \(epoch 1, batch 3\): the loss is nan; images of this batch: (\S+\.jpg,? ?){6,8}; no ",
+        ),
+        ("bit", r"DistributedError: rank 1 of 2: the weights at step 3 are not those of rank 0.*--resume .*bit"),
+        ("few", "ConfigError: batch_size: 1 images per step are too few for 2 ranks; give 2 or more"),
+        ("data", r"DataError: rank 1 reads other data than rank 0 \(24 \+ 10 images.*, not 25 \+ 11"),
+        ("store", "DataError: .*none.h5: there is no such image store, and 2 ranks can only read one"),
+        ("features", "DataError: .*job.json: not an HDF5 file"),
+    ],
+)
+def test_all_processes_end_alike(failed: Path, name: str, told: str) -> None:
+    assert re.match(told, error(failed / name, 0)), error(failed / name, 0)
+    assert error(failed / name, 1) == error(failed / name, 0)
+
+
+def test_a_signal_to_one_process_saves_where_all_stop(failed: Path) -> None:
+    assert checkpoint.load(failed / "signal", prefer="last").state["trainer"]["step"] == 2
+    assert [row["step"] for row in rows(failed / "signal", "train")] == [1, 2]
+
+
+def test_weights_that_differ_are_not_saved(failed: Path) -> None:
+    assert not (failed / "bit" / "last").exists() and not (failed / "bit" / "best").exists()
+
+
+def test_a_run_goes_on_with_any_number_of_processes(hurt: Path, tmp_path: Path) -> None:
+    """Two, one, and three processes in turn make the steps of one that was never stopped."""
+    how = {"epochs": 3, "lr_schedule": "cosine", "val_images_use": 4}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    pycap.train(tiny(hurt, whole, **how))
+    together(2, tmp_path, run(tiny(hurt, parts, **how), fault="signal"))
+    pycap.train(tiny(hurt, parts, **how, resume=parts, max_steps=7))
+    together(3, tmp_path, run(tiny(hurt, parts, **how, resume=parts)))
+    steps, expected = ([(row["step"], row["loss"]) for row in rows(folder, "train")] for folder in (parts, whole))
+    assert [step for step, _ in steps] == [step for step, _ in expected]
+    assert [loss for _, loss in steps] == pytest.approx([loss for _, loss in expected], rel=1e-5)
