@@ -190,7 +190,7 @@ def test_weights_that_differ_are_not_saved(failed: Path) -> None:
 
 def test_a_run_goes_on_with_any_number_of_processes(hurt: Path, tmp_path: Path) -> None:
     """Two, one, and three processes in turn make the steps of one that was never stopped."""
-    how = {"epochs": 3, "lr_schedule": "cosine", "val_images_use": 4}
+    how = {"epochs": 3, "val_images_use": 4}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     pycap.train(tiny(hurt, whole, **how))
     together(2, tmp_path, run(tiny(hurt, parts, **how), fault="signal"))
