@@ -86,10 +86,11 @@ def caption_files(args: argparse.Namespace) -> int:
         return show(work)
     if args.shard or ranks.size == 1:
         return _status(work, f"; when all shards are there: pycap merge {target.path or Path()}" if args.shard else "")
+    distributed.advise("What is captioned is kept: the same command with --resume goes on.")
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if ranks.rank else nullcontext():
         status = max(ranks.each(_status(work, "")))
         if ranks.rank == 0 and status <= 1 and shard_files(target):
-            status = merge(target.file)
+            status = merge(target.path or Path())
     return ranks.first(status)
 
 

@@ -160,8 +160,9 @@ def test_what_needs_a_file_asks_for_one(trained: Path, images: Path, capsys: pyt
 
 
 def test_a_sidecar_of_what_has_no_folder_is_refused(
-    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     archive = shutil.make_archive(str(tmp_path / "images"), "tar", images)
     command = ["caption", trained, archive, "--format", "txt-sidecar"]
     code, _, error = run(capsys, *command)

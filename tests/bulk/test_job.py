@@ -342,6 +342,22 @@ def test_a_file_that_is_added_to_must_not_change_meanwhile(images: Path, tmp_pat
     assert partial.exists()
 
 
+def test_a_file_that_changed_before_captions_were_added_is_left_alone(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "a"
+    run(job(images, output))
+    (images / "0100.jpg").touch()
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(jobs, "finish", interrupted)
+        run(job(images, output, skip_existing=True))
+    changed = output.read_bytes().replace(b"image 2", b"image X")
+    output.write_bytes(changed)
+    with pytest.raises(DataError, match="a: has changed since the job began, which keeps what it held; put it back"):
+        run(job(images, output, skip_existing=True, resume=True))
+    assert output.read_bytes() == changed and "a.partial" in left(tmp_path)
+
+
 def test_a_file_of_another_form_is_not_added_to(images: Path, tmp_path: Path) -> None:
     for content, form in (
         ("a b c\n", "jsonl"),
@@ -364,14 +380,15 @@ def test_a_file_of_another_form_is_not_added_to(images: Path, tmp_path: Path) ->
     ],
 )
 def test_images_that_the_form_would_confuse_are_told_before_any_is_captioned(
-    images: Path, tmp_path: Path, form: str, named: str
+    images: Path, tmp_path: Path, form: str, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     (images / "more").mkdir()
     (images / ("0001.png" if form == "txt-sidecar" else "more/0001.jpg")).touch()
     output = None if form == "txt-sidecar" else tmp_path / "a"
     with pytest.raises(DataError, match=named):
         run(job(images, output, form, batches=stopped_after(0)))
-    assert left(tmp_path) == [] and not Path("captions.partial").exists()
+    assert left(tmp_path) == []
 
 
 def test_an_id_with_the_separator_is_told(tmp_path: Path) -> None:
