@@ -119,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--vocabulary", type=_positive, default=10_000, metavar="N", help="with --plan: words (default: %(default)s)"
     )
+    doctor.add_argument(
+        "--ranks", type=_positive, default=1, metavar="N", help="with --plan: GPUs that share each batch (default: 1)"
+    )
 
     for command in (evaluate, score):
         command.add_argument("--also", type=_also, default=[], metavar="A,B", help=f"more scores: {', '.join(_ALSO)}")

@@ -44,7 +44,7 @@ def examine(args: argparse.Namespace) -> int:
         from pycap.config import parse_args
 
         config = parse_args(args.options, "pycap doctor --plan")
-        planned = memory_plan(config, args.vocabulary)
+        planned = memory_plan(config, args.vocabulary, args.ranks)
         print(json.dumps(planned, indent=1) if args.json else plan_as_text(planned, config))
         return 0
     found = report()
@@ -182,9 +182,10 @@ def _precisions(backend: str, unit: str) -> dict[str, str]:
 # What a run needs -----------------------------------------------------------------------------------------------------
 
 
-def memory_plan(config: TrainConfig, vocabulary: int) -> dict[str, Any]:
-    """Plain JSON values. bytes: what a run needs of a GPU's memory, by part, and in all. micro_batch: images a pass, the
-    largest that fits where there is a GPU. gpu: its name, memory and what of it is free; None where a plan is for an H100.
+def memory_plan(config: TrainConfig, vocabulary: int, ranks: int = 1) -> dict[str, Any]:
+    """Plain JSON values. bytes: what a run needs of the memory of each of `ranks` GPUs, by part, and in all. batch_size: images
+    of a step on one of them. micro_batch: images a pass, the largest that fits where there is a GPU. gpu: its name, memory and
+    what of it is free; None where a plan is for an H100.
 
     Raises ConfigError for a run that does not fit, or that asks for the CPU.
     """
@@ -196,14 +197,15 @@ def memory_plan(config: TrainConfig, vocabulary: int) -> dict[str, Any]:
     gpu = None
     obstacle = device.obstacle()
     if obstacle:
-        planned = plan.plan(config, vocabulary)
+        planned = plan.plan(config, vocabulary, ranks)
     else:
         with backends.use(config.backend, "cuda"):
             available = plan.available_bytes()
-            planned = plan.fit(config, vocabulary, available)
+            planned = plan.fit(config, vocabulary, available, ranks)
             found = _gpu()
         gpu = {"name": found["name"], "memory_bytes": found["memory_bytes"], "available_bytes": available}
     return {
+        "ranks": ranks,
         "batch_size": planned.batch_size,
         "micro_batch": planned.micro_batch,
         "passes": planned.passes,
@@ -218,10 +220,12 @@ def plan_as_text(planned: dict[str, Any], config: TrainConfig) -> str:
     """`memory_plan` for people: a line a part, then what there is."""
     learns = "frozen" if config.freeze_cnn else "learning too"
     size, passes = config.image_size, planned["passes"]
+    of_all = f" (of {config.batch_size}, on {planned['ranks']} GPUs)" if planned["ranks"] > 1 else ""
     lines = [
         _row(
             "a step",
-            f"{planned['batch_size']} images of {size}x{size}, {config.seq_per_img} captions each; {config.cnn} {learns}, "
+            f"{planned['batch_size']} images{of_all} of {size}x{size}, {config.seq_per_img} captions each; "
+            f"{config.cnn} {learns}, "
             f"{planned['vocabulary']} words, {config.optimizer}, {config.precision}",
         )
     ]

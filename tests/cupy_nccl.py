@@ -25,8 +25,8 @@ from tests.cupy_memory import memory_at
 from tests.cupy_streams import Stream, Stuck, exchange
 
 available = True
-NCCL_SUM, NCCL_FLOAT32, NCCL_FLOAT64 = 0, 7, 8
-_DTYPES = {NCCL_FLOAT32: np.float32, NCCL_FLOAT64: np.float64, 9: ml_dtypes.bfloat16}  # 9: CuPy has no name for it
+NCCL_SUM, NCCL_FLOAT32, NCCL_FLOAT64, NCCL_BFLOAT16 = 0, 7, 8, 9
+_DTYPES = {NCCL_FLOAT32: np.float32, NCCL_FLOAT64: np.float64, NCCL_BFLOAT16: ml_dtypes.bfloat16}
 
 _ID_BYTES = 128
 
@@ -35,18 +35,18 @@ class NcclError(RuntimeError):
     """What NCCL's calls raise."""
 
 
-def get_unique_id() -> tuple[int, ...]:
-    """128 signed characters, in which the port is at which rank 0 will listen."""
+def get_unique_id() -> bytes:
+    """In which the port is at which rank 0 will listen."""
     with listen() as listener:
-        return tuple(str(listener.getsockname()[1]).encode().ljust(_ID_BYTES, b"\0"))
+        return str(listener.getsockname()[1]).encode().ljust(_ID_BYTES, b"\0")
 
 
 class NcclCommunicator:
     """One GPU of `ndev`; made when all of them ask for it."""
 
-    def __init__(self, ndev: int, commId: tuple[int, ...], rank: int) -> None:
+    def __init__(self, ndev: int, commId: bytes, rank: int) -> None:
         assert len(commId) == _ID_BYTES and 0 <= rank < ndev
-        port = int(bytes(commId).rstrip(b"\0"))
+        port = int(commId.rstrip(b"\0"))
         self._ranks: SocketRanks | None = SocketRanks(rank, ndev, "127.0.0.1", port, b"stand-in")
         self._captures = itertools.count()
         self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()

@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from tests import cupy_memory, cupy_standin
+from tests import cupy_memory, cupy_nccl, cupy_standin
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +263,13 @@ def test_cupy_has_every_name_of_the_standin(xp):
     missing += [f"MemoryPool.{n}" for n in vars(xp.get_default_memory_pool()) if not hasattr(cupy.cuda.MemoryPool, n)]
     for name in ("Stream", "Event", "Graph", "MemoryPool"):
         missing += lacking(getattr(cupy.cuda, name), name, getattr(xp.cuda, name))
+    nccl = importlib.import_module("cupy.cuda.nccl")
+    if nccl.available:
+        missing += [
+            f"nccl.{n}" for n in vars(cupy_nccl) if n.startswith("NCCL_") and getattr(nccl, n) != vars(cupy_nccl)[n]
+        ]
+        missing += lacking(nccl.NcclCommunicator, "NcclCommunicator", cupy_nccl.NcclCommunicator)
+        missing += [f"nccl.{n}" for n in ("NcclError", "get_unique_id") if not hasattr(nccl, n)]
     missing += lacking(cupy.cuda.PinnedMemoryPointer, "PinnedMemoryPointer", cupy_memory.PinnedMemoryPointer)
     missing += ["cupy.add.at"] if not hasattr(cupy.add, "at") else []
     assert not missing

@@ -145,15 +145,18 @@ SMALL = ("--cnn", "vgg_micro", "--image-size", "64", "--fc-size", "64", "--rnn-s
 def test_a_plan_without_a_gpu_is_for_an_h100(no_driver, capsys):
     found = json.loads(told(capsys, "--plan", "--json", *SMALL, "--vocabulary", "500"))
     parts = dict(found["bytes"])
-    assert parts.pop("total") == sum(parts.values()) and all(parts[name] > 0 for name in parts if name != "copies")
-    assert parts["copies"] == 0 and parts["weights"] == parts["gradients"] == parts["optimizer"] / 2
+    assert parts.pop("total") == sum(parts.values())
+    assert {name for name, count in parts.items() if not count} == {"copies", "exchange"}
+    assert parts["weights"] == parts["gradients"] == parts["optimizer"] / 2
     assert (found["gpu"], found["no_gpu"]) == (None, "no NVIDIA driver here")
     assert (found["batch_size"], found["micro_batch"], found["passes"]) == (48, 48, 1)
     text = told(capsys, *SMALL, "--plan", "--precision", "bf16", "--device", "cuda")  # in any order
     assert "48 images of 64x64, 5 captions each; vgg_micro learning too, 10000 words, adam, bf16\n" in text
     assert "copies" in text and "planned for an H100" in text and "48 images: the whole batch in one pass" in text
     assert f"weights      {parts['weights'] / 2**30:8.2f} GiB" in told(capsys, "--plan", *SMALL, "--vocabulary", "500")
-    assert device.current() == "cpu"
+    text = told(capsys, *SMALL, "--plan", "--ranks", "5")
+    assert "10 images (of 48, on 5 GPUs) of 64x64" in text and "10 images: the whole batch in one pass" in text
+    assert f"exchange     {plan.EXCHANGE / 2**30:8.2f} GiB" in text and device.current() == "cpu"
 
 
 def test_a_plan_with_a_gpu_takes_the_largest_micro_batch_that_fits(gpu, capsys):

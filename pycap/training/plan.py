@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,16 @@ from pycap.backends.dry import ARCH, MULTIPROCESSORS, dry_run
 from pycap.backends.weights import rounded_weights
 from pycap.captioner import build_classifier, build_model, network_input
 from pycap.config import ConfigError, TrainConfig
+from pycap.distributed.device_reducer import DeviceReducer
 from pycap.models import targets
 from pycap.nn.layers import place_dropout
 from pycap.training.sources import preprocess_spec
 
 #: What is left free beside a plan: CUDA modules, graphs, and rounding of CuPy's pool.
 MARGIN = 768 << 20
+
+#: What NCCL keeps for itself on each of several GPUs: an estimate, of a node of eight on NVLink.
+EXCHANGE = 1 << 30
 
 _BUFFERS = 3  # of inputs: two that a feed fills in turn, and one that steps read
 _WORD = 3  # any id but the padding's
@@ -30,10 +34,11 @@ _RULES: dict[str, type[optim.Optimizer]] = {"adam": optim.Adam, "rmsprop": optim
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by what they are for. micro_batch: images a pass, of batch_size a step.
+    """Bytes by what they are for. micro_batch: images a pass, of batch_size a step of this rank.
 
-    activations: the arena of a training step (`pycap.arena`), all that forward stores and backward makes. validation: what
-    the loss of held-out images takes beside it, from the pool. copies: weights in bfloat16.
+    activations: the arena of a training step (`pycap.arena`), all that forward stores and backward makes, gradients rounded for
+    the exchange with other GPUs among it. validation: what the loss of held-out images takes beside it, from the pool. copies:
+    weights in bfloat16. exchange: what NCCL takes.
     """
 
     batch_size: int
@@ -46,6 +51,7 @@ class MemoryPlan:
     workspace: int
     validation: int
     inputs: int
+    exchange: int
 
     @property
     def parts(self) -> dict[str, int]:
@@ -68,23 +74,25 @@ class MemoryPlan:
         return f"needs {self.total / 2**30:.1f} GiB on the GPU{': ' if told else ''}{told}{split}"
 
 
-def plan(config: TrainConfig, vocabulary: int) -> MemoryPlan:
+def plan(config: TrainConfig, vocabulary: int, ranks: int = 1) -> MemoryPlan:
     """What the largest step of a run needs: every caption of `max_length` words, and all learning that ever will.
 
-    vocabulary: how many ids. Found by running the step dry, for the GPU that was selected, or an H100 where none was: in well
-    under a second, and next to no memory.
+    vocabulary: how many ids. ranks: GPUs that share each batch; the plan is one's. Found by running the step dry, for the GPU
+    that was selected, or an H100 where none was: in well under a second, and next to no memory.
     """
-    return _Planner(config, vocabulary).plan(config.micro_batch or config.batch_size)
+    planner = _Planner(config, vocabulary, ranks)
+    return planner.plan(planner.most)
 
 
-def fit(config: TrainConfig, vocabulary: int, available: int) -> MemoryPlan:
+def fit(config: TrainConfig, vocabulary: int, available: int, ranks: int = 1) -> MemoryPlan:
     """The plan with the largest micro-batch, at most the one asked for, that takes no more than `available` bytes.
 
     The fewest passes a step, that is, of equal size or nearly. Raises ConfigError, with what each part needs and what would
     help, where a micro-batch of 1 does not fit.
     """
-    planner, images = _Planner(config, vocabulary), config.batch_size
-    largest = planner.plan(config.micro_batch or images)
+    planner = _Planner(config, vocabulary, ranks)
+    images = planner.config.batch_size
+    largest = planner.plan(planner.most)
     if largest.total <= available:
         return largest
     smallest = planner.plan(1)
@@ -125,10 +133,12 @@ def _remedies(config: TrainConfig) -> str:
 
 
 class _Planner:
-    """Plans of one configuration with several micro-batches. The model's arrays have no pages behind them."""
+    """Plans of one configuration with several micro-batches. The model's arrays have no pages behind them. config: of one
+    rank's share of the batch."""
 
-    def __init__(self, config: TrainConfig, vocabulary: int) -> None:
-        self.config = config
+    def __init__(self, config: TrainConfig, vocabulary: int, ranks: int) -> None:
+        self.config = config = replace(config, batch_size=math.ceil(config.batch_size / ranks))
+        self._ranks = ranks
         self._dtype = device.activation_dtype(config.precision)
         self._arch = None if device.current() == "cuda" else ARCH
         with self._dry():
@@ -138,6 +148,11 @@ class _Planner:
             arena.prepare_gradients(self._model.named_parameters().values())
             halved = self._model.image_weights().values() if config.precision == "bf16" else ()
             self._copies = [(array, np.empty(array.shape, device.bfloat16())) for array in halved]
+
+    @property
+    def most(self) -> int:
+        """The largest number of images a pass."""
+        return min(self.config.micro_batch or self.config.batch_size, self.config.batch_size)
 
     def plan(self, micro_batch: int) -> MemoryPlan:
         config, model = self.config, self._model
@@ -159,6 +174,7 @@ class _Planner:
             workspace=max(seen.workspace_nbytes for seen in (*steps, validated)),
             validation=validated.peak,
             inputs=_BUFFERS * self._input_bytes(),
+            exchange=EXCHANGE if self._ranks > 1 else 0,
         )
 
     def _slots(self, name: str) -> tuple[str, ...]:
@@ -175,22 +191,30 @@ class _Planner:
         return config.batch_size * image + words * (5 * 4 + 1)
 
     def _trained(self, images: int, words_only: bool) -> arena.Trace:
-        """One pass of a step, as `pycap.training.step` has it."""
+        """One pass of a step, as `pycap.training.step` has it; of several GPUs the last, which exchanges gradients."""
         config, tokens = self.config, self._tokens(images)
         size = (len(tokens) - 1) * tokens.shape[1]
         with self._dry():
             self._model.train(True)
             self._model.cnn.train(not config.freeze_cnn)
             place_dropout(self._model, 0, 0, images, images)
+            backward = self._backward(words_only)
             with rounded_weights(self._copies), arena.trace() as seen:
                 if words_only:
                     wanted: Any = targets.word_targets(images, tokens, size, size)
                 else:
                     wanted = targets.caption_targets(images, tokens, len(tokens), size, size)
-                self._model.weighted_loss(self._input(images), wanted).backward(np.float32(1))
+                backward(self._model.weighted_loss(self._input(images), wanted), np.float32(1))
             for tensor in self._model.named_parameters().values():
                 tensor.fresh = False
         return seen
+
+    def _backward(self, words_only: bool) -> Callable[[Tensor, Any], None]:
+        if self._ranks == 1:
+            return Tensor.backward
+        parameters = self._model.named_parameters()
+        learning = [parameters[name] for name in self._model.learning(words_only)]
+        return DeviceReducer(None, learning, half=self.config.precision == "bf16").backward
 
     def _validated(self, images: int) -> arena.Trace:
         forms = backends.constant_weights(backends.WeightCache())

@@ -94,7 +94,8 @@ class _Run:
         own = replace(config, batch_size=-(-config.batch_size // ranks.size))  # of a step's images, this rank's
         own.micro_batch = min(own.micro_batch, own.batch_size)
         on_gpu = current() == "cuda"
-        self.memory = memory_plan.fit(own, len(self.vocab), memory_plan.available_bytes()) if on_gpu else None
+        words, available = len(self.vocab), memory_plan.available_bytes() if on_gpu else 0
+        self.memory = memory_plan.fit(config, words, available, ranks.size) if on_gpu else None
         self.model = begun.model(lambda text: self.say(text))
         inside = config.features == "auto"  # in the run's folder, which a wrong file must not have made
         store = None if inside else features.open_store(config, self.model.cnn, self.spec, ranks)

@@ -85,7 +85,8 @@ def steps(
     """Steps on batches of so many images with captions of so many steps, three times in each epoch."""
     said: list[str] = []
     with gpu(late), trainer(ranks, said.append, recorded=recorded, **options) as made:
-        return report(made, losses(made, sizes, epochs, lambda batch: cut(batch, ranks.rank, ranks.size)), said)
+        found = losses(made, sizes, epochs, lambda batch: cut(batch, ranks.rank, ranks.size))
+        return report(made, found, said) | {"arena": one.device_step(made).arena_bytes}
 
 
 def losses(
@@ -225,10 +226,20 @@ def gradient(rank: int, number: int, size: int) -> np.ndarray:
 def without_nccl(ranks: Ranks) -> str:
     """What is said where rank 1 lacks NCCL."""
     with gpu(), mock.patch.object(cupy_nccl, "available", ranks.rank != 1):
-        try:
-            Communicator(ranks)
-        except ExchangeError as error:
-            return str(error)
+        return refused(ranks)
+
+
+def on_one_gpu(ranks: Ranks) -> str:
+    """What is said where all have the same GPU."""
+    with gpu(), mock.patch.object(cupy_standin.Device, "pci_bus_id", "0000:01:00.0"):
+        return refused(ranks)
+
+
+def refused(ranks: Ranks) -> str:
+    try:
+        Communicator(ranks)
+    except ExchangeError as error:
+        return str(error)
     return ""
 
 

@@ -4,16 +4,18 @@ happens on one of them. GPUs are processes with a stand-in each, whose NCCL refu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pycap import backends
+from pycap.distributed.device_reducer import DeviceReducer
+from pycap.training import plan
 from tests.processes import Processes
 from tests.train import rank_steps
-from tests.train.test_step import OPTIONS, trainer
+from tests.train.test_step import OPTIONS, VOCABULARY, trainer
 
 #: Images of a batch, steps of its captions: shares of 2 and 2, 1 and 2, 0 and 1; the ranks' captions differ in length.
 SIZES = [(4, 9), (3, 9), (4, 5), (1, 7)]
@@ -142,12 +144,30 @@ def test_sums_are_within_the_bound(pair: Processes, half: bool, overlaps: bool) 
         assert size < 100 or (error > bound / 8).any()  # it was rounded: the bound is no loose one
 
 
+@pytest.mark.parametrize("options", [{}, {"micro_batch": 1, "precision": "bf16"}, {"freeze_cnn": True}])
+def test_the_arena_is_as_large_as_the_plan_said(
+    pair: Processes, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Gradients in bfloat16 are among what is planned."""
+    monkeypatch.setattr(plan, "DeviceReducer", partial(DeviceReducer, bucket_bytes=rank_steps.BUCKET))
+    with backends.use("reference"):
+        config = trainer(True, **options).config
+        planned = plan.plan(config, VOCABULARY, ranks=2)
+    assert planned.exchange > 0 and planned.batch_size == 2
+    assert {each["arena"] for each in pair.run(rank_steps.steps, options, [(4, 9)])} == {planned.activations}
+
+
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
 def test_a_rank_without_nccl_is_named_on_all(pair: Processes) -> None:
     said = pair.run(rank_steps.without_nccl)
     assert said[0] == said[1] and "rank 1: CuPy finds no NCCL; pip install" in said[0] and "rank 0" not in said[0]
+
+
+def test_ranks_that_share_a_gpu_are_named_on_all(pair: Processes) -> None:
+    said = pair.run(rank_steps.on_one_gpu)
+    assert said[0] == said[1] and "ranks 0 and 1 have the same GPU" in said[0] and "0000:01:00.0" in said[0]
 
 
 def test_a_rank_that_left_is_heard_of(pair: Processes) -> None:
