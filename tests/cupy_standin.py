@@ -12,7 +12,6 @@ It has only what pycap uses; `tests/test_cupy_standin.py` holds each name agains
 
 from __future__ import annotations
 
-import os
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -229,7 +228,6 @@ class Device:
         self.id = id
 
     compute_capability = "90"
-    pci_bus_id = f"{os.getpid():08X}:01:00.0"
 
 
 def make(name: str = "Stand-in 9000", capability: tuple[int, int] = (9, 0), count: int = 1, driver: int = 13000) -> Any:

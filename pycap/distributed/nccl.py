@@ -8,7 +8,6 @@ NCCL with CUDA Graphs" in NCCL's guide). So ranks agree beforehand on what they 
 from __future__ import annotations
 
 import importlib
-import socket
 import time
 import weakref
 from typing import Any
@@ -33,19 +32,12 @@ class Communicator:
 
     def __init__(self, ranks: Ranks) -> None:
         """Waits for all ranks, each with a GPU of its own current. Raises ExchangeError on all of them where CuPy finds no NCCL
-        on one, two have the same GPU, or NCCL refuses."""
+        on one, or NCCL refuses."""
         self._ranks = ranks
         self._nccl, obstacle = _nccl()
-        told = ranks.each((obstacle, "" if obstacle else _gpu()))
-        lacking = [f"rank {rank}: {said}" for rank, (said, _) in enumerate(told) if said]
+        lacking = [f"rank {rank}: {told}" for rank, told in enumerate(ranks.each(obstacle)) if told]
         if lacking:
             raise ExchangeError(f"NCCL is needed to train on several GPUs; {'; '.join(lacking)}")
-        for rank, (_, gpu) in enumerate(told):
-            if (earlier := [other for _, other in told].index(gpu)) < rank:
-                raise ExchangeError(
-                    f"ranks {earlier} and {rank} have the same GPU ({gpu}): start no more ranks on a machine than it has GPUs, "
-                    "and let CUDA_VISIBLE_DEVICES name as many, or be unset"
-                )
         unique = ranks.first(self._nccl.get_unique_id() if ranks.rank == 0 else None)
         try:
             self._own: Any = self._nccl.NcclCommunicator(ranks.size, unique, ranks.rank)
@@ -90,11 +82,6 @@ class Communicator:
             f"rank {self._ranks.rank} of {self._ranks.size}: its GPU cannot exchange with the others ({error}): one of them "
             "has probably ended, and its own message says why; NCCL_DEBUG=WARN has NCCL say more; --resume continues the run"
         )
-
-
-def _gpu() -> str:
-    """Which one this rank has."""
-    return f"{socket.gethostname()}, {device.module().cuda.Device().pci_bus_id}"
 
 
 def _nccl() -> tuple[Any, str]:

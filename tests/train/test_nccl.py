@@ -165,11 +165,6 @@ def test_a_rank_without_nccl_is_named_on_all(pair: Processes) -> None:
     assert said[0] == said[1] and "rank 1: CuPy finds no NCCL; pip install" in said[0] and "rank 0" not in said[0]
 
 
-def test_ranks_that_share_a_gpu_are_named_on_all(pair: Processes) -> None:
-    said = pair.run(rank_steps.on_one_gpu)
-    assert said[0] == said[1] and "ranks 0 and 1 have the same GPU" in said[0] and "0000:01:00.0" in said[0]
-
-
 def test_a_rank_that_left_is_heard_of(pair: Processes) -> None:
     said, _ = pair.run(rank_steps.deserted)
     assert "rank 0 of 2" in said and "NCCL_ERROR_REMOTE" in said and "--resume" in said
