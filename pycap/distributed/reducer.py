@@ -79,6 +79,12 @@ class Reducer(ABC):
         for tensor in self.tensors:
             tensor.rows = None  # other ranks used other rows of the table of words
 
+    def release(self) -> None:
+        """Let go of the gradients' memory: they have none until somebody gives them some."""
+        for tensor in self.tensors:
+            tensor.grad = None
+        self.buckets.clear()
+
     def _after(self, parents: tuple[Any, ...]) -> None:
         for parent in parents:
             if self._left.get(id(parent)):

@@ -211,9 +211,8 @@ class Step:
         parameters = self.model.named_parameters()
         tensors = [parameters[name] for name in learning]
         if self._communicator is not None and (self._reducer is None or self._reducer.tensors != tuple(tensors)):
-            for tensor in self._reducer.tensors if self._reducer else ():
-                tensor.grad = None
-            self._reducer = None  # its memory goes first
+            if self._reducer is not None:
+                self._reducer.release()
             self._reducer = DeviceReducer(self._communicator, tensors, self._half)
         arena.prepare_gradients(tensors)
 

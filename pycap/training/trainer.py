@@ -236,7 +236,8 @@ class Trainer:
         """Have a reducer for the gradients of the next step, where there are ranks to sum them over."""
         learning = self.model.learning(self._words_only)
         if self._ranks.size > 1 and learning != self._reduced:
-            self._reducer = None  # its memory goes first
+            if self._reducer is not None:
+                self._reducer.release()
             parameters = self.model.named_parameters()
             self._reducer = HostReducer(self._ranks, [parameters[name] for name in learning])
             self._reduced = learning

@@ -42,8 +42,12 @@ def gpu(late: bool = True) -> Iterator[Any]:
 def cut(whole: Batch, rank: int, size: int) -> Batch:
     """A rank's share of a batch."""
     images = len(whole.images)
-    first, last = images * rank // size, images * (rank + 1) // size
-    captions = whole.tokens.shape[1] // images
+    return between(whole, images * rank // size, images * (rank + 1) // size)
+
+
+def between(whole: Batch, first: int, last: int) -> Batch:
+    """Its images from `first` to before `last`, and their captions, as a batch of them alone has them."""
+    captions = whole.tokens.shape[1] // len(whole.images)
     tokens = whole.tokens[:, first * captions : last * captions]
     longest = int((tokens != 0).sum(0).max(initial=1))
     return Batch(
