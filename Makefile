@@ -14,7 +14,7 @@ TORCH_INDEX_ARGS ?= --extra-index-url https://download.pytorch.org/whl/cpu
 
 comma := ,
 # Backends whose absence fails the tests instead of skipping them (docs/env.md).
-PYCAP_REQUIRE ?= reference,cpp,triton-interpret,cuda-emu$(if $(PEERS),$(comma)peers)
+PYCAP_REQUIRE ?= reference,cpp,triton-interpret,cuda-emu,mpi$(if $(PEERS),$(comma)peers)
 PYTEST_ARGS ?=
 # What tests of the GPU kernels need, without a GPU: Triton's interpreter and compiler, and CuPy's names. Not part of `make dev`:
 # a third of a gigabyte to download.
@@ -24,9 +24,9 @@ BENCH_ARGS ?=
 # Names of steps of `make gpu`: only those.
 STEPS ?=
 
-# What pyproject.toml asks for, build and development tools included: one install, and no second, isolated one to build.
+# What pyproject.toml asks for, build and development tools and MPI included: one install, and no second, isolated one to build.
 REQUIREMENTS := import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); q = p["project"]; \
-	print(*p["build-system"]["requires"], *q["dependencies"], *q["optional-dependencies"]["dev"])
+	print(*p["build-system"]["requires"], *q["dependencies"], *(r for extra in ("dev", "distributed") for r in q["optional-dependencies"][extra]))
 
 # As late as possible: the installation makes it.
 MODULE = $(firstword $(wildcard pycap/_cpu.*.so))

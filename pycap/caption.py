@@ -42,8 +42,7 @@ def caption_files(args: argparse.Namespace) -> int:
     from pycap.bulk.target import Target
     from pycap.data import DataError
     from pycap.data.inputs import find
-    from pycap.device import decoding_threads
-    from pycap.training.shares import cpus
+    from pycap.device import cpu_count, decoding_threads
 
     ranks = distributed.current()
     shard = args.shard or Shard(ranks.rank + 1, ranks.size)
@@ -54,9 +53,8 @@ def caption_files(args: argparse.Namespace) -> int:
             raise DataError(f"{what} needs a file to write to: name it with --output")
     target = Target(Path(args.output) if args.output else None, args.format, args.separator)
     select(args.device, args.backend)
-    own = cpus(ranks)
-    set_threads(args.threads or own)
-    workers = decoding_threads(own, ranks.local_size)
+    set_threads(args.threads or cpu_count())
+    workers = decoding_threads(cpu_count(), ranks.local_size)
     if ranks.size > 1 and "-" in args.images:
         raise DataError("-: of several processes only one has the standard input; write the list to a file")
     inputs = find(args.images)
@@ -84,6 +82,7 @@ def caption_files(args: argparse.Namespace) -> int:
     )
     if on_screen:
         return show(work)
+    distributed.advise("The same command with --resume goes on.")
     if args.shard or ranks.size == 1:
         return _status(work, f"; when all shards are there: pycap merge {target.path or Path()}" if args.shard else "")
     distributed.advise("What is captioned is kept: the same command with --resume goes on.")

@@ -21,6 +21,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("PYCAP_DEVICE", "cpu")
 
 ROOT = Path(__file__).resolve().parents[1]
+# Beside the interpreter, as the extra `distributed` installs it: one from elsewhere may be another MPI's than mpi4py's.
+MPIRUN = Path(sys.executable).with_name("mpirun")
 
 
 # What PYCAP_REQUIRE may name -> the module whose import shows that it is there, and what helps where it is not.
@@ -29,6 +31,7 @@ REQUIREMENTS = {
     "cpp": ("pycap.backends.cpp", "make dev"),
     "triton-interpret": ("triton.runtime.interpreter", "make dev"),
     "cuda-emu": ("pycap._cuda_emu", "make emulation"),
+    "mpi": ("mpi4py", "make dev"),
     "peers": ("torch", "make test PEERS=1"),
 }
 
@@ -77,6 +80,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         skips["emu"] = pytest.mark.skip(reason="the emulation of CUDA is not built: make emulation")
     elif "triton" in skips:
         skips["emu"] = pytest.mark.skip(reason="runs beside Triton's interpreter, which is not there, or turned off")
+    if not MPIRUN.exists() and "mpi" not in os.environ.get("PYCAP_REQUIRE", ""):
+        skips["mpi"] = pytest.mark.skip(reason='no MPI: pip install "pycap-captioning[distributed]", or mpi4py and mpich')
     if find_data() is None:
         skips["realdata"] = pytest.mark.skip(reason="no real data: set PYCAP_DATA to its folder (docs/env.md)")
     for item in items:

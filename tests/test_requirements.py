@@ -20,7 +20,7 @@ def test_what_is_there_is_no_problem() -> None:
 def test_an_unknown_name_is_told_with_the_known_ones() -> None:
     (problem,) = conftest.missing_requirements("reference,quantum")
     assert "'quantum'" in problem
-    assert "reference, cpp, triton-interpret, cuda-emu, peers" in problem
+    assert "reference, cpp, triton-interpret, cuda-emu, mpi, peers" in problem
 
 
 @pytest.mark.parametrize(

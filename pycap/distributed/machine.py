@@ -35,7 +35,8 @@ class Place:
 
 def place() -> Place:
     """This process's."""
-    return Place(socket.gethostname(), frozenset(os.sched_getaffinity(0)), () if device.missing_driver() else _gpus())
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return Place(socket.gethostname(), frozenset(cpus), () if device.missing_driver() else _gpus())
 
 
 def _gpus() -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from pycap.data import DataError, Example
 from pycap.data.features import FeatureStore
 from pycap.data.images import ImageError
 from pycap.data.loader import Batch, Loader
-from pycap.device import current
+from pycap.device import cpu_count, current
 from pycap.models.classifier import Classifier
 from pycap.signals import Stopping
 from pycap.training import features, scst, shares, sources, start
@@ -78,7 +78,7 @@ def run(config: TrainConfig) -> RunResult:
     if config.stage == scst.STAGE:
         scst.check(config)
     backends.select(config.device, config.backend)
-    backends.set_threads(config.threads or shares.cpus(ranks))
+    backends.set_threads(config.threads or cpu_count())
     return _Run(config, ranks).go()
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from pycap.device import cpu_count
 from pycap.distributed import DistributedError, Ranks
 
 T = TypeVar("T")
@@ -69,13 +66,3 @@ def _portable(error: Exception) -> Exception:
     except Exception:  # whatever its parts raise
         same = False
     return error if same else DistributedError(str(error))
-
-
-def cpus(ranks: Ranks) -> int:
-    """How many CPUs this process has for itself: what OMP_NUM_THREADS says; else its part of those that it shares with other
-    ranks of its machine, or all of those that a launcher has bound it to alone."""
-    if os.environ.get("OMP_NUM_THREADS"):
-        return cpu_count()
-    bound = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    mine = socket.gethostname(), bound
-    return max(cpu_count() // ranks.each(mine).count(mine), 1)

@@ -17,7 +17,7 @@ from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Loader
 from pycap.data.store import ImageStore
 from pycap.data.vocab import Vocabulary, tokenize
-from pycap.device import decoding_threads, pinned_empty
+from pycap.device import cpu_count, decoding_threads, pinned_empty
 from pycap.distributed import ALONE, Ranks
 from pycap.training import shares
 
@@ -126,7 +126,7 @@ def workers(config: TrainConfig, ranks: Ranks = ALONE) -> int:
     divided."""
     if config.workers is not None:
         return config.workers
-    return decoding_threads(shares.cpus(ranks), ranks.local_size)
+    return decoding_threads(cpu_count(), ranks.local_size)
 
 
 def loaders(
