@@ -82,7 +82,6 @@ def caption_files(args: argparse.Namespace) -> int:
     )
     if on_screen:
         return show(work)
-    distributed.advise("The same command with --resume goes on.")
     if args.shard or ranks.size == 1:
         return _status(work, f"; when all shards are there: pycap merge {target.path or Path()}" if args.shard else "")
     distributed.advise("What is captioned is kept: the same command with --resume goes on.")

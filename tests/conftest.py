@@ -81,7 +81,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     elif "triton" in skips:
         skips["emu"] = pytest.mark.skip(reason="runs beside Triton's interpreter, which is not there, or turned off")
     if not MPIRUN.exists() and "mpi" not in os.environ.get("PYCAP_REQUIRE", ""):
-        skips["mpi"] = pytest.mark.skip(reason='no MPI: pip install "pycap-captioning[distributed]", or mpi4py and mpich')
+        skips["mpi"] = pytest.mark.skip(
+            reason='no MPI: pip install "pycap-captioning[distributed]", or mpi4py and mpich'
+        )
     if find_data() is None:
         skips["realdata"] = pytest.mark.skip(reason="no real data: set PYCAP_DATA to its folder (docs/env.md)")
     for item in items:

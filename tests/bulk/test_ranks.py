@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-MPIRUN = Path(sys.executable).with_name("mpirun")
+from tests.conftest import MPIRUN, ROOT
 
 
 def together(count: int, *argv: object) -> subprocess.CompletedProcess[str]:
@@ -21,9 +20,8 @@ def together(count: int, *argv: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*launcher, *program], capture_output=True, text=True, env=environ, timeout=60)
 
 
-@pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside Python: pip install mpi4py mpich")
+@pytest.mark.mpi
 def test_two_processes_write_what_one_does(trained: Path, data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("mpi4py")
     images = tmp_path / "images"
     shutil.copytree(data / "val2017", images)
     (images / "000001000003.jpg").write_bytes(b"no image")

@@ -19,15 +19,11 @@ import pycap
 from pycap import checkpoint
 from pycap.config import TrainConfig
 from pycap.data import demo
+from tests.conftest import MPIRUN, ROOT
 from tests.train.runs import lines, rows, tiny
 from tests.train.test_pretrain import tree  # noqa: F401 - a fixture
 
-ROOT = Path(__file__).resolve().parents[2]
-MPIRUN = Path(sys.executable).with_name("mpirun")
-
-pytestmark = pytest.mark.skipif(
-    not MPIRUN.exists(), reason='no MPI: pip install "pycap-captioning[distributed]", or mpi4py and mpich'
-)
+pytestmark = pytest.mark.mpi
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from pycap import device
 from pycap.config import TrainConfig
-from pycap.training import shares, sources
+from pycap.training import sources
 from tests import cupy_standin
 from tests.cupy_memory import is_pinned
 from tests.train.runs import tiny
@@ -37,7 +37,7 @@ def test_threads_that_decode(
     prefetch: int,
 ) -> None:
     monkeypatch.setattr(device, "current", lambda: where)
-    monkeypatch.setattr(shares, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(sources, "cpu_count", lambda: cpus)
     config = tiny(data, tmp_path, workers=asked)
     source, config = sources.find(config, print)
     made = sources.loaders(
