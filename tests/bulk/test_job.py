@@ -17,6 +17,7 @@ from pycap.bulk import job as jobs
 from pycap.bulk.job import run
 from pycap.bulk.journal import VERSION, Journal, JournalError, Standing
 from pycap.bulk.share import Shard
+from pycap.bulk.target import Target
 from pycap.captioner import Caption
 from pycap.data import DataError
 from pycap.data.forms import FILE_FORMATS
@@ -95,6 +96,14 @@ def test_text_files_stand_beside_the_images_or_under_a_folder(images: Path, tmp_
     assert sorted(path.name for path in mirrored.iterdir()) == [f"{number:04}.txt" for number in READABLE]
     assert (mirrored / "0001.txt").read_text("utf-8") == 'image 1, a "caf\u00e9"\n'
     assert left(tmp_path / "texts") == sorted([str(images).split("/")[1], "captions.failed.jsonl"])
+
+
+def test_no_text_file_leaves_its_folder(tmp_path: Path) -> None:
+    target = Target(tmp_path, "txt-sidecar")
+    for name in ("../x/a.jpg", "/x/a.png", "x/a.jpg", "./x/../x/a.jpg"):
+        assert tmp_path in target.place(name).parents and ".." not in target.place(name).parts
+    assert target.place("../x/a.jpg") == tmp_path / "x" / "a.txt"
+    assert Target(None, "txt-sidecar").place("../x/a.jpg") == Path("../x/a.txt")
 
 
 def test_text_files_beside_the_images_continue(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,6 +271,22 @@ def test_a_full_disk_leaves_whole_lines(images: Path, tmp_path: Path, monkeypatc
     assert 2500 < len(partial) < 3000 and partial.endswith(b"}\n")
     run(job(images, tmp_path / "a", resume=True))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_row_that_cannot_be_written_ends_the_job_though_it_is_among_the_last(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Journal.add
+
+    def add(self: Journal, rows: Sequence[Any]) -> None:
+        if len(rows) < BATCH:  # the last batch
+            raise OSError(errno.EIO, "Input/output error")
+        plain(self, rows)
+
+    monkeypatch.setattr(Journal, "add", add)
+    with pytest.raises(OSError, match="Input/output error"):
+        run(job(images, tmp_path / "a"))
+    assert left(tmp_path) == ["a.partial"] and b"complete" not in (tmp_path / "a.partial").read_bytes()
 
 
 def test_a_full_disk_at_the_end_loses_nothing(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
