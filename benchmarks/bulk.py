@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import bulk_images, machine
+from benchmarks.report import markdown_table
 from pycap.data import demo
 from pycap.device import cpu_count
 from pycap.training.folder import write_text
@@ -253,6 +254,22 @@ def prove(
         "formats": list(formats),
         "identical": True,
     }
+
+
+def table(record: dict[str, Any]) -> str:
+    """What was shown, as Markdown."""
+    rows = [
+        (f"{int(n):,}, in one go", f"{run['peak_mib']:.1f} MiB", f"{run['images_per_s']:.0f}", "")
+        for n, run in record["uninterrupted"].items()
+    ]
+    count = max(map(int, record["uninterrupted"]))
+    at = ", ".join(f"{max(seen - 1, 0):,}" for seen in record["lines_at_kills"])  # without the header
+    rows.append((f"{count:,}, killed {record['kills']} times", "", "", f"the same bytes; killed after {at} images"))
+    rows.append(
+        (f"{count:,}, two shards merged", f"{record['merge']['peak_mib']:.1f} MiB (merging)", "", "the same bytes")
+    )
+    rows.append((f"a tenth, {', '.join(record['formats'])}", "", "", "the same bytes killed and not"))
+    return markdown_table(("images", "peak memory", "images/s", "result"), rows)
 
 
 def _same(one: Path, other: Path) -> None:

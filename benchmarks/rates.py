@@ -17,7 +17,6 @@ import statistics
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from benchmarks import inputs, machine
 from benchmarks.cases import Case, registry
+from benchmarks.jpegs import KINDS, PHOTOGRAPHS, SIZE, lock_rate, photographs, stored
 from benchmarks.pycap_side import PycapSide
 from pycap.backends import set_threads
 from pycap.bulk.journal import Journal, read_rows, standing
@@ -38,8 +37,8 @@ from pycap.captioner import Captioner
 from pycap.config import TrainConfig
 from pycap.data import Example
 from pycap.data.features import FeatureStore, Origin
-from pycap.data.images import PreprocessSpec, decode_image, encode_jpeg
-from pycap.data.inputs import find, images_below
+from pycap.data.images import PreprocessSpec, decode_image
+from pycap.data.inputs import find
 from pycap.data.store import ImageStore
 from pycap.data.vocab import SPECIALS, Vocabulary
 from pycap.device import cpu_count
@@ -47,13 +46,7 @@ from pycap.models.nic import NIC
 from pycap.training.folder import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZE, FEATURES = 256, 4096
-PHOTOGRAPHS = 48  # decoded in turn
-KINDS = {
-    "decode_100kB": ((640, 480), 100e3),
-    "decode_500kB": ((1600, 1200), 500e3),
-    "decode_flickr": ((224, 224), 10e3),
-}
+FEATURES = 4096
 FILES = 500_000  # of the folder that is listed
 ROWS = 200_000  # of a journal
 MEMBERS = 50_000  # of a tar
@@ -96,78 +89,25 @@ def rate(where: Where, once: Callable[[], int]) -> float:
     return statistics.median(found)
 
 
-@cache
-def photographs(data: Path, size: tuple[int, int], nbytes: float) -> tuple[bytes, ...]:
-    """JPEGs of a size, (width, height), made of photographs at the quality that brings them nearest to `nbytes` on average."""
-    pictures = []
-    for name in images_below(data):
-        with Image.open(data / name) as image:
-            if min(image.size) >= 400 and len(pictures) < PHOTOGRAPHS:
-                upright = (
-                    image.convert("RGB")
-                    if image.width >= image.height
-                    else image.convert("RGB").rotate(90, expand=True)
-                )
-                pictures.append(upright.resize(size, Image.Resampling.LANCZOS))
-    if not pictures:
-        raise ValueError(f"{data}: no photographs of 400 pixels or more both ways; give a folder of COCO's")
-    made = ([_jpeg(picture, quality) for picture in pictures] for quality in range(40, 99, 2))
-    return tuple(min(made, key=lambda files: abs(sum(map(len, files)) / len(files) - nbytes)))
-
-
-def _jpeg(picture: Image.Image, quality: int) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality)
-    return file.getvalue()
+def _made(where: Where, kind: str = "decode_100kB") -> tuple[bytes, ...]:
+    return photographs(where.data, *KINDS[kind])
 
 
 def decode(where: Where, kind: str) -> float:
-    files = photographs(where.data, *KINDS[kind])
+    return _decoded(where, _made(where, kind))
+
+
+def _decoded(where: Where, files: Sequence[bytes]) -> float:
     return rate(where, lambda: sum(1 for data in files if len(decode_image(data, SIZE))))
-
-
-def _stored(where: Where) -> tuple[bytes, ...]:
-    return tuple(encode_jpeg(decode_image(data, SIZE)) for data in photographs(where.data, *KINDS["decode_100kB"]))
 
 
 def decode_store(where: Where) -> float:
-    files = _stored(where)
-    return rate(where, lambda: sum(1 for data in files if len(decode_image(data, SIZE))))
+    return _decoded(where, stored(_made(where)))
 
 
 def store_bytes(where: Where) -> float:
-    files = _stored(where)
+    files = stored(_made(where))
     return sum(map(len, files)) / len(files)
-
-
-def lock(where: Where, files: Sequence[bytes]) -> float:
-    """Images a second if nothing of decoding but what holds Python's lock took time.
-
-    A second thread runs Python and counts its CPU time while the first decodes: what it lacks of the wall's, the first held the
-    lock, or they handed it over. So it needs a CPU of its own, and the lock allows rather more than this.
-    """
-    stop, used = threading.Event(), [0.0]
-
-    def spin() -> None:
-        begin = time.thread_time()
-        while not stop.is_set():
-            pass
-        used[0] = time.thread_time() - begin
-
-    spinner = threading.Thread(target=spin)
-    interval, count, begin = sys.getswitchinterval(), 0, time.perf_counter()
-    sys.setswitchinterval(1e-5)  # so that the first need not wait for the lock long
-    spinner.start()
-    try:
-        while time.perf_counter() < begin + where.seconds:
-            for data in files:
-                decode_image(data, SIZE)
-            count += len(files)
-    finally:
-        stop.set()
-        spinner.join()
-        sys.setswitchinterval(interval)
-    return count / max(time.perf_counter() - begin - used[0], 1e-9)
 
 
 def _examples(where: Where, count: int) -> list[Example]:
@@ -181,7 +121,7 @@ def _examples(where: Where, count: int) -> list[Example]:
 
 
 def store_read(where: Where) -> float:
-    files, examples = _stored(where), _examples(where, 2000)
+    files, examples = stored(_made(where)), _examples(where, 2000)
     with ImageStore(where.place / "images.h5", SIZE) as store:
         for number, example in enumerate(examples):
             store.put(example, files[number % len(files)])
@@ -221,6 +161,16 @@ def caption(where: Where, precision: str, beam_size: int) -> float:
     return rate(where, lambda: len(captioner.caption_batch(images, crops, beam_size=beam_size)))
 
 
+def whole(where: Where) -> float:
+    """Files to captions, decoded by two threads meanwhile, as `pycap caption` does it."""
+    folder, files = where.place / "whole", _made(where)
+    folder.mkdir()
+    for number in range(2 * PHOTOGRAPHS):
+        (folder / f"{number}.jpg").write_bytes(files[number % len(files)])
+    captioner = _captioner("fp32")
+    return rate(where, lambda: sum(map(len, captioner.batches(find([folder]), batch_size=BATCH))))
+
+
 def beam(where: Where, precision: str) -> float:
     vectors, crops = np.abs(inputs.normal(np.random.default_rng(5), BATCH, FEATURES)), np.zeros((BATCH, 3), np.int32)
     captioner = _captioner(precision)
@@ -256,7 +206,7 @@ def list_files(where: Where) -> float:
 
 
 def tar_headers(where: Where) -> float:
-    path, data = where.place / "shard.tar", photographs(where.data, *KINDS["decode_flickr"])[0]
+    path, data = where.place / "shard.tar", _made(where, "decode_flickr")[0]
     with tarfile.open(path, "w") as archive:
         for number in range(where.members):
             entry = tarfile.TarInfo(f"{number:012d}.jpg")
@@ -265,11 +215,12 @@ def tar_headers(where: Where) -> float:
     return rate(where, lambda: sum(1 for _ in find([path]).references()))
 
 
-def _journal(path: Path, rows: int, header: dict[str, Any] | None = None) -> Journal:
+def _journal(path: Path, rows: int, header: dict[str, Any] | None = None, images: int = 0) -> Journal:
+    """A complete one. images: of all shards, where it is one of several."""
     with Journal(path, header or {"shard": "1/1"}) as journal:
         for first in range(0, rows, BATCH):
             journal.add([ROW] * min(BATCH, rows - first))
-        journal.complete()
+        journal.complete(images or rows, "")
     return journal
 
 
@@ -297,24 +248,19 @@ def row_bytes(where: Where) -> float:
 
 def merge_rows(where: Where) -> float:
     target = where.place / "merged.jsonl"
-    named = {
-        "batch_size": BATCH,
-        "inputs": ["photographs"],
-        "skip_existing": None,
-        "_format": "jsonl",
-        "_separator": "\t",
-    }
-
+    header = {"batch_size": BATCH, "inputs": ["photographs"], "skip_existing": None}
+    header |= {"_format": "jsonl", "_separator": "\t", "_output": str(target)}
     rows = where.rows // (2 * BATCH) * BATCH  # a shard's, whole batches
 
-    def once() -> tuple[int, float]:
+    def once() -> float:
         for number in (1, 2):
-            _journal(target.with_name(f"{target.name}.shard-{number}-of-2"), rows, {**named, "shard": f"{number}/2"})
+            shard = target.with_name(f"{target.name}.shard-{number}-of-2")
+            _journal(shard, rows, {**header, "shard": f"{number}/2"}, 2 * rows)
         begin = time.perf_counter()
         merge(target)
-        return 2 * rows, time.perf_counter() - begin
+        return 2 * rows / (time.perf_counter() - begin)
 
-    return statistics.median(rows / seconds for rows, seconds in (once() for _ in range(3)))
+    return statistics.median(once() for _ in range(3))
 
 
 @dataclass(frozen=True)
@@ -331,10 +277,6 @@ def _of(kind: str) -> str:
     return f"JPEGs of {width} x {height} and {nbytes / 1e3:.0f} kB to {SIZE} x {SIZE}"
 
 
-def _lock_files(where: Where) -> float:
-    return lock(where, photographs(where.data, *KINDS["decode_100kB"]))
-
-
 MEASURES = {
     **{
         kind: Measure("images/s a core", f"decode_image, one thread: {_of(kind)}", partial(decode, kind=kind))
@@ -344,8 +286,14 @@ MEASURES = {
     "store_bytes": Measure("bytes an image", f"a store's JPEG of {SIZE} x {SIZE}, quality 95", store_bytes),
     "store_read": Measure("images/s a process", "HDF5 image store: a JPEG's bytes, checked", store_read),
     "features_read": Measure("images/s a process", f"HDF5 feature file: a vector of {FEATURES}", features_read),
-    "lock_files": Measure("images/s a process", "what Python's lock allows at least, JPEGs of 100 kB", _lock_files),
-    "lock_store": Measure("images/s a process", "the same, from a store's JPEGs", lambda w: lock(w, _stored(w))),
+    "lock_files": Measure(
+        "images/s a process",
+        "what Python's lock allows at least, JPEGs of 100 kB",
+        lambda w: lock_rate(_made(w), w.seconds),
+    ),
+    "lock_store": Measure(
+        "images/s a process", "the same, from a store's JPEGs", lambda w: lock_rate(stored(_made(w)), w.seconds)
+    ),
     **{
         f"caption_{name}": Measure("images/s", f"VGG16 + NIC 512, {what}, batches of {BATCH}", partial(caption, **how))
         for name, what, how in (
@@ -355,6 +303,7 @@ MEASURES = {
             ("bf16_beam1", "bf16, beam 1", {"precision": "bf16", "beam_size": 1}),
         )
     },
+    "whole_fp32": Measure("images/s", "the same with reading JPEGs of 100 kB, fp32, beam 3", whole),
     "beam_fp32": Measure("images/s", "NIC 512 from features, fp32, beam 3", partial(beam, precision="fp32")),
     "beam_bf16": Measure("images/s", "the same in bf16", partial(beam, precision="bf16")),
     "train_fp32": Measure("images/s", "joint step of 4 images x 5 captions, fp32", partial(train, dtype="float32")),

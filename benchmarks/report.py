@@ -108,10 +108,15 @@ def headline_table(rows: Iterable[Row]) -> Table:
     return shown
 
 
+def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column stands left and the others right."""
+    rule = ["---", *["---:"] * (len(heading) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, rule, *rows))
+
+
 def markdown(rows: Sequence[Row], picture: str | None) -> str:
     """The block of README: where it was measured, the headline table, and the picture (a path relative to README)."""
     heading, *lines = headline(rows)
-    body = ["| " + " | ".join(cells) + " |" for cells in (heading, ["---"] + ["---:"] * (len(heading) - 1), *lines)]
     first = rows[0]
     versions = {k: v for k, v in first["versions"].items() if k in SIDES}
     peers = ", ".join(f"{SIDES[name][2]} {version}" for name, version in versions.items())
@@ -119,7 +124,7 @@ def markdown(rows: Sequence[Row], picture: str | None) -> str:
         f"{first['hardware']} on all sides; {peers}; commit {first['commit'] or 'unknown'}.",
         "Medians, and in brackets how many times as long as pycap the peer takes.",
         "",
-        *body,
+        markdown_table(heading, lines),
     ]
     memory = [row for row in rows if row["op"] == "joint" and row["peak_mib"] and row["peer_peak_mib"]]
     if memory:

@@ -19,10 +19,12 @@ from dataclasses import dataclass, replace
 from math import exp
 from pathlib import Path
 
-from benchmarks.report import replace_block
+from benchmarks import bulk
+from benchmarks.report import markdown_table, replace_block
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "benchmarks/results/rates.json"
+PROOF = ROOT / "benchmarks/results/bulk.json"
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,22 @@ class Machine:
     disk: str = "disk_server"
     precision: str = "fp32"
     nodes: int = 1
+    shards: int = 1
 
     @property
     def ranks(self) -> int:
-        """Processes: one a GPU, with its share of the cores and of the storage; or one a machine, with all of its cores."""
-        return self.nodes * max(self.gpus, 1)
+        """Processes: `shards` a GPU, each with its part of cores and storage; or one a machine, with all of its cores."""
+        return self.nodes * max(self.gpus, 1) * self.shards
 
 
 MACHINES = (
-    Machine("laptop, 2 cores", 2, disk="disk_laptop"),
-    Machine("server, 16 cores", 16),
-    Machine("the same in bf16 (AMX)", 16, precision="bf16"),
-    Machine("the same with one H200", 16, 1),
-    Machine("node, 112 cores, 8 H200", 112, 8, "disk_node"),
-    Machine("8 such nodes", 112, 8, "shared", nodes=8),
+    Machine("2 cores", 2, disk="disk_laptop"),
+    Machine("16 cores", 16),
+    Machine("16 cores, bf16 (AMX)", 16, precision="bf16"),
+    Machine("16 cores, one H200*", 16, 1),
+    Machine("the same, 4 shards*", 16, 1, shards=4),
+    Machine("112 cores, 8 H200*", 112, 8, "disk_node"),
+    Machine("8 such nodes*", 112, 8, "shared", nodes=8),
 )
 
 
@@ -130,8 +134,8 @@ def line(machine: Machine, source: Source, rates: Values) -> tuple[list[Stage], 
         per_image.append(("Python's lock", "lock", 1 / rates[source.lock]))
     if machine.gpus:
         size = PIXELS if source.decode else source.bytes
-        per_image.append(("copying", "copy", size / rates["gpu_copy"]))
-        per_image.append(("GPU", "GPU", 1 / rates["gpu_caption" if source.decode else "gpu_beam"]))
+        per_image.append(("copying", "copy", machine.shards * size / rates["gpu_copy"]))
+        per_image.append(("GPU", "GPU", machine.shards / rates["gpu_caption" if source.decode else "gpu_beam"]))
     else:  # measured with two threads: a core has half of it
         what, name = ("caption", "CNN and beam") if source.decode else ("beam", "beam")
         per_image.append((name, "cores", 2 / rates[f"{what}_{machine.precision}"]))
@@ -255,16 +259,10 @@ def _rounded(value: float) -> str:
     return f"{digits:,.0f}" if digits >= 100 else f"{digits:g}"
 
 
-def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    rule = ["---", *["---:"] * (len(heading) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heading, rule, *rows))
-
-
 def rates_table(rates: Mapping[str, Rate]) -> str:
     """Every number that the others are made of."""
     rows = [(f"`{name}`", _rounded(rate.value), rate.unit, rate.source) for name, rate in rates.items()]
-    return markdown(("rate", "value", "unit", "source"), rows)
+    return markdown_table(("rate", "value", "unit", "source"), rows)
 
 
 def captioning_table(rates: Values) -> str:
@@ -279,7 +277,7 @@ def captioning_table(rates: Values) -> str:
                 (source.name, machine.name, _rounded(found.rate), found.limit, _rounded(found.then), read, *hours)
             )
     heading = ("from", "on", "images/s", "limit", "without it", "reads", f"{PAPER:,}", "100 million")
-    return markdown(heading, rows)
+    return markdown_table(heading, rows)
 
 
 def bytes_table(rates: Values) -> str:
@@ -287,7 +285,7 @@ def bytes_table(rates: Values) -> str:
     ins = [(source.name, source.bytes) for source in sources(rates)]
     rows = [("captions with three beams each, JSON Lines", rates["row_bytes"]), *ins]
     cells = [(name, _bytes(size), *(_bytes(size * count) for count in (PAPER, MANY))) for name, size in rows]
-    return markdown(("what", "an image", f"{PAPER:,}", "100 million"), cells)
+    return markdown_table(("what", "an image", f"{PAPER:,}", "100 million"), cells)
 
 
 def shards_table(rates: Values) -> str:
@@ -299,7 +297,7 @@ def shards_table(rates: Values) -> str:
         work, listing, merge = (MANY / found.rate, MANY / rates["list_files"], MANY / rates["merge_rows"])
         times = [duration(seconds / 3600) for seconds in (listing, work, merge)]
         rows.append((f"{nodes}", f"{machine.ranks}", _rounded(found.rate), found.limit, *times))
-    return markdown(("nodes", "ranks", "images/s", "limit", "listing", "captioning", "merging"), rows)
+    return markdown_table(("nodes", "ranks", "images/s", "limit", "listing", "captioning", "merging"), rows)
 
 
 def kills_table(rates: Values) -> str:
@@ -309,22 +307,24 @@ def kills_table(rates: Values) -> str:
         hours = MANY / outcome(machine, source, rates).rate / 3600
         kills, more, again = with_kills(hours, machine.nodes, MANY / machine.ranks, rates)
         rows.append((machine.name, duration(hours), f"{kills:.2g}", duration(more), duration(again)))
-    return markdown(("on", "takes", "kills", "more with --resume", "more without"), rows)
+    return markdown_table(("on", "takes", "kills", "more with --resume", "more without"), rows)
 
 
 def training_table(rates: Values) -> str:
     """An epoch of the paper's images."""
     rows = []
-    for machine in (*MACHINES[:4], replace(MACHINES[2], name="8 such servers in bf16", nodes=8), *MACHINES[4:]):
+    servers = replace(MACHINES[2], name="8 servers, 16 cores, bf16", nodes=8)
+    for machine in (*MACHINES[:3], servers, MACHINES[3], *MACHINES[5:]):
         step, wait, hours, limit = training(machine, rates, PAPER)
         rows.append((machine.name, duration(step / 3600), duration(wait / 3600), limit, duration(hours)))
-    return markdown(("on", "a step", "of it waiting for gradients", "limit", f"an epoch of {PAPER:,}"), rows)
+    return markdown_table(("on", "a step", "of it waiting for gradients", "limit", f"an epoch of {PAPER:,}"), rows)
 
 
 def tables(rates: Mapping[str, Rate]) -> dict[str, str]:
     """The page's tables by the name of their markers."""
     values = {name: rate.value for name, rate in rates.items()}
-    made = {"rates": rates_table(rates)}
+    proof = json.loads(PROOF.read_text("utf-8"))
+    made = {"proof": bulk.table(proof), "rates": rates_table(rates)}
     makers = (captioning_table, bytes_table, shards_table, kills_table, training_table)
     return made | {maker.__name__.removesuffix("_table"): maker(values) for maker in makers}
 

@@ -63,9 +63,20 @@ def test_a_job_killed_twice_and_one_in_shards_give_the_bytes_of_one_in_one_go(
     assert record["identical"] and record["kills"] == len(record["lines_at_kills"]) == 2
     assert record["peak_ratio"] < 1.1 and record["images"]["60"]["broken"] == 1
     assert "60 images, 2 kills: the same bytes" in capsys.readouterr().out
+    shown = bulk.table(record)
+    at = ", ".join(str(lines - 1) for lines in record["lines_at_kills"])
+    assert f"| 60, killed 2 times |  |  | the same bytes; killed after {at} images |" in shown
+    assert f"| 60, in one go | {record['uninterrupted']['60']['peak_mib']:.1f} MiB |" in shown
     results = tmp_path / "place/results"
     names = [json.loads(line)["file_name"] for line in (results / "killed.jsonl").read_text("utf-8").splitlines()]
     assert len(set(names)) == 59 and not list(results.glob("*.partial")) and not list(results.glob("*shard*"))
+
+
+def test_the_committed_record_is_of_twenty_thousand_images_and_ten_kills() -> None:
+    record = json.loads((bulk.ROOT / "benchmarks/results/bulk.json").read_text("utf-8"))
+    assert record["identical"] and record["kills"] == len(record["lines_at_kills"]) >= 10
+    assert {"2000", "20000"} == set(record["uninterrupted"]) and record["peak_ratio"] <= 1 + bulk.MOST_GROWTH
+    assert record["images"]["20000"]["photographs"] > 7000 and tuple(record["formats"]) == bulk.FORMATS
 
 
 def test_memory_that_grows_is_a_fault(

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import rates, scale
+from benchmarks import jpegs, rates, scale
 from benchmarks.rates import MEASURES, Where
 
 #: Those of VGG16 take minutes and a GiB; `benchmarks.run` has tests of what they time.
-LIGHT = [name for name in MEASURES if not name.startswith(("caption", "beam", "train", "start"))]
+LIGHT = [name for name in MEASURES if not name.startswith(("caption", "whole", "beam", "train", "start"))]
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +46,13 @@ def test_a_rate_is_things_a_second_and_the_first_pass_is_not_counted(tmp_path: P
 
 
 def test_photographs_are_made_of_what_is_large_enough_at_the_size_asked_for(data: Path, tmp_path: Path) -> None:
-    files = rates.photographs(data, (320, 240), 30e3)
+    files = jpegs.photographs(data, (320, 240), 30e3)
     assert len(files) == 2
-    sizes = [abs(len(one) + len(two) - 60e3) for one, two in (files, rates.photographs(data, (320, 240), 5e3))]
+    sizes = [abs(len(one) + len(two) - 60e3) for one, two in (files, jpegs.photographs(data, (320, 240), 5e3))]
     assert sizes[0] < sizes[1]
     with pytest.raises(ValueError, match="no photographs of 400 pixels"):
         (tmp_path / "small.jpg").write_bytes((data / "2.jpg").read_bytes())
-        rates.photographs(tmp_path, (320, 240), 30e3)
+        jpegs.photographs(tmp_path, (320, 240), 30e3)
 
 
 def test_a_file_of_rates_is_completed_and_is_what_the_simulation_reads(data: Path, tmp_path: Path) -> None:

@@ -71,6 +71,11 @@ def test_twice_the_machines_with_disks_of_their_own_take_half_the_time(rates: di
     assert two == pytest.approx(2 * one, rel=0.01)
 
 
+def test_it_says_of_this_machine_what_was_measured_on_it(rates: dict[str, float]) -> None:
+    found = scale.outcome(MACHINES[0], scale.sources(rates)[0], rates)
+    assert found.rate == pytest.approx(rates["whole_fp32"], rel=0.1)
+
+
 def test_kills_cost_the_relaunch_and_the_journal_with_resume_and_everything_without(rates: dict[str, float]) -> None:
     values = rates | {"failures": 10.0, "relaunch": 60.0, "start": 30.0, "walk_rows": 1000.0}
     kills, more, again = scale.with_kills(20, 2, 2_000_000, values)
@@ -80,7 +85,7 @@ def test_kills_cost_the_relaunch_and_the_journal_with_resume_and_everything_with
 
 
 def test_training_waits_for_gradients_only_where_links_are_slow(rates: dict[str, float]) -> None:
-    alone, node, server = MACHINES[3], MACHINES[4], MACHINES[2]
+    alone, node, server = MACHINES[3], MACHINES[5], MACHINES[2]
     assert scale.training(alone, rates, 64_000)[1] == 0
     step, wait, hours, limit = scale.training(node, rates | {"gpu_links": 1e9}, 64_000)
     assert limit == "gradients" and wait == pytest.approx(2 * 7 / 8 * 292e6 / 1e9 - 32 / rates["gpu_train"])
@@ -107,12 +112,12 @@ def test_own_rates_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert scale.main(["--rates", str(own), "--set", "shared=1e12", "--update", str(page)]) == 0
     out = capsys.readouterr().out
     assert (
-        "| JPEGs of 100 kB | laptop, 2 cores | 0.02 | CNN and beam |" in out
+        "| JPEGs of 100 kB | 2 cores | 0.02 | CNN and beam |" in out
         and "| `shared` | 1,000,000,000,000 | bytes/s | given |" in out
     )
     text = page.read_text("utf-8")
-    assert "an old table" not in text and "| JPEGs of 100 kB | laptop, 2 cores | 0.02 | CNN and beam |" in text
+    assert "an old table" not in text and "| JPEGs of 100 kB | 2 cores | 0.02 | CNN and beam |" in text
     assert scale.main(["--rates", str(own), "--set", "sharde=1"]) == 1
     assert "--set sharde=1: NAME=VALUE with one of" in capsys.readouterr().err
     page.write_text("no markers")
-    assert scale.main(["--update", str(page)]) == 1 and "scale rates" in capsys.readouterr().err
+    assert scale.main(["--update", str(page)]) == 1 and "scale proof" in capsys.readouterr().err
