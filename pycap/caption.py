@@ -83,7 +83,9 @@ def caption_files(args: argparse.Namespace) -> int:
     if on_screen:
         return show(work)
     if args.shard or ranks.size == 1:
-        return _status(work, f"; when all shards are there: pycap merge {target.path or Path()}" if args.shard else "")
+        return _status(
+            work, f"; when all shards are there: pycap merge {target.path or Path()}" if shard.count > 1 else ""
+        )
     distributed.advise("What is captioned is kept: the same command with --resume goes on.")
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if ranks.rank else nullcontext():
         status = max(ranks.each(_status(work, "")))

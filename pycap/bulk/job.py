@@ -28,7 +28,7 @@ from pycap.bulk.share import WHOLE, Passed, Shard, Share
 from pycap.bulk.target import Kept, Target
 from pycap.data.forms import image_id
 from pycap.data.inputs import Inputs
-from pycap.data.items import Item
+from pycap.data.items import Item, Reference
 from pycap.progress import Display
 from pycap.signals import Stopping
 
@@ -118,15 +118,25 @@ def run(job: Job) -> Standing | None:
                 raise Stopped(stopped, path, journal.standing.rows)
             journal.complete(passed.images, passed.digest())
         if job.shard.count == 1:
-            finish(target, read_rows(path), header, path)
+            finish(target, lambda: read_rows(path), read_header(path), path)
             path.unlink()
         return journal.standing
 
 
-def finish(target: Target, rows: Iterable[Row], header: Header, journal: Path) -> None:
-    """Write the captions of journals where they are to go. JournalError where that is not possible."""
+def finish(target: Target, rows: Callable[[], Iterator[Row]], header: Header, journal: Path) -> None:
+    """Write the captions of journals where they are to go. rows: of all of them, from their beginning at each call.
+
+    JournalError where that is not possible, DataError where the form is another than the job was begun with and would confuse
+    images.
+    """
+    if (target.form, target.separator) != (header["_format"], header["_separator"]):
+        if header["skip_existing"]:
+            raise JournalError(
+                f"{journal}: adds to a file of --format {header['_format']}, and {target.form} is asked for"
+            )
+        target.check(lambda: (Reference(row["file_name"]) for row in rows() if "error" not in row))
     try:
-        target.finish(rows, header["skip_existing"])
+        target.finish(rows(), header["skip_existing"])
     except OSError as error:
         raise unwritable(target.file, error, journal) from error
 
@@ -166,9 +176,12 @@ def _began(job: Job) -> Row | None:
         raise JournalError(
             f"{path}: is there already, of a job that is not done; --resume goes on with it, and to begin anew remove it"
         )
-    with Journal(path, read_header(path)) as journal:  # to be kept, whatever it was begun with
-        finish(target, read_rows(path), read_header(path), path)
-        print(f"{journal.standing.rows - journal.standing.failed} captions of {path} are kept: {target}")
+    with Journal(path, read_header(path)):  # its captions are kept, whatever it was begun with
+        kept = target.kept()
+        lacks = target.lacks(kept)
+        header = {"skip_existing": _stays(kept, target.beside), "_format": target.form, "_separator": target.separator}
+        finish(target, lambda: (row for row in read_rows(path) if lacks(row["file_name"])), header, path)
+        print(f"{path}: what {target} lacked of its captions is there now")
         path.unlink()
     return None
 

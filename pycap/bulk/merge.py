@@ -37,7 +37,7 @@ def merge(output: Path, form: str | None = None, separator: str | None = None) -
         raise JournalError(f"{output}: cannot be merged: {'; '.join(problems)}")
     done = [standing(path) for path in shards]
     images, failed = sum(each.rows for each in done), sum(each.failed for each in done)
-    finish(target, _in_order(shards, header["batch_size"]), header, shards[0])
+    finish(target, lambda: _in_order(shards, header["batch_size"]), header, shards[0])
     for path in shards:
         path.unlink()
     print(f"{images - failed} captions of {count} shards: {target}")

@@ -67,6 +67,13 @@ def begun(images: Path, output: Path, batches: int = 2, **changes: Any) -> Path:
     return work.journal
 
 
+def complete(images: Path, output: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """What a job leaves that is killed when its journal is complete."""
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(jobs, "finish", interrupted)
+        run(job(images, output, **changes))
+
+
 def test_rows_come_in_order_and_failures_beside_them(images: Path, tmp_path: Path) -> None:
     output = tmp_path / "captions.jsonl"
     assert run(job(images, output)) == Standing(COUNT, COUNT - len(READABLE), True)
@@ -127,9 +134,7 @@ def test_cut_anywhere_it_ends_as_if_nothing_had_happened(
 ) -> None:
     run(job(images, tmp_path / "whole", "coco"))
     partial = tmp_path / "cut.partial"
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(jobs, "finish", interrupted)
-        run(job(images, tmp_path / "cut", "coco"))
+    complete(images, tmp_path / "cut", monkeypatch, form="coco")
     whole = partial.read_bytes()
     assert whole.count(b"\n") == 1 + COUNT + 1
     for end in [*range(0, len(whole), 31), len(whole)]:
@@ -354,6 +359,57 @@ def test_captions_are_added_once_though_the_end_came_between(
     assert output.read_bytes() == whole and "a.partial" not in left(tmp_path)
 
 
+@pytest.mark.parametrize("form", FILE_FORMATS)
+def test_what_was_begun_is_added_to_a_file_that_loses_nothing(images: Path, tmp_path: Path, form: str) -> None:
+    output = tmp_path / "a"
+    for path in sorted(images.iterdir())[9:]:
+        path.rename(images / f"1{path.name}")
+    run(job(images, output, form))
+    old = read_results(output)
+    for number in (1, 2, 4):
+        (images / f"000{number}.jpg").rename(images / f"200{number}.jpg")
+    (images / "0000.jpg").rename(images / "0001.jpg")
+    partial = begun(images, output, 4, form=form)  # to replace the file
+    assert len(partial.read_bytes().splitlines()) == 1 + 20
+    run(job(images, output, form, skip_existing=True))
+    new = read_results(output)
+    assert list(new.items())[: len(old)] == list(old.items())
+    number = int if form == "coco" else str
+    assert [int(name) for name in new][len(old) :] == [2001, 2002, 2004]
+    assert number("2001") in new and not partial.exists()
+
+
+def test_another_form_may_be_asked_for_at_the_end(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(job(images, tmp_path / "whole", "coco"))
+    complete(images, tmp_path / "a", monkeypatch, form="csv")
+    run(job(images, tmp_path / "a", "coco", resume=True, batches=stopped_after(0)))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_form_that_would_confuse_images_is_refused_at_the_end_too(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder(images / "more", 2)
+    complete(images, tmp_path / "a", monkeypatch)
+    with pytest.raises(DataError, match="more/0000.jpg and .*images/0000.jpg have the same image id, '0'"):
+        run(job(images, tmp_path / "a", "coco", resume=True))
+    assert left(tmp_path) == ["a.partial"]
+
+
+def test_captions_are_not_added_to_a_file_of_another_form(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(job(images, tmp_path / "a"))
+    (images / "0100.jpg").touch()
+    complete(images, tmp_path / "a", monkeypatch, skip_existing=True)
+    content = (tmp_path / "a").read_bytes()
+    with pytest.raises(JournalError, match="a.partial: adds to a file of --format jsonl, and csv is asked for"):
+        run(job(images, tmp_path / "a", "csv", skip_existing=True, resume=True))
+    assert (tmp_path / "a").read_bytes() == content
+
+
 def test_a_file_that_is_added_to_must_not_change_meanwhile(images: Path, tmp_path: Path) -> None:
     output = tmp_path / "a"
     run(job(images, output))
@@ -373,9 +429,7 @@ def test_a_file_that_changed_before_captions_were_added_is_left_alone(
     output = tmp_path / "a"
     run(job(images, output))
     (images / "0100.jpg").touch()
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(jobs, "finish", interrupted)
-        run(job(images, output, skip_existing=True))
+    complete(images, output, monkeypatch, skip_existing=True)
     changed = output.read_bytes().replace(b"image 2", b"image X")
     output.write_bytes(changed)
     with pytest.raises(DataError, match="a: has changed since the job began, which keeps what it held; put it back"):
