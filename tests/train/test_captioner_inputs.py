@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
+import os
+import sys
 import tarfile
 from dataclasses import astuple, replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import pycap
+from pycap import distributed
 from pycap.captioner import Caption, Captioner, cnn_origin
 from pycap.data import DataError, Example
 from pycap.data.features import FeatureStore
@@ -19,6 +25,7 @@ from pycap.data.inputs import find
 from pycap.data.store import ImageStore
 from pycap.training.features import extract
 from tests.data.fixtures import truncate, write_jpeg
+from tests.train.test_commands import run
 from tests.train.test_ensembles import SPEC, member, same
 
 NAMES = [f"{i}.jpg" for i in range(7)]
@@ -124,3 +131,27 @@ def test_features_and_images_are_two_jobs(tmp_path: Path, folder: Path) -> None:
     path = features(captioner, folder, tmp_path / "f.h5")
     with pytest.raises(DataError, match=r"f\.h5: holds features, and .*photos images; caption them into two files"):
         next(captioner.caption([path, folder]))
+
+
+def test_the_command_takes_them_and_refuses_stores_of_others_before_it_begins(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other, output = member(tmp_path / "one"), member(tmp_path / "two", seed=9), tmp_path / "out.jsonl"
+    path = features(pycap.load(one), folder, tmp_path / "f.h5")
+    code, _ = run(capsys, "caption", other, path, "--output", output)
+    assert isinstance(code, str) and "f.h5: holds features of" in code
+    assert not list(tmp_path.glob("out*"))
+    code, _ = run(capsys, "caption", one, path, "--output", output)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert code == 0 and [row["file_name"] for row in rows] == [f"{path}/{name}" for name in NAMES if name != NAMES[2]]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"%s\n" % os.fsencode(folder / NAMES[0]))))
+    code, text = run(capsys, "caption", one, "-")
+    assert code == 0 and json.loads(text)["file_name"] == str(folder / NAMES[0])
+
+
+def test_standard_input_is_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(distributed, "current", lambda: SimpleNamespace(rank=0, size=2, local_rank=0, local_size=2))
+    code, _ = run(capsys, "caption", member(tmp_path / "one"), "-", "--output", tmp_path / "out.jsonl")
+    assert isinstance(code, str) and "only one has the standard input; write the list to a file" in code
