@@ -11,6 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from pycap.bulk import job as jobs
 from pycap.bulk.job import Job, run
 from pycap.bulk.share import WHOLE, Shard
 from pycap.bulk.target import Target
@@ -19,6 +22,8 @@ from pycap.data.inputs import find
 from pycap.data.items import Item
 
 BATCH = 5
+COUNT = 23  # of 3 shards, the first two have two batches, of which the last one of shard 2 is cut short
+READABLE = [number for number in range(COUNT) if number % 7 != 3]
 
 
 def said(items: Iterable[Item], batch_size: int = BATCH) -> Generator[Sequence[Caption], None, None]:
@@ -50,6 +55,45 @@ def job(images: Path, output: Path | None, form: str = "jsonl", **changes: Any) 
     """A job on a folder of `folder`."""
     options = {"decoding": {"beam_size": 2}}
     return replace(Job(find([images]), Target(output, form), said, BATCH, options), **changes)
+
+
+def left(place: Path) -> list[str]:
+    """The names in a folder, but for the images."""
+    return sorted(path.name for path in place.iterdir() if path.name != "images")
+
+
+class Interrupted(Exception):
+    """In place of a kill."""
+
+
+def stopped_after(batches: int) -> Any:
+    """Captions of some batches; then `Interrupted`."""
+
+    def captions(items: Iterable[Item]) -> Generator[Sequence[Caption], None, None]:
+        yield from islice(said(items), batches)
+        raise Interrupted
+
+    return captions
+
+
+def interrupted(*arguments: object) -> None:
+    raise Interrupted
+
+
+def begun(images: Path, output: Path, batches: int = 2, **changes: Any) -> Path:
+    """What a job leaves that is killed after some batches."""
+    work = job(images, output, batches=stopped_after(batches), **changes)
+    with pytest.raises(Interrupted):
+        run(work)
+    assert work.journal.exists()
+    return work.journal
+
+
+def complete(images: Path, output: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """What a job leaves that is killed when its journal is complete."""
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(jobs, "finish", interrupted)
+        run(job(images, output, **changes))
 
 
 def main() -> None:

@@ -13,14 +13,7 @@ from pycap.bulk.merge import merge
 from pycap.bulk.share import Shard, Share
 from pycap.data.forms import FILE_FORMATS
 from pycap.data.inputs import find
-from tests.bulk.jobs import folder, job
-
-COUNT = 23  # in batches of 5: shards 1 and 2 of 3 have two, of which the last of shard 2 is cut short
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return folder(tmp_path / "images", COUNT)
+from tests.bulk.jobs import COUNT, folder, job
 
 
 def captioned(images: Path, output: Path, *shards: int, count: int = 3, **changes: Any) -> None:
