@@ -97,6 +97,7 @@ def caption_files(args: argparse.Namespace) -> int:
 def _status(job: Job, next_step: str) -> int:
     """Do a job, and say what came of it, and what to do next: 0; 1 where images could not be read; 128 + n after signal n."""
     from pycap.bulk.job import Stopped, run
+    from pycap.bulk.journal import JournalError, begun
 
     try:
         done = run(job)
@@ -104,9 +105,11 @@ def _status(job: Job, next_step: str) -> int:
         kept = f" {stopped.done} images are done: {stopped.path};" if stopped.done else ""
         print(f"stopped;{kept} the same command with --resume goes on", file=sys.stderr)
         return 128 + stopped.signal
-    except KeyboardInterrupt:
-        if job.journal.exists():
-            print(f"stopped; {job.journal} is kept: the same command with --resume goes on", file=sys.stderr)
+    except JournalError:  # says what to do
+        raise
+    except BaseException:
+        if begun(job.journal):
+            print(f"{job.journal} keeps what is captioned: the same command with --resume goes on", file=sys.stderr)
         raise
     if done is None:
         return 0

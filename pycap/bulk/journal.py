@@ -169,8 +169,8 @@ def agree(path: Path, header: Header) -> None:
     ]
     if differing:
         raise JournalError(
-            f"{path}: continues only as it began: {'; '.join(differing)}. Give what was given then, or begin anew with another "
-            "--output"
+            f"{path}: continues only as it began: {'; '.join(differing)}. Give what was given then; or, "
+            "without --resume, --skip-existing keeps these captions and makes the others as it is now"
         )
 
 

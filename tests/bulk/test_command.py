@@ -78,6 +78,24 @@ def test_a_stop_says_how_to_go_on_and_that_ends_in_the_same_bytes(
     assert run(capsys, *command, output, "--resume")[0] == 0
 
 
+def test_an_error_on_the_way_says_what_is_kept(
+    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Captioner.batches
+
+    def failing(self: Captioner, items: Iterable[Item], **how: Any) -> Iterator[Sequence[Caption]]:
+        yield next(plain(self, items, **how))
+        raise MemoryError("of the GPU")
+
+    command = ["caption", trained, images, "--batch-size", 3, "--output", tmp_path / "a"]
+    monkeypatch.setattr(Captioner, "batches", failing)
+    code, _, error = run(capsys, *command)
+    assert f"{tmp_path / 'a'}.partial keeps what is captioned: the same command with --resume goes on" in error
+    assert "out of memory (of the GPU); a smaller --batch-size" in error and code != 0
+    code, _, error = run(capsys, *command)
+    assert "keeps what is captioned" not in error and "is there already" in error
+
+
 def test_shards_of_a_real_model_merge_to_the_same_bytes(
     trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,6 +102,14 @@ def test_what_contradicts_the_journal_is_named(images: Path, tmp_path: Path, cha
     assert partial.read_bytes() == content
 
 
+def test_other_batches_are_possible_in_a_new_job_that_keeps_the_captions(images: Path, tmp_path: Path) -> None:
+    begun(images, tmp_path / "a", 3)
+    with pytest.raises(JournalError, match="without --resume, --skip-existing keeps these captions"):
+        run(job(images, tmp_path / "a", batch_size=2, resume=True))
+    run(job(images, tmp_path / "a", batch_size=2, batches=lambda items: said(items, 2), skip_existing=True))
+    assert list(read_results(tmp_path / "a")) == [f"{number:04}" for number in READABLE]
+
+
 def test_a_journal_of_another_version_and_what_is_none_are_refused(images: Path, tmp_path: Path) -> None:
     partial = begun(images, tmp_path / "a")
     content = partial.read_bytes()
