@@ -19,7 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from pycap.distributed import DistributedError
+from pycap.distributed import ALONE, DistributedError
 from pycap.distributed.sockets import SocketRanks, listen
 from tests.cupy_memory import memory_at
 from tests.cupy_streams import Stream, Stuck, exchange
@@ -47,7 +47,7 @@ class NcclCommunicator:
     def __init__(self, ndev: int, commId: bytes, rank: int) -> None:
         assert len(commId) == _ID_BYTES and 0 <= rank < ndev
         port = int(commId.rstrip(b"\0"))
-        self._ranks: SocketRanks | None = SocketRanks(rank, ndev, "127.0.0.1", port, b"stand-in")
+        self._ranks: Any = SocketRanks(rank, ndev, "127.0.0.1", port, b"stand-in") if ndev > 1 else ALONE
         self._captures = itertools.count()
         self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._failed = ""
@@ -80,14 +80,14 @@ class NcclCommunicator:
             raise NcclError(self._failed)
 
     def destroy(self) -> None:
-        if self._ranks is not None:
+        if isinstance(self._ranks, SocketRanks):
             for link in self._ranks._links.values():
                 link.socket.close()
         self._ranks = None
 
     abort = destroy
 
-    def _open(self) -> SocketRanks:
+    def _open(self) -> Any:
         if self._ranks is None:
             raise NcclError("NCCL_ERROR_INVALID_ARGUMENT: the communicator has been destroyed")
         return self._ranks

@@ -2,12 +2,12 @@
 
 What is launched runs at once, but for copies between the device and pinned memory: those are made when something that waits
 for them does (an operation on their stream, an event, a wait), so that a wait that is missing shows up as old contents. So is
-all that a stream is given once it exchanges with other GPUs (`tests/cupy_nccl.py`), unless `eagerly`.
+all that a stream is given once it exchanges with other GPUs (`tests/cupy_nccl.py`), but `in_order("early")`.
 
 While a stream captures, operations are recorded. They run too, because NumPy knows no shapes without, and then everything is
 undone: memory that was there before is put back, memory that was made is filled with NaN. A stream that waits for an event of
 the capture joins it. `Graph.launch` runs the operations again on the same memory, those of other streams as late as events
-allow or, `eagerly`, as early. It raises where a GPU would read or write what is somebody else's by then: memory from before
+allow, or `in_order` another way. It raises where a GPU would read or write what is somebody else's by then: memory from before
 the capture that no array of the device views any more, and what was made in it, unless its pool is alive and not the default
 one. What CUDA forbids, or what could not mean the same in a replay, raises and invalidates the capture: reading a number,
 copies from and to pageable memory, shapes that depend on contents, waiting.
@@ -17,17 +17,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import random
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from tests.cupy_memory import CUDARuntimeError, MemoryPool, current_pool, is_pinned, root_of, spoil, viewed
+
+#: See `in_order`.
+Order = Literal["late", "early"] | int
 
 _here = threading.local()
 _numbers = itertools.count(1)
@@ -41,7 +45,7 @@ class Stream:
     """Work in order. waits: how often the host has waited for a stream or an event."""
 
     waits = 0
-    _eager = False  # see `eagerly`
+    _order: Order = "late"
     null: Stream
     _blocking: weakref.WeakSet[Stream] = weakref.WeakSet()
     _all: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
@@ -168,13 +172,14 @@ def _stack() -> list[Stream]:
 
 
 @contextmanager
-def eagerly() -> Iterator[None]:
-    """Within this, what streams other than a capture's first are given is done as early as may be, not as late."""
-    before, Stream._eager = Stream._eager, True
+def in_order(order: Order) -> Iterator[None]:
+    """Within this, a graph's launch does what streams other than its first were given as late as may be, as early, or in
+    between, as a seed says; and a stream that exchanges does all at once if "early"."""
+    before, Stream._order = Stream._order, order
     try:
         yield
     finally:
-        Stream._eager = before
+        Stream._order = before
 
 
 def get_current_stream() -> Stream:
@@ -309,8 +314,9 @@ class Graph:
                 "cudaErrorIllegalAddress: the graph uses memory that has been given back since its capture"
             )
         joined = [own for own in self._work if own is not self._origin]
-        order = [*joined, self._origin] if Stream._eager else [self._origin, *joined]
+        order = [*joined, self._origin] if Stream._order == "early" else [self._origin, *joined]
         done = dict.fromkeys(order, 0)
+        drawn = random.Random(Stream._order) if isinstance(Stream._order, int) else None
 
         def ready(own: Stream) -> bool:
             if done[own] == len(self._work[own]):
@@ -318,7 +324,7 @@ class Graph:
             work = self._work[own][done[own]]
             return not isinstance(work, _Point) or done[work.stream] >= work.count
 
-        while (own := next(filter(ready, order), None)) is not None:
+        while (own := next(filter(ready, drawn.sample(order, len(order)) if drawn else order), None)) is not None:
             work = self._work[own][done[own]]
             if not isinstance(work, _Point):
                 work()
@@ -379,7 +385,7 @@ def _run_late(stream: Stream, operation: Callable[[], Any], writes: np.ndarray |
         for array in _arrays(result):
             spoil(new(array))
         stream._later(lambda: [old.__setitem__(..., now) for old, now in _pairs(result, operation())])
-    if Stream._eager:
+    if Stream._order == "early":
         stream._arrive()
     return result
 
@@ -393,7 +399,7 @@ def exchange(stream: Stream, operation: Callable[[], Any], array: np.ndarray) ->
         return
     stream._exchanges = True
     stream._later(operation)
-    if Stream._eager:
+    if Stream._order == "early":
         with contextlib.suppress(Stuck):
             stream._arrive()
 

@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from tests import cupy_memory, cupy_nccl, cupy_standin
+from tests import cupy_memory, cupy_nccl, cupy_standin, cupy_streams
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +244,63 @@ def test_copies_with_pinned_memory_are_captured(xp):
         there[:] = number
         held.graph.launch()
         assert x.tolist() == back.tolist() == [2 * number] * 2
+
+
+# What other streams do in a capture -----------------------------------------------------------------------------------
+
+
+def forked(xp, join=True):
+    """A graph that doubles x on a second stream, from where the first has made it 3; then the first adds to y, and x to z."""
+    cuda, first, second = xp.cuda, xp.cuda.Stream(non_blocking=True), xp.cuda.Stream(non_blocking=True)
+    x, y, z = (xp.zeros((2,), np.float32) for _ in range(3))
+    with first:
+        first.begin_capture()
+        x.fill(3)
+        second.wait_event(first.record(cuda.Event()))
+        with second:
+            x *= 2
+        y += 1
+        if join:
+            first.wait_event(second.record(cuda.Event()))
+        z += x
+        graph = first.end_capture()
+    return graph, first, (x, y, z)
+
+
+@pytest.mark.parametrize("order", ["late", "early", 0, 1, 2])
+def test_a_stream_that_waits_for_a_capture_joins_it(xp, order):
+    graph, first, (x, y, z) = forked(xp)
+    assert not (x.get().any() or y.get().any() or z.get().any())
+    with cupy_streams.in_order(order):
+        graph.launch(first)
+        graph.launch(first)
+    assert x.tolist() == [6, 6] and y.tolist() == [2, 2] and z.tolist() == [12, 12]
+
+
+def test_a_stream_that_is_not_joined_spoils_the_capture(xp):
+    with pytest.raises(xp.cuda.runtime.CUDARuntimeError, match="Unjoined"):
+        forked(xp, join=False)
+
+
+def test_what_no_event_orders_comes_in_another_order(xp):
+    """The second stream waits for the fork alone: what the first does after it is overtaken, or not."""
+    cuda, first, second = xp.cuda, xp.cuda.Stream(non_blocking=True), xp.cuda.Stream(non_blocking=True)
+    x = xp.zeros((1,), np.float32)
+    with first:
+        first.begin_capture()
+        x.fill(3)
+        second.wait_event(first.record(cuda.Event()))
+        x += 1
+        with second:
+            x *= 2
+        first.wait_event(second.record(cuda.Event()))
+        graph = first.end_capture()
+    found = set()
+    for order in ("early", "late"):
+        with cupy_streams.in_order(order):
+            graph.launch(first)
+        found.add(x.item())
+    assert found == {7, 8}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")

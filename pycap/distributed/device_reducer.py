@@ -45,8 +45,7 @@ class DeviceReducer(Reducer):
         self._communicator, self._half = communicator, half
         self._stream = device.module().cuda.Stream(non_blocking=True, priority=-1) if communicator else None
         self._dry, self._overlaps = communicator is None, False
-        self._waiting: list[tuple[Any, Any]] = []
-        self._held: list[Any] = []
+        self._given: list[tuple[Any, Any]] = []
         self.exchanged = False
 
     @contextmanager
@@ -57,39 +56,31 @@ class DeviceReducer(Reducer):
         try:
             yield
         finally:
-            self._waiting.clear()
-            self._held.clear()
+            self._given.clear()
 
     def add(self, array: Any) -> None:
         """Sum an array of the device besides, of float32 or float64: called before `backward`, and there after it."""
         self._give(array, None)
 
     def _start(self, bucket: Bucket) -> None:
-        half = None
-        if self._half:
-            # Of the step's memory: held to the join, since the first stream is given what is let go before.
-            half = memory.empty(bucket.flat.shape, device.bfloat16())
-            self._held.append(half)
-        self._give(bucket.flat, half)
+        self._give(bucket.flat, memory.empty(bucket.flat.shape, device.bfloat16()) if self._half else None)
 
     def _give(self, array: Any, half: Any) -> None:
+        """Sum `array`, by way of `half`: of the step's memory, of which the first stream is given what is let go too early."""
+        self._given.append((array, half))
         if self._overlaps and not self._dry:
             self._exchange(array, half)
-        else:
-            self._waiting.append((array, half))
 
     def _finish(self) -> None:
-        if self._dry:
-            for array, half in self._waiting:
+        for array, half in self._given:
+            if self._dry:
                 _sum_rounded(array, half, None)
-        else:
-            for array, half in self._waiting:
+            elif not self._overlaps:
                 self._exchange(array, half)
-            assert self._stream is not None
+        if self._stream is not None and not self._dry:
             cuda = device.module().cuda
             cuda.get_current_stream().wait_event(self._stream.record(cuda.Event(disable_timing=True)))
-        self._waiting.clear()
-        self._held.clear()
+        self._given.clear()
 
     def _exchange(self, array: Any, half: Any) -> None:
         assert self._communicator is not None and self._stream is not None

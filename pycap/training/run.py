@@ -93,9 +93,8 @@ class _Run:
         self._require_same_data()
         own = replace(config, batch_size=-(-config.batch_size // ranks.size))  # of a step's images, this rank's
         own.micro_batch = min(own.micro_batch, own.batch_size)
-        on_gpu = current() == "cuda"
-        words, available = len(self.vocab), memory_plan.available_bytes() if on_gpu else 0
-        self.memory = memory_plan.fit(config, words, available, ranks.size) if on_gpu else None
+        room = memory_plan.available_bytes() if current() == "cuda" else None
+        self.memory = None if room is None else memory_plan.fit(config, len(self.vocab), room, ranks.size)
         self.model = begun.model(lambda text: self.say(text))
         inside = config.features == "auto"  # in the run's folder, which a wrong file must not have made
         store = None if inside else features.open_store(config, self.model.cnn, self.spec, ranks)
@@ -119,6 +118,7 @@ class _Run:
         self.position, self.scores = Position(), dict[str, float]()
         if resumed:
             self._continue(resumed)
+        shares.require_same(ranks, self.model.state_arrays() | self.trainer.optimizer.state_arrays())
         self.record = Record(
             ranks, config, self.model, self.trainer, self.vocab, self.spec, self.source, resumed=bool(resumed)
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from pycap.device import to_host
 from pycap.distributed import DistributedError, Ranks
 
 T = TypeVar("T")
@@ -43,6 +45,24 @@ def gather(ranks: Ranks, made: Sequence[tuple[int, T]], most: int | None = None)
         made = [made[k] for _, rank, k in wanted if rank == ranks.rank]
     pairs = [pair for own in ranks.each(list(made)) for pair in own]
     return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
+
+
+def require_same(ranks: Ranks, arrays: Mapping[str, Any]) -> None:
+    """DistributedError, on all ranks, where one begins with other weights, or another state of the optimiser, than the first:
+    their sums of gradients would be of different models."""
+    if ranks.size == 1:
+        return
+    told = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(to_host(arrays[name]))
+        told.update(f"{name} {array.dtype} {array.shape}".encode())
+        told.update(array.data)
+    digests = ranks.each(told.hexdigest()[:16])
+    if (other := next((rank for rank, own in enumerate(digests) if own != digests[0]), None)) is not None:
+        raise DistributedError(
+            f"rank {other} begins with other weights than rank 0 ({digests[other]}, not {digests[0]}): give all ranks the same "
+            "files, as in a folder that all machines see, and the same version of pycap"
+        )
 
 
 def led(ranks: Ranks, work: Callable[[], T]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial, wraps
 from typing import Any
@@ -28,14 +29,19 @@ BUCKET = 4000
 
 
 @contextlib.contextmanager
-def gpu(late: bool = True) -> Iterator[Any]:
-    """A stand-in for this rank's GPU. late: whether the exchanges' stream runs as late as it may, else as early."""
+def gpu(order: cupy_streams.Order = "late") -> Iterator[Any]:
+    """A stand-in for this rank's GPU, and when the exchanges' stream does its work."""
     module = cupy_standin.make()
     given = {"cupy": module, "cupy.cuda.nccl": cupy_nccl}
     driver = mock.patch.object(device, "missing_driver", lambda: "")
-    order = contextlib.nullcontext() if late else cupy_streams.eagerly()
     scratch = mock.patch.object(memory, "_scratch", {})
-    with mock.patch.dict(sys.modules, given), driver, order, scratch, backends.use("reference", "cuda"):
+    with (
+        mock.patch.dict(sys.modules, given),
+        driver,
+        cupy_streams.in_order(order),
+        scratch,
+        backends.use("reference", "cuda"),
+    ):
         yield module
 
 
@@ -82,13 +88,13 @@ def steps(
     ranks: Ranks,
     options: dict[str, Any],
     sizes: list[tuple[int, int]],
-    late: bool = True,
+    order: cupy_streams.Order = "late",
     recorded: bool = True,
     epochs: tuple[int, ...] = (0,),
 ) -> dict[str, Any]:
     """Steps on batches of so many images with captions of so many steps, three times in each epoch."""
     said: list[str] = []
-    with gpu(late), trainer(ranks, said.append, recorded=recorded, **options) as made:
+    with gpu(order), trainer(ranks, said.append, recorded=recorded, **options) as made:
         found = losses(made, sizes, epochs, lambda batch: cut(batch, ranks.rank, ranks.size))
         return report(made, found, said) | {"arena": one.device_step(made).arena_bytes}
 
@@ -207,8 +213,20 @@ def order_of_work(ranks: Ranks) -> dict[str, list[str]]:
 
 
 def reduced(ranks: Ranks, half: bool, sizes: list[int], overlaps: bool) -> list[np.ndarray]:
-    """Gradients that differ from rank to rank, summed; 3 is the first bucket's last parameter."""
-    with gpu():
+    """Gradients that differ from rank to rank, summed. What they are rounded to stays until all are."""
+    made: list[weakref.ref[Any]] = []
+    empty, summed = memory.empty, Communicator.sum
+
+    def noted(*arguments: Any) -> Any:
+        array = empty(*arguments)
+        made.append(weakref.ref(array))
+        return array
+
+    def watched(self: Communicator, array: Any) -> None:
+        assert all(alive() is not None for alive in made)
+        summed(self, array)
+
+    with gpu(), mock.patch.object(memory, "empty", noted), mock.patch.object(Communicator, "sum", watched):
         communicator = Communicator(ranks)
         tensors = [Tensor(memory.zeros((size,)), requires_grad=True) for size in sizes]
         reducer = DeviceReducer(communicator, tensors, half, bucket_bytes=BUCKET)

@@ -51,8 +51,8 @@ def test_losses_are_those_of_one_process(pair: Processes, options: dict[str, Any
     late = both(pair, rank_steps.steps, options, SIZES)
     assert late["losses"] == pytest.approx(alone(**options), rel=2e-6)
     assert late["graphs"] == len(SIZES) and late["said"] == [[], []]
-    early = both(pair, rank_steps.steps, options, SIZES, False)
-    launched = both(pair, rank_steps.steps, options, SIZES, True, False)
+    early = both(pair, rank_steps.steps, options, SIZES, "early")
+    launched = both(pair, rank_steps.steps, options, SIZES, "late", False)
     assert late["losses"] == early["losses"] == launched["losses"] and launched["graphs"] == 0
     assert late["weights"] == early["weights"] == launched["weights"]
 
@@ -61,8 +61,9 @@ def test_bfloat16_recorded_is_launched(pair: Processes) -> None:
     options = {"precision": "bf16", "micro_batch": 1}
     late = both(pair, rank_steps.steps, options, SIZES)
     assert late["losses"][0] == pytest.approx(alone(**options)[0], rel=2e-6)  # the same sums of the same images' losses
-    for how in [(False, True), (True, False)]:
-        other = both(pair, rank_steps.steps, options, SIZES, *how)
+    hows: list[tuple[object, bool]] = [("early", True), (0, True), (1, True), ("late", False)]
+    for order, recorded in hows:
+        other = both(pair, rank_steps.steps, options, SIZES, order, recorded)
         assert other["losses"] == late["losses"] and other["weights"] == late["weights"]
     assert late["graphs"] == len(SIZES) and late["said"] == [[], []]
 
@@ -71,7 +72,7 @@ def test_what_is_learned_changes(pair: Processes) -> None:
     """Words first, then captions of a frozen CNN, then all: other buckets, and the first ones again."""
     options: dict[str, Any] = {"pretrain_words": 1, "finetune_cnn_after": 1}
     sizes, epochs = ((4, 9),), (0, 1, 2, 0)
-    found = both(pair, rank_steps.steps, options, list(sizes), True, True, epochs)
+    found = both(pair, rank_steps.steps, options, list(sizes), "late", True, epochs)
     assert found["losses"] == pytest.approx(alone(sizes, epochs, **options), rel=2e-6)
 
 

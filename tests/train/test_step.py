@@ -15,13 +15,14 @@ from pycap.captioner import build_model
 from pycap.config import TrainConfig
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
-from pycap.distributed import Ranks
+from pycap.distributed import ALONE, Ranks
+from pycap.distributed.nccl import Communicator, ExchangeError
 from pycap.models import targets
 from pycap.training import plan
 from pycap.training.scst import Reward
 from pycap.training.step import Step
 from pycap.training.trainer import Diverged, Trainer
-from tests import cupy_standin
+from tests import cupy_nccl, cupy_standin
 
 VOCABULARY, SIDE = 37, 40
 
@@ -81,6 +82,13 @@ def device_step(made: Trainer) -> Step:
     step = made._device_step
     assert step is not None
     return step
+
+
+def exchanging(made: Trainer) -> Trainer:
+    """The trainer, whose steps sum gradients over the GPUs of all ranks, of which there is one."""
+    made._device_step = made._make_device_step()
+    made._device_step._communicator = Communicator(ALONE)
+    return made
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -176,6 +184,18 @@ def test_recorded_steps_are_the_launched_ones_bit_for_bit(
     graphs = len(device_step(recorded).graphs)
     assert graphs == len(set(worked)) and said == []
     assert len(worked) == 2 * graphs < 12  # launched once, recorded once, replayed from then on
+
+
+def test_a_rank_alone_exchanges_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing changes by that, in float32."""
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", cupy_nccl)
+    with standin(monkeypatch), memory.poisoned():
+        expected = [trajectory(made, 4) for made in [trainer(True)] for _ in range(3)]
+        made = exchanging(trainer(True))
+        assert [trajectory(made, 4) for _ in range(3)] == expected and len(device_step(made).graphs) > 0
+        made.close()
+        with pytest.raises(ExchangeError, match="destroyed"):
+            made.step(batch(0))
 
 
 def test_batches_of_other_sizes_are_other_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
