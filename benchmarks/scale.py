@@ -197,18 +197,18 @@ def outcome(machine: Machine, source: Source, rates: Values) -> Outcome:
     return Outcome(rate * machine.ranks, limit.name, then * machine.ranks)
 
 
-def with_kills(hours: float, machines: int, rows: float, rates: Values) -> tuple[float, float, float]:
+def with_kills(hours: float, machine: Machine, images: float, rates: Values) -> tuple[float, float, float]:
     """Kills to be expected in a job of so many hours, and the hours that they add: with --resume, and without.
 
-    A kill stops the whole job. With --resume it costs the relaunch, the start, and reading the journal of a machine (`rows`
-    at its end, half of them on average). Without, all is done again: (e^(rT) - 1)/r hours in place of T at r kills an hour,
-    where none comes to an end at all before long.
+    A kill stops the whole job. With --resume it costs the relaunch, the start, counting the images, and going through the names
+    and a rank's own journal up to where it was, half of it on average. Without, all is done again: (e^(rT) - 1)/r hours in
+    place of T at r kills an hour, where none comes to an end at all before long.
     """
-    rate = machines / rates["failures"]
+    rate = machine.nodes / rates["failures"]
     kills = rate * hours
-    cost = (rates["relaunch"] + rates["start"] + rows / 2 / rates["walk_rows"]) / 3600
+    walk = 1.5 * images / rates["list_files"] + images / machine.ranks / 2 / rates["walk_rows"]
     again = (exp(kills) - 1) / rate - hours if kills < 50 else float("inf")
-    return kills, kills * cost, again
+    return kills, kills * (rates["relaunch"] + rates["start"] + walk) / 3600, again
 
 
 def training(machine: Machine, rates: Values, images: int) -> tuple[float, float, float, str]:
@@ -305,7 +305,7 @@ def kills_table(rates: Values) -> str:
     source, rows = sources(rates)[0], []
     for machine in MACHINES:
         hours = MANY / outcome(machine, source, rates).rate / 3600
-        kills, more, again = with_kills(hours, machine.nodes, MANY / machine.ranks, rates)
+        kills, more, again = with_kills(hours, machine, MANY, rates)
         rows.append((machine.name, duration(hours), f"{kills:.2g}", duration(more), duration(again)))
     return markdown_table(("on", "takes", "kills", "more with --resume", "more without"), rows)
 

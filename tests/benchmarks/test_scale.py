@@ -77,11 +77,12 @@ def test_it_says_of_this_machine_what_was_measured_on_it(rates: dict[str, float]
 
 
 def test_kills_cost_the_relaunch_and_the_journal_with_resume_and_everything_without(rates: dict[str, float]) -> None:
-    values = rates | {"failures": 10.0, "relaunch": 60.0, "start": 30.0, "walk_rows": 1000.0}
-    kills, more, again = scale.with_kills(20, 2, 2_000_000, values)
-    assert kills == 4 and more == pytest.approx(4 * (60 + 30 + 1000) / 3600)
+    values = rates | {"failures": 10.0, "relaunch": 60.0, "start": 30.0, "walk_rows": 1000.0, "list_files": 1e6}
+    machine = Machine("m", 8, gpus=2, nodes=2)
+    kills, more, again = scale.with_kills(20, machine, 8_000_000, values)
+    assert kills == 4 and more == pytest.approx(4 * (60 + 30 + 12 + 1000) / 3600)
     assert again == pytest.approx((exp(4) - 1) * 5 - 20)
-    assert scale.with_kills(1000, 2, 1, values)[2] == float("inf")
+    assert scale.with_kills(1000, machine, 1, values)[2] == float("inf")
 
 
 def test_training_waits_for_gradients_only_where_links_are_slow(rates: dict[str, float]) -> None:
