@@ -186,8 +186,10 @@ class Hub:
     def lost(self, rank: Rank) -> None:
         """A rank's process has ended."""
         rank.gone = True
-        if rank is self.teller and not self.signalled:
-            self.end = time.monotonic()
+        if rank is self.teller and not self.signalled:  # those that failed too are ending by themselves
+            for other in self.ranks.values():
+                if other.guard and other.failed is None:
+                    other.guard.send(stop=True)
         if not (rank.left or rank.failed is not None or self.signalled or self.over):
             self.tell(
                 f"{rank.name} died: killed by hand or by a system without memory, or crashed. All others are stopped."
