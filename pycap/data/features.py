@@ -23,15 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pycap.data import DataError, Example
-from pycap.data.growing import READ_ERRORS, Corrupt, GrowingFile
+from pycap.data.growing import NAME, READ_ERRORS, Corrupt, GrowingFile
 from pycap.data.images import ImageError, PreprocessSpec
 from pycap.data.items import Reference
 
 VERSION = 1
 _CHUNK_ROWS = 64
 _READ_ROWS = 1024
-# Names of a fixed length: those of variable length lie in a heap, which a kill between two writes leaves in pieces.
-_INDEX_DTYPE = np.dtype([("name", "S255"), ("key", "u1", 16), ("crc", "<u4")])
+_INDEX_DTYPE = np.dtype([NAME, ("key", "u1", 16), ("crc", "<u4")])
 
 Vectors = NDArray[np.float32]
 
@@ -139,7 +138,7 @@ class FeatureStore(GrowingFile):
         rows = np.empty(len(examples), _INDEX_DTYPE)
         keys = [_key(example) for example in examples]
         for row, example, key, vector in zip(rows, examples, keys, vectors, strict=True):
-            row["name"], row["key"] = example.file_name.encode(), np.frombuffer(key, np.uint8)
+            row["name"], row["key"] = os.fsencode(example.file_name), np.frombuffer(key, np.uint8)
             row["crc"] = zlib.crc32(np.ascontiguousarray(vector, "<f4").data)
         with self._lock:
             self._require_open()
@@ -172,7 +171,7 @@ def _key(example: Example) -> bytes:
         nbytes = os.stat(example.path).st_size
     except OSError:  # gone: no file of this size has features
         nbytes = -1
-    return hashlib.blake2b(f"{example.file_name}\0{nbytes}".encode(), digest_size=16).digest()
+    return hashlib.blake2b(os.fsencode(f"{example.file_name}\0{nbytes}"), digest_size=16).digest()
 
 
 def stored_vectors(file: h5py.File, path: str) -> Iterator[Reference]:

@@ -29,6 +29,9 @@ _open_lock = threading.Lock()
 #: What h5py raises where a file is not what it should be.
 READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError)
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"  # the first bytes of HDF5 files
+#: The field of an index that holds the name of an image's file, in UTF-8, cut off where it is longer. Names of a fixed length:
+#: those of variable length lie in a heap, which a kill between two writes leaves in pieces.
+NAME = ("name", "S255")
 Self = TypeVar("Self", bound="GrowingFile")
 
 

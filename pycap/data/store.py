@@ -1,8 +1,9 @@
 """An HDF5 store of resized JPEG bytes, so that a later epoch or run need not read the original files again.
 
 File: attributes `format`, `version`, `size`, `quality`; `data`, uint8 [bytes], all JPEGs end to end; `index`, one row
-an image: `key` (BLAKE2b of file name, source size and modification time), `offset` and `length` in `data`, `crc`
-(CRC-32 of the bytes, against which every read is checked).
+an image: `name` (of the image's file, as its data set has it, in UTF-8, 255 bytes at most), `key` (BLAKE2b of the whole name,
+source size and modification time), `offset` and `length` in `data`, `crc` (CRC-32 of the bytes, against which every read is
+checked).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import h5py
 import numpy as np
 
 from pycap.data import DataError, Example
-from pycap.data.growing import READ_ERRORS, Corrupt, GrowingFile
+from pycap.data.growing import NAME, READ_ERRORS, Corrupt, GrowingFile
 from pycap.data.images import JPEG_QUALITY, ImageError
 from pycap.data.items import Reference
 
-VERSION = 1
+VERSION = 2  # 1 had no names
 FLUSH_BYTES = 4 << 20
 _READ_ROWS = 1024
-INDEX_DTYPE = np.dtype([("key", "u1", 16), ("offset", "<u8"), ("length", "<u4"), ("crc", "<u4")])
+INDEX_DTYPE = np.dtype([NAME, ("key", "u1", 16), ("offset", "<u8"), ("length", "<u4"), ("crc", "<u4")])
 
 
 class ImageStore(GrowingFile):
@@ -44,7 +45,7 @@ class ImageStore(GrowingFile):
         self.size = size
         self._keys: dict[Path, bytes] = {}
         self._index: dict[bytes, tuple[int, int, int]] = {}
-        self._pending: dict[bytes, bytes] = {}
+        self._pending: dict[bytes, tuple[str, bytes]] = {}
         self._pending_bytes = 0
         self._end = 0
         super().__init__(path, writable)
@@ -86,7 +87,7 @@ class ImageStore(GrowingFile):
             except OSError:
                 return None
             text = f"{example.file_name}\0{stat.st_size}\0{stat.st_mtime_ns}"
-            key = self._keys[example.path] = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            key = self._keys[example.path] = hashlib.blake2b(os.fsencode(text), digest_size=16).digest()
         return key
 
     def __len__(self) -> int:
@@ -103,7 +104,7 @@ class ImageStore(GrowingFile):
         with self._lock:
             self._require_open()
             if key in self._pending:
-                return self._pending[key]
+                return self._pending[key][1]
             if key not in self._index:
                 return None
             offset, length, crc = self._index[key]
@@ -130,7 +131,7 @@ class ImageStore(GrowingFile):
             self._require_open()
             if not self.writable or key in self._index or key in self._pending:
                 return
-            self._pending[key] = jpeg
+            self._pending[key] = example.file_name, jpeg
             self._pending_bytes += len(jpeg)
             if self._pending_bytes >= FLUSH_BYTES:
                 self._flush()
@@ -138,11 +139,11 @@ class ImageStore(GrowingFile):
     def _flush(self) -> None:
         if not self._pending:
             return
-        block = b"".join(self._pending.values())
+        block = b"".join(jpeg for _, jpeg in self._pending.values())
         rows = np.zeros(len(self._pending), dtype=INDEX_DTYPE)
         offset = self._end
-        for row, (key, jpeg) in zip(rows, self._pending.items(), strict=True):
-            row["key"] = np.frombuffer(key, np.uint8)
+        for row, (key, (name, jpeg)) in zip(rows, self._pending.items(), strict=True):
+            row["name"], row["key"] = os.fsencode(name), np.frombuffer(key, np.uint8)
             row["offset"], row["length"], row["crc"] = offset, len(jpeg), zlib.crc32(jpeg)
             offset += len(jpeg)
         try:
@@ -159,12 +160,12 @@ class ImageStore(GrowingFile):
 
 
 def stored_images(file: h5py.File, path: str) -> Iterator[Reference]:
-    """The images of a store that is open for `reading`, in its order, named PATH/NUMBER by their row: it holds no names.
-    Damaged ones are items that cannot be read."""
+    """The images of a store that is open for `reading`, in its order, named PATH/NAME by the images' names. Damaged ones are
+    items that cannot be read."""
     index, data = file["index"], file["data"]
     for first in range(0, len(index), _READ_ROWS):
-        for number, row in enumerate(index[first : first + _READ_ROWS], first):
-            name = f"{path}/{number:06}"
+        for row in index[first : first + _READ_ROWS]:
+            name = f"{path}/{os.fsdecode(row['name'])}"
             yield Reference(name, partial(_load, data, int(row["offset"]), int(row["length"]), int(row["crc"]), name))
 
 

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pycap.data import DataError, features, items, store
+from pycap.data import DataError, Example, features, items, store
 from pycap.data.features import FeatureStore
 from pycap.data.images import decode_image
 from pycap.data.inputs import find, images_below
@@ -127,11 +127,11 @@ def image_store(tmp_path: Path, count: int = 5) -> tuple[Path, list[bytes]]:
     return tmp_path / "s.h5", [blob(example) for example in examples]
 
 
-def test_an_image_store_is_read_in_its_order(tmp_path, monkeypatch):
+def test_an_image_store_is_read_in_its_order_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "_READ_ROWS", 2)
     path, blobs = image_store(tmp_path)
     inputs = find([path])
-    assert list(inputs) == [(f"{path}/{number:06}", data) for number, data in enumerate(blobs)]
+    assert list(inputs) == [(f"{path}/{number}.jpg", data) for number, data in enumerate(blobs)]
     assert inputs.count() == 5
     assert inputs.stores() == [(str(path), 72)]
 
@@ -149,14 +149,29 @@ def test_features_are_read_in_their_order_by_name(tmp_path, monkeypatch):
     assert all(np.array_equal(batch.arrays[size], vectors(examples)) for size in (40, 64))
 
 
+def test_names_that_a_store_cannot_hold_whole_still_tell_what_they_are(tmp_path):
+    odd = [os.fsdecode(b"caf\xe9.jpg"), "ä" * 200 + ".jpg"]  # no UTF-8; 404 bytes, of which half a letter is cut off
+    examples = [Example(i, name, write_jpeg(tmp_path / f"{i}.jpg", seed=i), ("a cat",)) for i, name in enumerate(odd)]
+    with ImageStore(tmp_path / "s.h5", 72) as images, FeatureStore(tmp_path / "f.h5", ORIGIN) as vectors_of:
+        for example in examples:
+            images.put(example, blob(example))
+        vectors_of.add(examples, vectors(examples))
+        assert len(images) == len(vectors_of) == 2
+    for path in (tmp_path / "s.h5", tmp_path / "f.h5"):
+        assert [os.fsencode(item.name)[len(os.fsencode(f"{path}/")) :] for item in find([path])] == [
+            b"caf\xe9.jpg",
+            ("ä" * 200).encode()[:255],
+        ]
+
+
 def test_a_damaged_row_is_an_item_that_cannot_be_read(tmp_path):
     path, blobs = image_store(tmp_path)
     with h5py.File(path, "r+") as file:
         file["data"][2 * 300 + 7] ^= 1
-        file["index"][3] = (file["index"][3]["key"], 10**9, 300, 1)
+        file["index"][3] = (*list(file["index"][3])[:2], 10**9, 300, 1)
     sources = [item.source for item in find([path])]
     assert [sources[i] for i in (0, 1, 4)] == [blobs[i] for i in (0, 1, 4)]
-    assert [str(sources[i]) for i in (2, 3)] == [f"{path}/00000{i}: damaged in its store" for i in (2, 3)]
+    assert [str(sources[i]) for i in (2, 3)] == [f"{path}/{i}.jpg: damaged in its store" for i in (2, 3)]
     examples = make_examples(tmp_path / "images", 3)
     with FeatureStore(tmp_path / "f.h5", ORIGIN) as vectors_of:
         vectors_of.add(examples, vectors(examples))

@@ -92,7 +92,7 @@ def test_another_size_is_refused_and_the_store_kept(tmp_path):
     (example,) = make_examples(tmp_path, 1)
     with ImageStore(tmp_path / "s.h5", 72) as images:
         images.put(example, b"x")
-    with pytest.raises(DataError, match=r"s\.h5: the store holds version 1, 72 px.*256 px.*name another file"):
+    with pytest.raises(DataError, match=r"s\.h5: the store holds version 2, 72 px.*256 px.*name another file"):
         ImageStore(tmp_path / "s.h5", 256)
     with ImageStore(tmp_path / "s.h5", 72) as images:
         assert images.get(example) == b"x"
