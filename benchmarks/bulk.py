@@ -96,14 +96,6 @@ def partial(output: Path) -> Path:
     return output / "captions.partial" if output.is_dir() else output.with_name(f"{output.name}.partial")
 
 
-def lines(file: Path) -> int:
-    """Line ends in a file, 0 where it is not there."""
-    if not file.exists():
-        return 0
-    with open(file, "rb") as stream:
-        return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
-
-
 class Growing:
     """The number of lines of a file that another process writes."""
 
@@ -121,6 +113,11 @@ class Growing:
             new = stream.read()
         self._read, self.lines = self._read + len(new), self.lines + new.count(b"\n")
         return self.lines
+
+
+def count_lines(file: Path) -> int:
+    """Line ends in a file, 0 where it is not there."""
+    return Growing(file).look()
 
 
 def killed(job: Job, output: Path, kills: int, count: int, seed: int, seconds: float) -> list[int]:
@@ -156,7 +153,7 @@ def _kill(job: Job, output: Path, rng: random.Random, kills: int, count: int, ji
         process.communicate()
         if process.returncode != -signal.SIGKILL:
             return seen
-        seen.append(Growing(partial(output)).look())
+        seen.append(count_lines(partial(output)))
     return seen
 
 
@@ -179,7 +176,7 @@ def difference(one: Path, other: Path) -> str:
             if x != y:
                 return f"{b}: line {number} is {y[:200]!r}, and in {a.name} {x[:200]!r}"
         if a.stat().st_size != b.stat().st_size:
-            return f"{b}: {lines(b)} lines, and in {a.name} {lines(a)}"
+            return f"{b}: {count_lines(b)} lines, and in {a.name} {count_lines(a)}"
     return ""
 
 
@@ -218,7 +215,7 @@ def prove(
     straight = {n: results / f"straight-{n}.jsonl" for n in images}
     runs = {n: jobs[n].run(straight[n]) for n in images}
     for n, output in straight.items():
-        found, broken = (lines(output), lines(failures(output))), images[n].broken
+        found, broken = (count_lines(output), count_lines(failures(output))), images[n].broken
         if found != (n - broken, broken):
             raise Fault(f"{output}: {found[0]} captions and {found[1]} failures; of {n} images {broken} are broken")
     ratio = runs[count]["peak_mib"] / runs[some]["peak_mib"]

@@ -62,7 +62,7 @@ VARIATION = 0.2  # a batch takes this much more or less time in each stage, at m
 
 @dataclass(frozen=True)
 class Machine:
-    """A kind of machine, and how many of them share a file system (1: its own disk)."""
+    """A kind of machine. nodes: so many of them, which read from one file system, `disk`; shards: processes on each GPU."""
 
     name: str
     cores: int

@@ -65,7 +65,7 @@ def test_the_limit_moves_from_the_cnn_to_the_shared_file_system(rates: dict[str,
     assert last == pytest.approx(rates["shared"] / source.bytes, rel=0.02) and last > 1000 * first
 
 
-def test_twice_the_machines_with_disks_of_their_own_take_half_the_time(rates: dict[str, float]) -> None:
+def test_twice_the_machines_take_half_the_time_where_the_file_system_serves_both(rates: dict[str, float]) -> None:
     source = scale.sources(rates)[0]
     one, two = (scale.outcome(replace(MACHINES[1], nodes=n), source, rates).rate for n in (1, 2))
     assert two == pytest.approx(2 * one, rel=0.01)
