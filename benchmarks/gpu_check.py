@@ -72,6 +72,7 @@ def steps(arch: str, out: Path) -> list[Step]:
         Step("trajectory", (python, "-m", "benchmarks.trajectory", "--json", str(out / "trajectory.jsonl")), 90, 12),
         Step("joint", (*joint, "--json", str(out / "joint.jsonl")), 180, 40, skip=no_torch),
         Step("benchmarks", (*timing, str(out / "gpu.jsonl"), "--seconds", "120"), 160, 130),
+        Step("exchange", (python, "-m", "benchmarks.exchange"), 40, 20),
         Step("joint-input", (*joint, "--sides", "pycap,torch eager", "--input", "--beams", "", "--turns", "3",
              "--json", str(out / "joint_input.jsonl")), 100, 12, skip=no_torch),
         # From here on programs and partitions wait for each other: after a fault, for ever.
