@@ -91,8 +91,6 @@ class _Run:
         resumed = begun.resumed
         self.config, self.folder = config, config.run_dir
         self._require_same_data()
-        own = replace(config, batch_size=-(-config.batch_size // ranks.size))  # of a step's images, this rank's
-        own.micro_batch = min(own.micro_batch, own.batch_size)
         room = memory_plan.available_bytes() if current() == "cuda" else None
         self.memory = None if room is None else memory_plan.fit(config, len(self.vocab), room, ranks.size)
         self.model = begun.model(lambda text: self.say(text))
@@ -100,7 +98,8 @@ class _Run:
         store = None if inside else features.open_store(config, self.model.cnn, self.spec, ranks)
         if not resumed and (aside := shares.led(ranks, lambda: run_folder.make_room(self.folder))):
             self.say(f"{self.folder} held an earlier run; it is now {aside} (continue it with --resume {aside})")
-        fitting = min(ranks.each(self.memory.micro_batch if self.memory else own.micro_batch))
+        asked = min(config.micro_batch, -(-config.batch_size // ranks.size))  # of the largest share
+        fitting = min(ranks.each(self.memory.micro_batch if self.memory else asked))
         store = features.open_store(config, self.model.cnn, self.spec, ranks) if inside else store
         self.loaders = sources.loaders(self.source, self.vocab, self.spec, config, self.folder, fitting, store, ranks)
         self.feed = Feed(self.loaders.train)

@@ -29,8 +29,8 @@ STEP = 2  # after which a fault comes
 
 
 def _fault(trainer: Trainer, name: str) -> None:
-    if name == "signal":
-        os.kill(os.getpid(), signal.SIGINT)
+    if name in ("signal", "kill"):
+        os.kill(os.getpid(), signal.SIGINT if name == "signal" else signal.SIGKILL)
     elif name == "nan":
         trainer.model.projection.bias.data[5] = np.nan  # type: ignore[union-attr]
     elif name == "bit":

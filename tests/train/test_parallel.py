@@ -43,12 +43,16 @@ def run(config: TrainConfig, last: dict[str, Any] | None = None, fault: str = ""
     return {"options": options, "last": last or {}, "fault": fault}
 
 
-def together(size: int, folder: Path, *runs: dict[str, Any]) -> None:
+def job(size: int, folder: Path, *runs: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     """The runs, one after another, by `size` processes, which stand in the folder."""
     (folder / "job.json").write_text(json.dumps(runs))
     command = [MPIRUN, "-n", str(size), sys.executable, "-m", "tests.train.parallel_job", folder]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def together(size: int, folder: Path, *runs: dict[str, Any]) -> None:
+    done = job(size, folder, *runs)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stdout, "what is told is told by rank 0, into its own file"
 
@@ -194,4 +198,17 @@ def test_a_run_goes_on_with_any_number_of_processes(hurt: Path, tmp_path: Path) 
     together(3, tmp_path, run(tiny(hurt, parts, **how, resume=parts)))
     steps, expected = ([(row["step"], row["loss"]) for row in rows(folder, "train")] for folder in (parts, whole))
     assert [step for step, _ in steps] == [step for step, _ in expected]
+    assert [loss for _, loss in steps] == pytest.approx([loss for _, loss in expected], rel=1e-5)
+
+
+def test_a_killed_process_ends_the_run_which_one_alone_continues(hurt: Path, tmp_path: Path) -> None:
+    how = {"epochs": 1, "val_images_use": 4, "save_checkpoint_every": 1}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    pycap.train(tiny(hurt, whole, **how))
+    died = job(2, tmp_path, run(tiny(hurt, parts, **how), fault="kill"))
+    assert died.returncode != 0
+    assert re.search(rf"pycap: rank 1 of 2 \(.*\) died.* Go on with --resume {parts}\.", died.stderr), died.stderr
+    pycap.train(tiny(hurt, parts, **how, resume=parts))
+    steps, expected = ([(row["step"], row["loss"]) for row in rows(folder, "train")] for folder in (parts, whole))
+    assert len(steps) == len(expected) == 3
     assert [loss for _, loss in steps] == pytest.approx([loss for _, loss in expected], rel=1e-5)
