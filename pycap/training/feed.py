@@ -297,7 +297,8 @@ class _Copies:
             buffer.copied.synchronize()  # the buffer's last copy: till then its pinned source must not go
         buffer.host = batch.images
         self._stream.wait_event(buffer.read)
-        buffer.images[: len(batch)].set(batch.images, stream=self._stream)
+        if len(batch):  # of several ranks one may have none
+            buffer.images[: len(batch)].set(batch.images, stream=self._stream)
         buffer.copied = self._stream.record(self._cuda.Event(block=True, disable_timing=True))
 
     def _current(self) -> Any:

@@ -73,7 +73,7 @@ def run(config: TrainConfig) -> RunResult:
             f"batch_size: {config.batch_size} images per step are too few for {ranks.size} ranks; give {ranks.size} or more, "
             "or start fewer ranks"
         )
-    if config.save_best_on == "METEOR" and (missing := metrics.meteor_missing()):
+    if config.save_best_on == "METEOR" and (missing := shares.led(ranks, metrics.meteor_missing)):
         raise ConfigError(f"save_best_on: METEOR cannot be computed here: {missing}")
     if config.stage == scst.STAGE:
         scst.check(config)

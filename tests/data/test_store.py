@@ -105,6 +105,42 @@ def test_two_openers_are_refused(tmp_path):
     ImageStore(path, 72).close()
 
 
+def test_a_store_that_is_only_read_is_opened_when_it_is_and_by_several(tmp_path):
+    examples = make_examples(tmp_path / "images", 2)
+    reader = ImageStore(tmp_path / "s.h5", 72, writable=False)
+    with ImageStore(tmp_path / "s.h5", 72) as images:
+        images.put(examples[0], blob(examples[0]))
+    before = (tmp_path / "s.h5").read_bytes()
+    code = "import sys; from pycap.data.store import ImageStore; from tests.data.test_store import *\n"
+    code += (
+        "e = [Example(0, '0.jpg', Path(sys.argv[2]), ())]; print(ImageStore(sys.argv[1], 72, writable=False).get(*e))"
+    )
+    with reader:
+        assert reader.get(examples[0]) == blob(examples[0])
+        reader.put(examples[1], blob(examples[1]))
+        assert reader.get(examples[1]) is None
+        command = [sys.executable, "-c", code, str(tmp_path / "s.h5"), str(examples[0].path)]
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        assert done.stdout == f"{blob(examples[0])!r}\n", done.stderr
+    assert (tmp_path / "s.h5").read_bytes() == before
+
+
+@pytest.mark.parametrize("keep", [0, 700])
+def test_a_store_that_is_only_read_is_never_set_aside(tmp_path, keep):
+    example = make_examples(tmp_path / "images", 1)[0]
+    with ImageStore(tmp_path / "s.h5", 72) as images:
+        images.put(example, blob(example))
+    content = (tmp_path / "s.h5").read_bytes()[:keep]
+    (tmp_path / "s.h5").write_bytes(content)
+    with pytest.raises(DataError, match=r"s\.h5: the image store is corrupt \(.*\); name another file"):
+        ImageStore(tmp_path / "s.h5", 72, writable=False).get(example)
+    with pytest.raises(DataError, match="no such file|No such file|unable to"):
+        ImageStore(tmp_path / "none.h5", 72, writable=False).get(example)
+    assert [path.name for path in tmp_path.glob("*.h5*")] == ["s.h5"] and (tmp_path / "s.h5").read_bytes() == content
+
+
 def test_another_process_is_refused_not_taken_for_corruption(tmp_path):
     path = tmp_path / "s.h5"
     code = (

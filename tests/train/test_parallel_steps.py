@@ -11,15 +11,17 @@ import pytest
 
 from pycap import backends
 from pycap.checkpoint import CheckpointError
-from pycap.data import DataError
+from pycap.config import TrainConfig
+from pycap.data import DataError, demo
 from pycap.data.images import ImageError
 from pycap.data.loader import Batch, Loader
 from pycap.distributed import ALONE, DistributedError, Ranks
+from pycap.training import sources
 from pycap.training.scst import Reward
 from pycap.training.shares import Share, gather, led, share
 from pycap.training.trainer import Diverged, Trainer
 from tests.data.fixtures import truncate
-from tests.data.test_loader import make_examples, make_loader
+from tests.data.test_loader import SPEC, VOCAB, make_examples, make_loader
 from tests.lockstep import Lockstep, together
 from tests.train import test_scst as scst
 from tests.train import test_step as one
@@ -131,6 +133,40 @@ def test_the_first_ranks_error_is_everyones(error: Exception, kind: type[Excepti
 
 def test_what_the_first_rank_makes_is_everyones() -> None:
     assert together(3, lambda ranks: led(ranks, lambda: [ranks.rank, None])) == [[0, None]] * 3
+
+
+def test_ranks_share_a_machine_and_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even images that do not fit in memory need no store then, which only one process could write."""
+    monkeypatch.setattr(sources, "_CACHE_BYTES", 4000)
+    examples = make_examples(tmp_path, 5)
+    source, config = sources.Source([tmp_path], examples, examples[:2], []), TrainConfig(batch_size=4)
+    how = (source, VOCAB, SPEC, config, tmp_path, 3)
+
+    def loaders(ranks: Ranks) -> Any:
+        made = sources.loaders(*how, None, ranks)
+        made.close()
+        return [
+            (each.shard, each.batch_size, each.workers, each._cache_room, each._skipped_path, each.store is None)
+            for each in (made.train, made.val)
+        ]
+
+    listed = tmp_path / "skipped.jsonl"
+    assert together(2, loaders) == [
+        [((0, 2), 4, 1, 1000, listed, True), ((0, 2), 6, 1, 1000, listed, True)],
+        [((1, 2), 4, 1, 1000, None, True), ((1, 2), 6, 1, 1000, None, True)],
+    ]
+    assert [row[1:] for row in loaders(ALONE)] == [(4, 2, 2000, listed, False), (3, 2, 2000, listed, False)]
+
+
+def test_the_demo_set_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawn: list[Path] = []
+    generate = demo.generate
+    monkeypatch.setattr(demo, "generate", lambda folder, **how: drawn.append(folder) or generate(folder, **how))
+    said: list[str] = []
+    config = TrainConfig(demo_train=2, demo_val=1, image_size=32)
+    found = together(3, lambda ranks: sources.find(config, said.append, ranks)[0].digest())
+    assert len(set(found)) == 1 and drawn == [Path("data/demo")]
 
 
 # Steps ------------------------------------------------------------------------------------------------------------------
