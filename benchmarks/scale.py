@@ -41,8 +41,8 @@ ASSUMED = {
     "gpu_beam": Rate(50_000, "images/s a GPU", "predicted: beam 3 from features, 20 steps of 192 rows"),
     "gpu_train": Rate(4_400, "images/s a GPU", "predicted: 64 images x 5 captions in 14.5 ms, bf16, docs/gpu.md"),
     "gpu_copy": Rate(20e9, "bytes/s a GPU", "assumed: PCIe 4 or 5, pinned memory"),
-    "gpu_links": Rate(300e9, "bytes/s a GPU", "assumed: all-reduce over NVLink"),
-    "net_links": Rate(40e9, "bytes/s a GPU", "assumed: 400 Gbit/s a GPU between machines"),
+    "gpu_links": Rate(370e9, "bytes/s a GPU", "predicted: sums over NVLink, docs/gpu.md"),
+    "net_links": Rate(50e9, "bytes/s a GPU", "assumed: 400 Gbit/s a GPU between machines"),
     "net_servers": Rate(1.25e9, "bytes/s", "assumed: 10 Gbit/s between servers without GPUs"),
     "disk_laptop": Rate(0.5e9, "bytes/s", "assumed: SATA SSD"),
     "disk_server": Rate(3e9, "bytes/s", "assumed: NVMe"),
@@ -53,7 +53,7 @@ ASSUMED = {
 }
 
 CPU_BATCH, GPU_BATCH = 16, 64
-PARAMETERS = 146e6  # of VGG16 up to fc7, and an LSTM of 512 with 10,000 words
+PARAMETERS = 148.7e6  # of VGG16 up to fc7, and an LSTM of 512 with 10,000 words
 PAPER, MANY = 510_123, 100_000_000
 PIXELS = 256 * 256 * 3  # bytes of an image on its way to a GPU
 BATCHES = 2000  # simulated: the rate is that of the last two thirds
@@ -214,23 +214,25 @@ def with_kills(hours: float, machine: Machine, images: float, rates: Values) -> 
 def training(machine: Machine, rates: Values, images: int) -> tuple[float, float, float, str]:
     """A data-parallel epoch of the joint model: seconds a step, of them waiting for the sum of gradients; hours; the limit.
 
-    Gradients are of PARAMETERS numbers, bf16 between GPUs and float32 between CPUs. Most of them, fc6's and fc7's, are
-    there first, so that the sum goes on during the convolutions' backward, half of the step.
+    Gradients are of PARAMETERS numbers, bf16 between GPUs and float32 between CPUs. A sum over a node's GPUs, of which then
+    each exchanges its part with other nodes, takes 2 (n-1)/n times its bytes over the link. Most gradients, fc6's and fc7's,
+    are there first, so that the sum goes on during the convolutions' backward, half of the step.
     """
+    nodes = 2 * (machine.nodes - 1) / machine.nodes
     if machine.gpus:
-        batch, ranks = 64, machine.ranks
-        compute, link = batch / rates["gpu_train"], rates["net_links" if machine.nodes > 1 else "gpu_links"]
-        size = PARAMETERS * 2
+        batch, size = 64, PARAMETERS * 2
+        compute = batch / rates["gpu_train"]
+        within = 2 * (machine.gpus - 1) / machine.gpus * size / rates["gpu_links"]
+        exchange = within + nodes * size / machine.gpus / rates["net_links"]
         read = batch * machine.gpus / min(machine.cores * rates["decode_store"], machine.gpus * rates["lock_store"])
     else:
-        batch, ranks = 4, machine.ranks
+        batch, size = 4, PARAMETERS * 4
         compute = batch / rates[f"train_{machine.precision}"] * 2 / machine.cores
-        link, size = rates["net_servers"], PARAMETERS * 4
-        read = 0.0  # a few images a second
-    wait = max(0.0, 2 * (ranks - 1) / ranks * size / link - compute / 2)
+        exchange, read = nodes * size / rates["net_servers"], 0.0  # a few images a second
+    wait = max(0.0, exchange - compute / 2)
     step = max(compute + wait, read)
     limit = "decoding" if read > compute + wait else "gradients" if wait > compute else "computing"
-    return step, wait, images / (batch * ranks) * step / 3600, limit
+    return step, wait, images / (batch * machine.ranks) * step / 3600, limit
 
 
 def duration(hours: float) -> str:

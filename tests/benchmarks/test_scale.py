@@ -89,8 +89,11 @@ def test_training_waits_for_gradients_only_where_links_are_slow(rates: dict[str,
     alone, node, server = MACHINES[3], MACHINES[5], MACHINES[2]
     assert scale.training(alone, rates, 64_000)[1] == 0
     step, wait, hours, limit = scale.training(node, rates | {"gpu_links": 1e9}, 64_000)
-    assert limit == "gradients" and wait == pytest.approx(2 * 7 / 8 * 292e6 / 1e9 - 32 / rates["gpu_train"])
+    assert limit == "gradients" and wait == pytest.approx(2 * 7 / 8 * 297.4e6 / 1e9 - 32 / rates["gpu_train"])
     assert step == pytest.approx(64 / rates["gpu_train"] + wait) and hours == pytest.approx(64_000 / 512 * step / 3600)
+    links = {"gpu_links": 10e9, "net_links": 1e9}
+    wait = scale.training(replace(node, nodes=8), rates | links, 64_000)[1]
+    assert wait == pytest.approx(2 * 7 / 8 * 297.4e6 * (1 / 10e9 + 1 / 8 / 1e9) - 32 / rates["gpu_train"])
     assert scale.training(node, rates | {"decode_store": 10.0}, 64_000)[3] == "decoding"
     assert scale.training(replace(server, nodes=8), rates, 64_000)[3] == "gradients"
 
