@@ -53,8 +53,10 @@ def examine(args: argparse.Namespace) -> int:
 
 
 def report() -> dict[str, Any]:
-    """Plain JSON values. system, cpu, gpu, cuda, packages: what there is. devices: for each, what serves each primitive and
-    why, and what each precision means there. auto: what `--device auto` comes to, and why not a GPU."""
+    """Plain JSON values. system, cpu, gpu, cuda, packages, mpi: what there is. devices: for each, what serves each primitive
+    and why, and what each precision means there. auto: what `--device auto` comes to, and why not a GPU."""
+    from pycap.distributed import mpi
+
     chosen, no_gpu = backends.resolve("auto")
     return {
         "pycap": __version__,
@@ -63,6 +65,7 @@ def report() -> dict[str, Any]:
         "gpu": _gpu(),
         "cuda": _cuda(),
         "packages": {name: _version(name) for name in _PACKAGES},
+        "mpi": mpi.describe(),
         "auto": {"device": chosen, "no_gpu": no_gpu},
         "devices": {name: _device(name) for name in device.DEVICES},
     }
@@ -258,6 +261,12 @@ def as_text(found: dict[str, Any]) -> str:
         *_gpu_lines(found["gpu"], bool(found["packages"]["triton"])),
         _row("kernels", _cuda_text(found["cuda"])),
         _row("packages", ", ".join(have) + (f"; not installed: {', '.join(lack)}" if lack else "")),
+        _row(
+            "mpi",
+            f"{found['mpi']}, for several processes"
+            if found["mpi"]
+            else 'none: to train on several processes, pip install "pycap-captioning[distributed]"',
+        ),
         _row("auto", f"--device auto computes on {auto['device']}{why}"),
     ]
     for name, what in found["devices"].items():

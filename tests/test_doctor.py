@@ -210,6 +210,15 @@ def test_packages_are_found_without_being_imported(monkeypatch, capsys):
     assert "numpy 1.2.3, cupy 1.2.3; not installed: ml_dtypes, triton" in told(capsys)
 
 
+def test_mpi_is_named_or_what_would_bring_it(monkeypatch, capsys):
+    monkeypatch.setattr("pycap.distributed.mpi.describe", lambda: "MPICH 5.0.2")
+    assert "\nmpi          MPICH 5.0.2, for several processes\n" in told(capsys)
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    assert json.loads(told(capsys, "--json"))["mpi"] == ""
+    assert 'pip install "pycap-captioning[distributed]"' in " ".join(told(capsys).split())
+
+
 def test_the_drivers_version_is_read_from_the_system(monkeypatch, tmp_path):
     text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\nGCC version: 12.2.0\n"
     (tmp_path / "version").write_text(text)

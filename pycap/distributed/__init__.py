@@ -186,11 +186,11 @@ _PAUSE = 3.0
 
 
 def _join(launch: Launch) -> MpiRanks | SocketRanks:
-    if launch.by != "slurm":
-        from pycap.distributed import mpi
+    from pycap.distributed import mpi, slurm, sockets
 
-        return mpi.MpiRanks(mpi.load(launch))
-    from pycap.distributed import slurm, sockets
+    MPI = mpi.load_under_slurm(launch) if launch.by == "slurm" else mpi.load(launch)
+    if MPI is not None:
+        return mpi.MpiRanks(MPI)
 
     host, port = slurm.meeting_point(os.environ)
     return sockets.SocketRanks(launch.rank, launch.size, host, port, slurm.key(os.environ))

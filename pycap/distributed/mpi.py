@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,33 +21,68 @@ _NAMES = {"openmpi": "Open MPI", "mpich": "MPICH"}
 
 
 def load(launch: Launch) -> Any:
-    """mpi4py's `MPI`, started, with `launch.size` ranks. Raises DistributedError where it is missing, or not
-    the launcher's."""
+    """mpi4py's `MPI`, started by mpirun. Raises DistributedError where it is missing, or not the launcher's."""
     try:
-        import mpi4py
-
-        # An MPI that another one's mpirun starts ends the process: it is asked who it is before it does anything. It is not
-        # ended at exit but in `finalize`: after an error that would wait for ranks which do not know of it.
-        mpi4py.rc(initialize=False, finalize=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the same suspicion, in other words
-            from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:  # the latter: no library of MPI
+        MPI = _library()
+    except (ImportError, RuntimeError) as error:
         raise DistributedError(
             f"{_NAMES[launch.by]}'s mpirun started this, but mpi4py does not import ({' '.join(str(error).split())}): "
             'pip install "pycap-captioning[distributed]"'
         ) from error
-    mine = _VENDORS.get(MPI.get_vendor()[0], "mpich")
+    mine = _kind(MPI)
     if mine != launch.by:
         raise DistributedError(_foreign(launch, mine, "which it cannot start"))
+    if launch.size not in (0, size := _start(MPI)):
+        seen = f"and {launch.size} processes were started, of which it sees {size}"
+        raise DistributedError(_foreign(launch, mine, seen))
+    return MPI
+
+
+def load_under_slurm(launch: Launch, environ: Mapping[str, str] = os.environ) -> Any:
+    """mpi4py's `MPI`, where srun serves it (`--mpi=pmi2`, `--mpi=pmix`), or None. It is started only where it speaks what srun
+    offers: else it may end the process."""
+    if not {"PMI_FD", "PMIX_RANK"} & environ.keys():
+        return None
+    try:
+        MPI = _library()
+    except (ImportError, RuntimeError):
+        return None
+    offered = ("PMIX_RANK" if _kind(MPI) == "openmpi" else "PMI_FD") in environ
+    return MPI if offered and _start(MPI) == launch.size else None
+
+
+def describe() -> str:
+    """The MPI that mpi4py has, as "MPICH 5.0.2"; empty where there is none. Starts nothing."""
+    try:
+        MPI = _library()
+    except (ImportError, RuntimeError):
+        return ""
+    name, version = MPI.get_vendor()
+    return f"{name} {'.'.join(map(str, version))}"
+
+
+def _library() -> Any:
+    """Raises ImportError without mpi4py, RuntimeError where it finds no MPI."""
+    import mpi4py
+
+    # An MPI that another one's mpirun starts ends the process: it is asked who it is before it does anything. It is not ended
+    # at exit but in `finalize`: after an error that would wait for ranks which do not know of it.
+    mpi4py.rc(initialize=False, finalize=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the same suspicion, in other words
+        from mpi4py import MPI
+    return MPI
+
+
+def _kind(MPI: Any) -> str:
+    return _VENDORS.get(MPI.get_vendor()[0], "mpich")
+
+
+def _start(MPI: Any) -> int:
+    """How many ranks it has, started if it was not."""
     if not MPI.Is_initialized():
         MPI.Init_thread()
-    size = MPI.COMM_WORLD.size
-    if launch.size and size != launch.size:
-        raise DistributedError(
-            _foreign(launch, mine, f"and {launch.size} processes were started, of which it sees {size}")
-        )
-    return MPI
+    return MPI.COMM_WORLD.size
 
 
 def _foreign(launch: Launch, mine: str, what: str) -> str:

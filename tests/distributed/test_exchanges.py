@@ -16,9 +16,13 @@ import pytest
 from pycap import distributed
 from pycap.distributed import DistributedError, sockets
 from tests.conftest import ROOT
-from tests.distributed.jobs import PROGRAM, Job, mpi, slurm
+from tests.distributed.jobs import PROGRAM, Job, mpi, pmi2, slurm
 
-LAUNCHES = [pytest.param(mpi, "MpiRanks", marks=pytest.mark.mpi), (slurm, "SocketRanks")]
+LAUNCHES = [
+    pytest.param(mpi, "MpiRanks", marks=pytest.mark.mpi),
+    pytest.param(pmi2, "MpiRanks", marks=pytest.mark.mpi),
+    (slurm, "SocketRanks"),
+]
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -82,6 +86,16 @@ def test_the_mpirun_of_another_mpi_is_told(tmp_path: Path) -> None:
 def test_an_mpi_that_sees_fewer_processes_is_told(tmp_path: Path) -> None:
     done = _alone(tmp_path, FAKE.format(vendor="MPICH"), PMI_RANK="0", PMI_SIZE="2")
     assert done.returncode == 1 and "2 processes were started, of which it sees 1" in done.stderr
+
+
+@pytest.mark.parametrize(("offered", "vendor"), [("PMI_FD", "Open MPI"), ("PMIX_RANK", "MPICH"), ("PMI_FD", "MPICH")])
+def test_under_slurm_mpi_is_taken_where_srun_serves_all_of_it(tmp_path: Path, offered: str, vendor: str) -> None:
+    """An MPI that speaks another language, which must not be started, and one that sees one process of two: TCP it is."""
+    step = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", offered: "3"}
+    started = "True" if (offered, vendor) == ("PMI_FD", "MPICH") else "1 / 0"
+    fake = FAKE.format(vendor=vendor).replace("lambda: True", f"lambda: {started}")
+    done = _alone(tmp_path, fake, PYCAP_TOKEN="t", PYCAP_PORT="1x", **step)
+    assert done.returncode == 1 and done.stderr.startswith("error: PYCAP_PORT='1x' is no port")
 
 
 # TCP ----------------------------------------------------------------------------------------------------------------
