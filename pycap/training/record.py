@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
-
-import numpy as np
 
 from pycap import __version__, checkpoint, distributed
 from pycap import config as configuration
@@ -18,7 +15,7 @@ from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
 from pycap.training import folder as run_folder
 from pycap.training.folder import Log, Sample
-from pycap.training.shares import led
+from pycap.training.shares import differing, led
 from pycap.training.sources import Source
 from pycap.training.trainer import StepResult, Trainer
 
@@ -100,7 +97,12 @@ class Record:
         """The checkpoint `name`; "last" holds what a run needs to go on. Raises DistributedError where a rank's weights are not
         those of the first; then nothing is written."""
         model = _on_host(self._model.state_arrays())
-        self.require_same(model)
+        if others := differing(self._ranks, model):
+            raise DistributedError(
+                f"rank {others[0]} of {self._ranks.size}: its weights at step {self._trainer.step_number} are not those of "
+                "rank 0; none were saved: all ranks must run the same pycap, on processors of one kind with sound memory; "
+                f"go on from the last checkpoint with --resume {self.folder}"
+            )
         led(self._ranks, lambda: self._save(name, model, position, scores))
         if name == "last":
             distributed.advise(f"Go on with --resume {self.folder}.")
@@ -122,23 +124,6 @@ class Record:
             config=self._config,
             preprocess=self._spec.to_dict(),
         )
-
-    def require_same(self, arrays: dict[str, Any]) -> None:
-        """DistributedError where arrays of the host are not the same, bit for bit, on all ranks."""
-        if self._ranks.size == 1:
-            return
-        found = 0
-        for array in arrays.values():
-            found = zlib.crc32(np.ascontiguousarray(array).data.cast("B"), found)
-        sums = self._ranks.each(found)
-        others = [rank for rank, each in enumerate(sums) if each != sums[0]]
-        if others:
-            who = f"rank{'s' if len(others) > 1 else ''} {', '.join(map(str, others))}"
-            raise DistributedError(
-                f"{who} of {self._ranks.size}: the weights at step {self._trainer.step_number} are not those of rank 0; they "
-                "were not saved: all ranks must run the same pycap, on processors of one kind with sound memory; go on "
-                f"from the last checkpoint with --resume {self.folder}"
-            )
 
 
 def _on_host(arrays: dict[str, Any]) -> dict[str, Any]:

@@ -47,21 +47,26 @@ def gather(ranks: Ranks, made: Sequence[tuple[int, T]], most: int | None = None)
     return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
 
 
-def require_same(ranks: Ranks, arrays: Mapping[str, Any]) -> None:
-    """DistributedError, on all ranks, where one begins with other weights, or another state of the optimiser, than the first:
-    their sums of gradients would be of different models."""
+def differing(ranks: Ranks, arrays: Mapping[str, Any]) -> list[int]:
+    """The ranks whose arrays are not, bit for bit, those of rank 0; the same list on all."""
     if ranks.size == 1:
-        return
+        return []
     told = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(to_host(arrays[name]))
         told.update(f"{name} {array.dtype} {array.shape}".encode())
         told.update(array.data)
-    digests = ranks.each(told.hexdigest()[:16])
-    if (other := next((rank for rank, own in enumerate(digests) if own != digests[0]), None)) is not None:
+    digests = ranks.each(told.digest())
+    return [rank for rank, own in enumerate(digests) if own != digests[0]]
+
+
+def require_same(ranks: Ranks, arrays: Mapping[str, Any]) -> None:
+    """DistributedError, on all ranks, where one begins with other weights, or another state of the optimiser, than the first:
+    their sums of gradients would be of different models."""
+    if others := differing(ranks, arrays):
         raise DistributedError(
-            f"rank {other} begins with other weights than rank 0 ({digests[other]}, not {digests[0]}): give all ranks the same "
-            "files, as in a folder that all machines see, and the same version of pycap"
+            f"rank {others[0]} begins with other weights than rank 0: give all ranks the same files, as in a folder that all "
+            "machines see, and the same version of pycap"
         )
 
 

@@ -167,7 +167,7 @@ def failed(hurt: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             "nan",
             r"Diverged: step 3 \(epoch 1, batch 3\): the loss is nan; images of this batch: (\S+\.jpg,? ?){6,8}; no ",
         ),
-        ("bit", r"DistributedError: rank 1 of 2: the weights at step 3 are not those of rank 0.*--resume .*bit"),
+        ("bit", r"DistributedError: rank 1 of 2: its weights at step 3 are not those of rank 0.*--resume .*bit"),
         ("few", "ConfigError: batch_size: 1 images per step are too few for 2 ranks; give 2 or more"),
         ("data", r"DataError: rank 1 reads other data than rank 0 \(24 \+ 10 images.*, not 25 \+ 11"),
         ("store", "DataError: .*none.h5: there is no such image store, and 2 ranks can only read one"),
@@ -182,6 +182,11 @@ def test_all_processes_end_alike(failed: Path, name: str, told: str) -> None:
 def test_a_signal_to_one_process_saves_where_all_stop(failed: Path) -> None:
     assert checkpoint.load(failed / "signal", prefer="last").state["trainer"]["step"] == 2
     assert [row["step"] for row in rows(failed / "signal", "train")] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["few", "data", "features"])
+def test_what_is_refused_leaves_no_folder(failed: Path, name: str) -> None:
+    assert not (failed / name).exists()
 
 
 def test_weights_that_differ_are_not_saved(failed: Path) -> None:
