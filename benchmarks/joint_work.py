@@ -93,7 +93,7 @@ def batches(
     for index in range(count):
         pixels = allocate((images, side, side, 3))
         for image in pixels:
-            image[...] = _image(rng, side)
+            image[...] = smooth_image(rng, side)
         room = side - config.image_size + 1
         crops = rng.integers(0, (room, room, 2), (images, 3)).astype(np.int32)
         captions = images * config.seq_per_img
@@ -108,7 +108,7 @@ def batches(
     return made
 
 
-def _image(rng: np.random.Generator, side: int) -> np.ndarray:
+def smooth_image(rng: np.random.Generator, side: int) -> np.ndarray:
     """Coarse noise made smooth, with a little fine noise: neighbouring pixels of photographs are alike."""
     coarse = rng.integers(0, 256, (9, 9, 3)).astype(np.float32)
     at = np.linspace(0, 7.999, side)

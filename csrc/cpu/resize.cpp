@@ -108,18 +108,20 @@ struct Sums {
   }
 };
 
+// Four pixels without their fourth bytes.
+inline __m128i rgb_order() {
+  return _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
+}
+
 // Two rows from x [.., W, 4] to y [.., Q, 3]; 4 bytes after a row's last four pixels are
 // overwritten. Taps: axis.taps, or 0 where the compiler need not know.
 template <int64_t Taps>
 void filter_rows(uint8_t* const* y, const uint8_t* const* x, const Axis& axis) {
-  // Two of four pixels as 16-bit numbers: R, R, G, G, B, B, unused; and four pixels without their
-  // fourth bytes.
+  // Two of four pixels as 16-bit numbers: R, R, G, G, B, B, unused.
   const __m256i near_order = _mm256_broadcastsi128_si256(
       _mm_setr_epi8(0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1));
   const __m256i far_order = _mm256_broadcastsi128_si256(
       _mm_setr_epi8(8, -1, 12, -1, 9, -1, 13, -1, 10, -1, 14, -1, 11, -1, 15, -1));
-  const __m256i rgb_order = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
   const int64_t taps = Taps ? Taps : axis.taps;
   for (int64_t q = 0; q < axis.padded; q += 4) {
     __m256i four[4];
@@ -137,16 +139,17 @@ void filter_rows(uint8_t* const* y, const uint8_t* const* x, const Axis& axis) {
     }
     const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(four[0], four[1]),
                                               _mm256_packs_epi32(four[2], four[3]));
-    const __m256i rgb = _mm256_shuffle_epi8(bytes, rgb_order);
+    const __m256i rgb = _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(rgb_order()));
     store(y[0] + 3 * q, _mm256_castsi256_si128(rgb));
     store(y[1] + 3 * q, _mm256_extracti128_si256(rgb, 1));
   }
 }
 
-// Rows that keep their width only lose their fourth bytes.
-void copy_rows(uint8_t* const* y, const uint8_t* const* x, int64_t W) {
+// The same of rows that keep their width, which only lose their fourth bytes.
+void copy_rows(uint8_t* const* y, const uint8_t* const* x, int64_t Q) {
   for (int64_t r = 0; r < kRows; ++r)
-    for (int64_t i = 0; i < W; ++i) memcpy(y[r] + 3 * i, x[r] + 4 * i, 3);
+    for (int64_t q = 0; q < Q; q += 4)
+      store(y[r] + 3 * q, _mm_shuffle_epi8(load(x[r] + 4 * q), rgb_order()));
 }
 
 // y [n] = the sum of `taps` rows of n values times their weights.
