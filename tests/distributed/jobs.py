@@ -67,9 +67,11 @@ def slurm(size: int, *argv: object) -> Job:
 
 
 @contextmanager
-def waiting(launch: Callable[..., Job], size: int, folder: Path, *argv: object) -> Iterator[tuple[Job, list[int]]]:
+def waiting(
+    launch: Callable[..., Job], size: int, folder: Path, *argv: object, deed: str = "wait"
+) -> Iterator[tuple[Job, list[int]]]:
     """A job whose ranks wait to be ended by a test, and the numbers of their processes."""
-    job = launch(size, "wait", folder, *argv)
+    job = launch(size, deed, folder, *argv)
     files = [folder / f"{rank}.pid" for rank in range(size)]
     deadline = time.monotonic() + PATIENCE
     while not all(file.exists() for file in files):

@@ -45,7 +45,9 @@ def exchange(ranks: Ranks) -> None:
 def do(deed: str, ranks: Ranks, folder: Path, mine: bool) -> None:
     if deed == "exchange":
         exchange(ranks)
-    elif deed == "wait":  # to be killed, or stopped, or interrupted
+    elif deed in ("wait", "deaf"):  # to be killed, or stopped, or interrupted
+        if deed == "deaf":  # as in a wait of MPI, which Python's handlers do not end
+            signal.signal(signal.SIGINT, lambda number, frame: None)
         distributed.advise("Go on with --resume.")
         ranks.barrier()
         (folder / f"{ranks.rank}.new").write_text(str(os.getpid()))

@@ -74,6 +74,17 @@ def test_an_end_by_sigterm_is_no_death(launch: Callable[..., Job], tmp_path: Pat
     assert told(said) == [] and set(statuses) == {128 + signal.SIGTERM}
 
 
+def test_ranks_that_are_killed_after_ctrl_c_did_not_die(tmp_path: Path) -> None:
+    with waiting(slurm, 2, tmp_path, deed="deaf") as (job, pids):
+        for pid in pids:
+            os.kill(pid, signal.SIGINT)
+        time.sleep(0.5)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        statuses, said = job.end()
+    assert told(said) == [] and set(statuses) == {-signal.SIGKILL}
+
+
 @launched
 def test_the_error_of_one_rank_ends_all_and_is_told_by_it(launch: Callable[..., Job]) -> None:
     statuses, said = launch(3, "fail", ".", 1).end()
