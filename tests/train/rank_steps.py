@@ -12,8 +12,10 @@ from unittest import mock
 
 import numpy as np
 
+import pycap
 from pycap import arena, backends, device, memory
 from pycap.autograd import Tensor
+from pycap.config import TrainConfig
 from pycap.data.loader import Batch
 from pycap.distributed import Ranks
 from pycap.distributed.device_reducer import DeviceReducer
@@ -111,6 +113,12 @@ def losses(
         for _ in range(3):
             found += [made.step(share(one.batch(seed, *size))).loss for seed, size in enumerate(sizes)]
     return found
+
+
+def run(ranks: Ranks, config: TrainConfig) -> None:
+    """A whole run."""
+    with gpu(), mock.patch("pycap.distributed._current", ranks):
+        pycap.train(config)
 
 
 # Where one rank is not as the others ----------------------------------------------------------------------------------

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import pycap
 from pycap import backends
 from pycap.distributed.device_reducer import DeviceReducer
 from pycap.training import plan
 from tests.processes import Processes
 from tests.train import rank_steps
+from tests.train.runs import rows, tiny
 from tests.train.test_step import OPTIONS, VOCABULARY, trainer
 
 #: Images of a batch, steps of its captions: shares of 2 and 2, 1 and 2, 0 and 1; the ranks' captions differ in length.
@@ -74,6 +77,30 @@ def test_what_is_learned_changes(pair: Processes) -> None:
     sizes, epochs = ((4, 9),), (0, 1, 2, 0)
     found = both(pair, rank_steps.steps, options, list(sizes), "late", True, epochs)
     assert found["losses"] == pytest.approx(alone(sizes, epochs, **options), rel=2e-6)
+
+
+SELF_CRITICAL = {
+    "stage": "scst", "datasets": "coco", "learning_rate": 1e-4, "drop_prob_lm": 0.0, "drop_prob_cnn": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, SELF_CRITICAL], ids=["captions", "scst"])
+def test_a_run_is_one_processes(
+    pair: Processes, data: Path, trained: Path, tmp_path: Path, options: dict[str, object]
+) -> None:
+    """Read, trained, validated, saved: the log of a run on two GPUs. Of 24 images in batches of 5 the last has 4."""
+    options = options | ({"init_from": trained} if options else {}) | {"batch_size": 5, "epochs": 1, "optimizer": "sgd"}
+    with backends.use("reference"):
+        pycap.train(tiny(data, tmp_path / "one", backend="reference", **options))
+    pair.run(rank_steps.run, tiny(data, tmp_path / "two", device="cuda", backend="reference", **options))
+    for kind, names in (("train", ("step", "loss", "images", "lr")), ("val", ("step", "epoch", "val_loss", "BLEU-4"))):
+        expected, got = (
+            [[row[name] for name in names if name in row] for row in rows(tmp_path / run, kind)]
+            for run in ("one", "two")
+        )
+        assert len(expected) == len(got) > 0 and len(got[0]) >= 3
+        for a, b in zip(expected, got, strict=True):
+            assert b == pytest.approx(a, rel=1e-5, abs=1e-6)
 
 
 # Ranks that are not alike ---------------------------------------------------------------------------------------------
