@@ -108,6 +108,10 @@ KINDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+#: What is run by so many processes.
+SIZES = {2: tuple(KINDS), 3: ("joint", "passes", "scst")}
+
+
 @pytest.fixture(scope="module")
 def runs(hurt: Path, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     """Folders of runs: KIND, of one process, and KIND.N of N; with what was told on the screen beside each."""
@@ -123,15 +127,13 @@ def runs(hurt: Path, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             with redirect_stdout(StringIO()) as said:
                 pycap.train(config(kind, kind))
             Path(f"{kind}.screen").write_text(said.getvalue())
-    drawn = root / "data" / "demo"
-    for size in (2, 3):
-        drawn.rename(root / f"drawn.{size}")
-        together(size, root, *(run(config(kind, f"{kind}.{size}")) for kind in KINDS))
+    (root / "data" / "demo").rename(root / "drawn")
+    for size, kinds in SIZES.items():
+        together(size, root, *(run(config(kind, f"{kind}.{size}")) for kind in kinds))
     return root
 
 
-@pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "size"), [(kind, size) for size, kinds in SIZES.items() for kind in kinds])
 def test_several_processes_do_what_one_does(runs: Path, kind: str, size: int) -> None:
     assert_same(runs / kind, runs / f"{kind}.{size}")
     assert all(screen(runs / f"{kind}.{size}", rank) == "" for rank in range(1, size))
