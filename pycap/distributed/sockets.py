@@ -239,7 +239,7 @@ class _Ring:
             under_way = self._waiting.get()
             try:
                 self._sum(under_way.array.reshape(-1))
-            except DistributedError as error:
+            except Exception as error:  # raised by whoever waits for the sum
                 under_way.error = error
             under_way.done.set()
 

@@ -90,7 +90,7 @@ class _Run:
         config, self.source, self.vocab, self.spec = begun.config, begun.source, begun.vocab, begun.spec
         resumed = begun.resumed
         self.config, self.folder = config, config.run_dir
-        self._require_same_data()
+        self._require_alike()
         room = memory_plan.available_bytes() if current() == "cuda" else None
         self.memory = None if room is None else memory_plan.fit(config, len(self.vocab), room, ranks.size)
         self.model = begun.model(lambda text: self.say(text))
@@ -129,13 +129,19 @@ class _Run:
         self.signals = Stopping()
         self.phase = ""
 
-    def _require_same_data(self) -> None:
-        """DataError where a rank reads other images or captions than the first."""
-        digests = self.ranks.each(self.source.digest())
-        for rank, digest in enumerate(digests):
-            if digest != digests[0]:
+    def _require_alike(self) -> None:
+        """ConfigError where a rank computes on another device than the first, which would exchange in another way; DataError
+        where it reads other images or captions."""
+        (device, data), *others = self.ranks.each((current(), self.source.digest()))
+        for rank, (its_device, its_data) in enumerate(others, 1):
+            if its_device != device:
+                raise ConfigError(
+                    f"device: rank {rank} computes on {its_device}, and rank 0 on {device}; give all of them --device cpu, or "
+                    "--device cuda, which has a rank say what it lacks"
+                )
+            if its_data != data:
                 raise DataError(
-                    f"rank {rank} reads other data than rank 0 ({digest}, not {digests[0]}): give all of them the same, as a "
+                    f"rank {rank} reads other data than rank 0 ({its_data}, not {data}): give all of them the same, as a "
                     "folder that all machines see"
                 )
 

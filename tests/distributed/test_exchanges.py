@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pycap import distributed
@@ -158,3 +159,22 @@ def test_ranks_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_port_that_is_taken_is_told() -> None:
     with sockets.listen() as listener, pytest.raises(DistributedError, match="PYCAP_PORT names another one"):
         sockets.listen(listener.getsockname()[1])
+
+
+def test_an_error_within_a_sum_is_raised_where_it_is_waited_for() -> None:
+    with sockets.listen() as free:
+        port = free.getsockname()[1]
+    joined: list[sockets.SocketRanks] = []
+    other = threading.Thread(target=lambda: joined.append(sockets.SocketRanks(1, 2, "127.0.0.1", port, b"key")))
+    other.start()
+    first = sockets.SocketRanks(0, 2, "127.0.0.1", port, b"key")
+    other.join()
+    constant = np.ones(4, np.float32)
+    constant.flags.writeable = False
+    left = joined[0].start_sum(np.ones(4, np.float32))
+    with pytest.raises(ValueError, match="read-only"):
+        first.start_sum(constant).wait()
+    first.finalize()
+    with pytest.raises(DistributedError, match="the connection to rank 0 broke"):
+        left.wait()
+    joined[0].finalize()

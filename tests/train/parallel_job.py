@@ -2,8 +2,9 @@
 
     mpirun -n 2 python -m tests.train.parallel_job FOLDER
 
-FOLDER/job.json holds the runs: `options` of a config, of the `last` rank other ones, and the `fault` that befalls it. What rank
-R shows on its screen is OUT_DIR.screen.R, and the error that ends a run is OUT_DIR.error.R.
+FOLDER/job.json holds the runs: `options` of a config, of the `last` rank other ones, the `fault` that befalls it, and whether
+the run is to end with an error (`ends`), after which the next one begins; any other error ends the job. What rank R shows on its
+screen is OUT_DIR.screen.R, and the error that ends a run is OUT_DIR.error.R.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import pycap
 from pycap import distributed
 from pycap.config import TrainConfig
+from pycap.training import run as training
 from pycap.training.trainer import Trainer
 
 STEP = 2  # after which a fault comes
@@ -46,7 +48,10 @@ def _run(options: dict[str, Any], fault: str) -> None:
             _fault(self, fault)
         return pending
 
-    with mock.patch.object(Trainer, "launch", faulty):
+    elsewhere = (
+        mock.patch.object(training, "current", lambda: "cuda") if fault == "device" else contextlib.nullcontext()
+    )
+    with mock.patch.object(Trainer, "launch", faulty), elsewhere:
         pycap.train(TrainConfig(**options))
 
 
@@ -62,6 +67,8 @@ def main() -> None:
                     _run(options, run.get("fault", "") if is_last else "")
                 except Exception as error:
                     Path(f"{options['out_dir']}.error.{ranks.rank}").write_text(f"{type(error).__name__}: {error}")
+                    if not run["ends"]:  # the others may be anywhere, and would wait for this rank
+                        raise
             Path(f"{options['out_dir']}.screen.{ranks.rank}").write_text(said.getvalue())
 
 

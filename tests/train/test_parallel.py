@@ -37,10 +37,12 @@ def hurt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(config: TrainConfig, last: dict[str, Any] | None = None, fault: str = "") -> dict[str, Any]:
-    """A run of a job (`parallel_job`). last: other options of the last rank; fault: that befalls it."""
+def run(
+    config: TrainConfig, last: dict[str, Any] | None = None, fault: str = "", ends: bool = False
+) -> dict[str, Any]:
+    """A run of a job (`parallel_job`). last: other options of the last rank; fault: that befalls it; ends: with an error."""
     options = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
-    return {"options": options, "last": last or {}, "fault": fault}
+    return {"options": options, "last": last or {}, "fault": fault, "ends": ends}
 
 
 def job(size: int, folder: Path, *runs: dict[str, Any]) -> subprocess.CompletedProcess[str]:
@@ -145,7 +147,7 @@ def failed(hurt: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     root = tmp_path_factory.mktemp("failed")
 
     def ended(name: str, last: dict[str, Any] | None = None, fault: str = "", **options: Any) -> dict[str, Any]:
-        return run(tiny(hurt, root / name, **options), last, fault)
+        return run(tiny(hurt, root / name, **options), last, fault, ends=True)
 
     together(
         2,
@@ -154,6 +156,7 @@ def failed(hurt: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         ended("nan", fault="nan"),
         ended("bit", fault="bit"),
         ended("few", batch_size=1),
+        ended("device", fault="device"),
         ended("data", {"data": str(data)}),
         ended("store", store=str(root / "none.h5")),
         ended("features", freeze_cnn=True, features=str(root / "job.json")),
@@ -171,6 +174,7 @@ def failed(hurt: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         ),
         ("bit", r"DistributedError: rank 1 of 2: its weights at step 3 are not those of rank 0.*--resume .*bit"),
         ("few", "ConfigError: batch_size: 1 images per step are too few for 2 ranks; give 2 or more"),
+        ("device", "ConfigError: device: rank 1 computes on cuda, and rank 0 on cpu; .*--device cpu"),
         ("data", r"DataError: rank 1 reads other data than rank 0 \(24 \+ 10 images.*, not 25 \+ 11"),
         ("store", "DataError: .*none.h5: there is no such image store, and 2 ranks can only read one"),
         ("features", "DataError: .*job.json: not an HDF5 file"),
@@ -200,7 +204,7 @@ def test_a_run_goes_on_with_any_number_of_processes(hurt: Path, tmp_path: Path) 
     how = {"epochs": 3, "val_images_use": 4}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     pycap.train(tiny(hurt, whole, **how))
-    together(2, tmp_path, run(tiny(hurt, parts, **how), fault="signal"))
+    together(2, tmp_path, run(tiny(hurt, parts, **how), fault="signal", ends=True))
     pycap.train(tiny(hurt, parts, **how, resume=parts, max_steps=7))
     together(3, tmp_path, run(tiny(hurt, parts, **how, resume=parts)))
     steps, expected = ([(row["step"], row["loss"]) for row in rows(folder, "train")] for folder in (parts, whole))

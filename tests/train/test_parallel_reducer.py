@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -156,3 +157,12 @@ def test_after_is_told_of_each_nodes_parents_when_their_gradients_are_written() 
     done: list[list[bool]] = []
     net.loss(IDS).backward(after=lambda parents: done.append([t.fresh for t in net.all()]))
     assert done == [[False] * 3, [False, False, True], [False, False, True], [False, True, True], [True] * 3]
+
+
+def test_what_a_reducer_releases_nobody_holds() -> None:
+    net = Net()
+    reducer = HostReducer(ALONE, net.all(), 1)
+    held = [weakref.ref(bucket.flat) for bucket in reducer.buckets]
+    reducer.release()
+    assert len(held) == 3 and not any(flat() is not None for flat in held)
+    assert all(tensor.grad is None for tensor in net.all())
