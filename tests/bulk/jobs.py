@@ -101,7 +101,7 @@ def main() -> None:
 
     def slowly(items: Iterable[Item]) -> Generator[Sequence[Caption], None, None]:
         for batch in said(items):
-            time.sleep(0.004)
+            time.sleep(0.01)
             yield batch
 
     images, output, form, shard = sys.argv[1:]

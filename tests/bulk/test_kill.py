@@ -30,23 +30,31 @@ def started(*arguments: object) -> subprocess.Popen[str]:
     return process
 
 
+def rows(file: Path) -> int:
+    return max(file.read_bytes().count(b"\n") - 1, 0) if file.exists() else 0
+
+
 @pytest.mark.parametrize(("form", "shard"), [("jsonl", ""), ("coco", "2/3")])
 def test_killed_and_continued_is_byte_for_byte_what_was_never_killed(tmp_path: Path, form: str, shard: str) -> None:
-    images = folder(tmp_path / "images", 400)
+    images = folder(tmp_path / "images", 900 if shard else 400)
     whole = tmp_path / "whole"
     run(job(images, whole, form))
     output = tmp_path / "killed"
     random.seed(8)
-    kills = 0
-    while True:
+    journal = tmp_path / ("killed.shard-2-of-3" if shard else "killed.partial")
+    for kill in range(4):
         process = started(images, output, form, shard)
-        time.sleep(random.uniform(0.0, 0.12))
+        before = rows(journal)
+        # Every other kill comes after some progress, however busy the machine is.
+        while kill % 2 and rows(journal) <= before:
+            assert process.poll() is None
+            time.sleep(0.001)
+        time.sleep(random.uniform(0.0, 0.03))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        if process.returncode == 0:
-            break
-        kills += 1
-    assert kills >= 3
+        assert process.returncode == -signal.SIGKILL
+    assert rows(journal) >= 2 * 5
+    assert started(images, output, form, shard).wait() == 0
     if shard:
         for other in ("1/3", "3/3"):
             assert started(images, output, form, other).wait() == 0
