@@ -45,7 +45,7 @@ class Batch:
     index: int
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.images)
 
 
 def empty_pixels(shape: tuple[int, ...]) -> Pixels:

@@ -68,3 +68,9 @@ def test_a_file_of_rates_is_completed_and_is_what_the_simulation_reads(data: Pat
 
 def test_every_rate_that_was_measured_is_there_and_no_other() -> None:
     assert set(scale.load()) == set(MEASURES) | set(scale.ASSUMED)
+
+
+def test_a_joint_steps_batch_is_one_that_a_trainer_takes() -> None:
+    for case in rates.registry():
+        if case.op == "joint":
+            assert len(rates.inputs.batch(case)) == case.shape["B"] == 4
