@@ -3,8 +3,8 @@
     mpirun -n 2 python -m tests.train.parallel_job FOLDER
 
 FOLDER/job.json holds the runs: `options` of a config, of the `last` rank other ones, the `fault` that befalls it, and whether
-the run is to end with an error (`ends`), after which the next one begins; any other error ends the job. What rank R shows on its
-screen is OUT_DIR.screen.R, and the error that ends a run is OUT_DIR.error.R.
+the run is to end with an error (`ends`), after which the next one begins; any other error ends the job. What rank R shows on
+its screen is OUT_DIR.screen.R, and the error that ends a run is OUT_DIR.error.R.
 """
 
 from __future__ import annotations

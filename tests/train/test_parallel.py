@@ -37,9 +37,7 @@ def hurt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(
-    config: TrainConfig, last: dict[str, Any] | None = None, fault: str = "", ends: bool = False
-) -> dict[str, Any]:
+def run(config: TrainConfig, last: dict[str, Any] | None = None, fault: str = "", ends: bool = False) -> dict[str, Any]:
     """A run of a job (`parallel_job`). last: other options of the last rank; fault: that befalls it; ends: with an error."""
     options = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     return {"options": options, "last": last or {}, "fault": fault, "ends": ends}
