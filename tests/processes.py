@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import TypeVar
 
 from pycap.distributed.sockets import SocketRanks, listen
@@ -39,13 +39,15 @@ class Processes:
         """What `part(ranks, *arguments)` returns on each rank."""
         for link in self._links:
             link.send((part, arguments))
-        answers = []
-        for rank, link in enumerate(self._links):
-            assert link.poll(_PATIENCE), f"rank {rank} does not answer"
-            answers.append(link.recv())
-        failed = [f"rank {rank}: {answer}" for rank, (good, answer) in enumerate(answers) if not good]
-        assert not failed, "\n".join(failed)
-        return [answer for _, answer in answers]
+        waiting, answers = dict(zip(self._links, range(len(self._links)), strict=True)), {}
+        while waiting:
+            ready = wait(list(waiting), _PATIENCE)
+            assert ready, f"ranks {list(waiting.values())} do not answer"
+            for link in ready:  # an error first of all: the other ranks may wait for the one that has it
+                rank = waiting.pop(link)
+                good, answers[rank] = link.recv()
+                assert good, f"rank {rank}: {answers[rank]}"
+        return [answers[rank] for rank in range(len(self._links))]
 
     def close(self) -> None:
         for link in self._links:

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial, wraps
 from typing import Any
 from unittest import mock
@@ -21,6 +22,7 @@ from pycap.distributed import Ranks
 from pycap.distributed.device_reducer import DeviceReducer
 from pycap.distributed.nccl import Communicator, ExchangeError
 from pycap.graphs import Graphs
+from pycap.training import plan
 from pycap.training.step import Step
 from pycap.training.trainer import Diverged, Trainer
 from tests import cupy_nccl, cupy_standin, cupy_streams
@@ -115,9 +117,14 @@ def losses(
     return found
 
 
-def run(ranks: Ranks, config: TrainConfig) -> None:
-    """A whole run."""
-    with gpu(), mock.patch("pycap.distributed._current", ranks):
+def run(ranks: Ranks, config: TrainConfig, narrow: bool) -> None:
+    """A whole run. narrow: into the memory of rank 1's GPU only one image a pass fits."""
+    fit = plan.fit
+
+    def fitted(*given: Any) -> plan.MemoryPlan:
+        return replace(fit(*given), micro_batch=1) if narrow and ranks.rank else fit(*given)
+
+    with gpu(), mock.patch("pycap.distributed._current", ranks), mock.patch.object(plan, "fit", fitted):
         pycap.train(config)
 
 

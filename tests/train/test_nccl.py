@@ -84,15 +84,19 @@ SELF_CRITICAL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("options", [{}, SELF_CRITICAL], ids=["captions", "scst"])
+@pytest.mark.parametrize(
+    ("options", "narrow"),
+    [({}, False), ({}, True), (SELF_CRITICAL, False)],
+    ids=["captions", "one GPU has less memory", "scst"],
+)
 def test_a_run_is_one_processes(
-    pair: Processes, data: Path, trained: Path, tmp_path: Path, options: dict[str, object]
+    pair: Processes, data: Path, trained: Path, tmp_path: Path, options: dict[str, object], narrow: bool
 ) -> None:
     """Read, trained, validated, saved: the log of a run on two GPUs. Of 24 images in batches of 5 the last has 4."""
     options = options | ({"init_from": trained} if options else {}) | {"batch_size": 5, "epochs": 1, "optimizer": "sgd"}
     with backends.use("reference"):
         pycap.train(tiny(data, tmp_path / "one", backend="reference", **options))
-    pair.run(rank_steps.run, tiny(data, tmp_path / "two", device="cuda", backend="reference", **options))
+    pair.run(rank_steps.run, tiny(data, tmp_path / "two", device="cuda", backend="reference", **options), narrow)
     for kind, names in (("train", ("step", "loss", "images", "lr")), ("val", ("step", "epoch", "val_loss", "BLEU-4"))):
         expected, got = (
             [[row[name] for name in names if name in row] for row in rows(tmp_path / run, kind)]
