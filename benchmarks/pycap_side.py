@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import inputs
+from benchmarks import case_values
 from benchmarks.cases import Case
 from benchmarks.sides import Unavailable, Work
 from pycap import backends, checkpoint, memory, ops
@@ -59,7 +59,7 @@ class PycapSide:
     def ceilings(self) -> dict[str, Callable[[], Any]]:
         n = 4096
         rng = np.random.default_rng(1)
-        x, w = inputs.normal(rng, n, n), inputs.normal(rng, n, n)
+        x, w = case_values.normal(rng, n, n), case_values.normal(rng, n, n)
         y, source = memory.empty((n, n)), np.ones(1 << 27, np.float32)
         target = np.empty_like(source)
         return {
@@ -70,7 +70,7 @@ class PycapSide:
     # Single operations ------------------------------------------------------------------------------------------------
 
     def _conv2d(self, case: Case) -> Work:
-        a = inputs.arrays(case)
+        a = case_values.arrays(case)
         x, dy = _typed(case, a["x"], a["dy"])
         parameters = Tensor(x), Tensor(a["w"]), Tensor(a["b"])
         if case.mode == "forward":
@@ -88,7 +88,7 @@ class PycapSide:
         return Work(backward, lambda _: _present(dx=dx, dw=dw, db=db))
 
     def _linear(self, case: Case) -> Work:
-        a = inputs.arrays(case)
+        a = case_values.arrays(case)
         x, dy = _typed(case, a["x"], a["dy"])
         parameters = Tensor(x), Tensor(a["w"]), Tensor(a["b"])
         if case.mode == "forward":
@@ -104,7 +104,7 @@ class PycapSide:
         return Work(backward, lambda _: {"dx": dx, "dw": dw, "db": db})
 
     def _pool(self, case: Case) -> Work:
-        a = inputs.arrays(case)
+        a = case_values.arrays(case)
         x, dy = _typed(case, a["x"], a["dy"])
         n, h, _, c = x.shape
         y, dx = memory.empty((n, h // 2, h // 2, c), x.dtype), memory.empty_like(x)
@@ -115,7 +115,7 @@ class PycapSide:
         return Work(lambda: kernels.maxpool_backward(dx, dy, argmax, 0.0), lambda _: {"dx": dx})
 
     def _lstm(self, case: Case) -> Work:
-        a = inputs.arrays(case)
+        a = case_values.arrays(case)
         learns = case.mode != "forward"
         leaves = {name: Tensor(a[name], learns) for name in ("x", "w_x", "w_h", "b")}
 
@@ -130,7 +130,7 @@ class PycapSide:
         return Work(run, lambda h: {"h": h, **_gradients(leaves)})
 
     def _embedding(self, case: Case) -> Work:
-        a = inputs.arrays(case)
+        a = case_values.arrays(case)
         table, ids = Tensor(a["table"]), a["ids"]
         if case.mode == "forward":
             return Work(lambda: ops.embedding(table, ids).data, lambda y: {"y": y})
@@ -139,7 +139,7 @@ class PycapSide:
         return Work(lambda: kernels.embedding_backward(dtable, a["dy"], ids, rows, 0.0), lambda _: {"dtable": dtable})
 
     def _softmax_xent(self, case: Case) -> Work:
-        a = inputs.arrays(case)
+        a = case_values.arrays(case)
         leaves = {name: Tensor(a[name], True) for name in ("h", "w", "b")}
 
         def run() -> Any:
@@ -152,9 +152,9 @@ class PycapSide:
         return Work(run, lambda loss: {"loss": loss, **_gradients(leaves)})
 
     def _adam(self, case: Case) -> Work:
-        rng = inputs.generator(case)
-        shapes = inputs.vgg16_shapes()
-        params, grads = ([inputs.normal(rng, *s, scale=0.01) for s in shapes] for _ in range(2))
+        rng = case_values.generator(case)
+        shapes = case_values.vgg16_shapes()
+        params, grads = ([case_values.normal(rng, *s, scale=0.01) for s in shapes] for _ in range(2))
         ms, vs = ([np.zeros(s, np.float32) for s in shapes] for _ in range(2))
 
         def run() -> None:
@@ -166,15 +166,15 @@ class PycapSide:
 
     def _vgg16(self, case: Case) -> Work:
         if self._vgg16_model is None:  # these cases leave the weights as they are
-            self._vgg16_model = inputs.captioner(case)[0]
+            self._vgg16_model = case_values.captioner(case)[0]
         cnn = self._vgg16_model.cnn
-        x = Tensor(_typed(case, inputs.images(case))[0])
+        x = Tensor(_typed(case, case_values.images(case))[0])
         if case.mode == "forward":
             cnn.train(False)
             held = _inference()
             return Work(lambda: cnn(x), lambda y: {"fc7": y.data}, held.close)
         parameters = cnn.named_parameters()
-        seed = _typed(case, inputs.normal(np.random.default_rng(17), case.shape["N"], 4096))[0]
+        seed = _typed(case, case_values.normal(np.random.default_rng(17), case.shape["N"], 4096))[0]
 
         def run() -> Any:
             for parameter in parameters.values():
@@ -191,21 +191,21 @@ class PycapSide:
         return Work(run, lambda y: {"fc7": y, **_gradients({f"cnn.{n}": p for n, p in parameters.items()})}, close)
 
     def _joint(self, case: Case) -> Work:
-        if inputs.config(case).precision not in FIELDS["precision"].metadata["choices"]:
+        if case_values.config(case).precision not in FIELDS["precision"].metadata["choices"]:
             raise Unavailable(f"pycap cannot train in {case.dtype} yet")
-        model, config = inputs.captioner(case)
-        trainer = Trainer(model, config, inputs.SPEC, 1000)
+        model, config = case_values.captioner(case)
+        trainer = Trainer(model, config, case_values.SPEC, 1000)
         trainer.begin_epoch(0)
-        batch = inputs.batch(case)
+        batch = case_values.batch(case)
         losses: list[float] = []
         return Work(lambda: losses.append(trainer.step(batch).loss), lambda _: {"first loss": np.float32(losses[:1])})
 
     def _caption(self, case: Case) -> Work:
-        model, config = inputs.captioner(case)
+        model, config = case_values.captioner(case)
         model.train(False)
-        captioner = Captioner(model, _vocabulary(case), inputs.SPEC, config)
+        captioner = Captioner(model, _vocabulary(case), case_values.SPEC, config)
         s = case.shape
-        images, crops = inputs.photographs(s["N"])
+        images, crops = case_values.photographs(s["N"])
 
         def run(count: int = s["N"]) -> list[float]:
             best = []
@@ -221,12 +221,12 @@ class PycapSide:
         from PIL import Image
 
         folder = Path(tempfile.mkdtemp(prefix="pycap-bench-"))
-        model, config = inputs.captioner(case)
+        model, config = case_values.captioner(case)
         checkpoint.save(
             folder / "best", model=model.state_arrays(), optimizer=None, state={}, vocab=_vocabulary(case),
-            config=config, preprocess=inputs.SPEC.to_dict(),
+            config=config, preprocess=case_values.SPEC.to_dict(),
         )  # fmt: skip
-        Image.fromarray(inputs.photographs(1)[0][0]).save(folder / "image.png")
+        Image.fromarray(case_values.photographs(1)[0][0]).save(folder / "image.png")
         program = (
             "import pycap; caption, = pycap.load('best').caption('image.png', beam_size=3); "
             "print(caption.logprob, flush=True)"

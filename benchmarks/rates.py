@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import inputs, machine
+from benchmarks import case_values, machine
 from benchmarks.cases import Case, registry
 from benchmarks.jpegs import KINDS, PHOTOGRAPHS, SIZE, lock_rate, photographs, stored
 from benchmarks.pycap_side import PycapSide
@@ -143,7 +143,7 @@ def _case(op: str, dtype: str = "float32") -> Case:
 
 @cache
 def _model() -> tuple[NIC, TrainConfig]:
-    model, config = inputs.captioner(_case("caption"))
+    model, config = case_values.captioner(_case("caption"))
     model.train(False)
     return model, config
 
@@ -152,11 +152,11 @@ def _captioner(precision: str) -> Captioner:
     """VGG16 and an LSTM of 512 with 10,000 words, which writes captions of the longest kind."""
     model, config = _model()
     words = [f"word{number}" for number in range(_case("caption").shape["V"] - len(SPECIALS))]
-    return Captioner(model, Vocabulary(words), inputs.SPEC, config, precision)
+    return Captioner(model, Vocabulary(words), case_values.SPEC, config, precision)
 
 
 def caption(where: Where, precision: str, beam_size: int) -> float:
-    images, crops = inputs.photographs(BATCH)
+    images, crops = case_values.photographs(BATCH)
     captioner = _captioner(precision)
     return rate(where, lambda: len(captioner.caption_batch(images, crops, beam_size=beam_size)))
 
@@ -172,7 +172,10 @@ def whole(where: Where) -> float:
 
 
 def beam(where: Where, precision: str) -> float:
-    vectors, crops = np.abs(inputs.normal(np.random.default_rng(5), BATCH, FEATURES)), np.zeros((BATCH, 3), np.int32)
+    vectors, crops = (
+        np.abs(case_values.normal(np.random.default_rng(5), BATCH, FEATURES)),
+        np.zeros((BATCH, 3), np.int32),
+    )
     captioner = _captioner(precision)
     return rate(where, lambda: len(captioner.caption_batch(vectors, crops)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper
 
-from benchmarks import inputs
+from benchmarks import case_values
 from benchmarks.cases import Case
 from pycap.models.vgg import BLOCKS
 
@@ -16,7 +16,7 @@ def weights(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     They are the same for every VGG16 case, and made once.
     """
     if not _weights:
-        _weights.update(_made(inputs.captioner(case)[0].cnn.state_arrays()))
+        _weights.update(_made(case_values.captioner(case)[0].cnn.state_arrays()))
     return _weights
 
 
@@ -37,7 +37,7 @@ def _made(parameters: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.n
 
 def images(case: Case) -> np.ndarray:
     """The case's images, float32 [N,3,224,224]."""
-    return np.ascontiguousarray(inputs.images(case).transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(case_values.images(case).transpose(0, 3, 1, 2))
 
 
 def vgg16(case: Case) -> bytes:

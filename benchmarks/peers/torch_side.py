@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks import inputs
+from benchmarks import case_values
 from benchmarks.cases import Case
 from benchmarks.peers import torch_nic
 from benchmarks.peers.torch_model import beam_search
@@ -57,7 +57,7 @@ class TorchSide:
 
     # Single operations ------------------------------------------------------------------------------------------------
 
-    def _layer(self, case: Case, apply: Callable[..., Tensor], a: inputs.Arrays, form: Any) -> Work:
+    def _layer(self, case: Case, apply: Callable[..., Tensor], a: case_values.Arrays, form: Any) -> Work:
         """A layer with weights, forward or backward; a: x, w, b, dy as PyTorch lays them out."""
         dtype = getattr(torch, case.dtype)
         x, dy = (_laid(torch.from_numpy(a[name]), form).to(dtype) for name in ("x", "dy"))
@@ -79,7 +79,7 @@ class TorchSide:
             return functional.relu_(functional.conv2d(x, w, b, padding=1))
 
         def make(form: Any) -> Work:
-            a = inputs.arrays(case)
+            a = case_values.arrays(case)
             nchw = {name: a[name].transpose(0, 3, 1, 2) for name in ("x", "w", "dy")}
             return self._layer(case, apply, {**nchw, "b": a["b"]}, form)
 
@@ -90,12 +90,12 @@ class TorchSide:
         def apply(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
             return functional.relu_(functional.linear(x, w, b))
 
-        yield "", lambda: self._layer(case, apply, inputs.arrays(case), torch.contiguous_format)
+        yield "", lambda: self._layer(case, apply, case_values.arrays(case), torch.contiguous_format)
 
     def _pool(self, case: Case) -> Iterator[tuple[str, Callable[[], Work]]]:
         def make(form: Any) -> Work:
             dtype = getattr(torch, case.dtype)
-            a = inputs.arrays(case)
+            a = case_values.arrays(case)
             x, dy = (_laid(torch.from_numpy(a[n].transpose(0, 3, 1, 2)), form).to(dtype) for n in ("x", "dy"))
             held = _held(case, inference=case.mode == "forward")
             if case.mode == "forward":
@@ -110,7 +110,7 @@ class TorchSide:
 
     def _lstm(self, case: Case) -> Iterator[tuple[str, Callable[[], Work]]]:
         def make() -> Work:
-            a = {name: torch.from_numpy(array) for name, array in inputs.arrays(case).items()}
+            a = {name: torch.from_numpy(array) for name, array in case_values.arrays(case).items()}
             layer = nn.LSTM(case.shape["I"], case.shape["H"])
             with torch.no_grad():
                 layer.weight_ih_l0.copy_(a["w_x"])
@@ -136,7 +136,7 @@ class TorchSide:
 
     def _embedding(self, case: Case) -> Iterator[tuple[str, Callable[[], Work]]]:
         def make() -> Work:
-            a = {name: torch.from_numpy(array) for name, array in inputs.arrays(case).items()}
+            a = {name: torch.from_numpy(array) for name, array in case_values.arrays(case).items()}
             table, ids = nn.Parameter(a["table"]), a["ids"]
             held = _held(case, inference=case.mode == "forward")
             if case.mode == "forward":
@@ -149,7 +149,7 @@ class TorchSide:
 
     def _softmax_xent(self, case: Case) -> Iterator[tuple[str, Callable[[], Work]]]:
         def make() -> Work:
-            a = {name: torch.from_numpy(array) for name, array in inputs.arrays(case).items()}
+            a = {name: torch.from_numpy(array) for name, array in case_values.arrays(case).items()}
             leaves = {name: a[name].requires_grad_() for name in ("h", "w", "b")}
             targets = a["targets"].long()
 
@@ -164,9 +164,11 @@ class TorchSide:
 
     def _adam(self, case: Case) -> Iterator[tuple[str, Callable[[], Work]]]:
         def make() -> Work:
-            rng = inputs.generator(case)
-            shapes = inputs.vgg16_shapes()
-            params, grads = ([torch.from_numpy(inputs.normal(rng, *s, scale=0.01)) for s in shapes] for _ in range(2))
+            rng = case_values.generator(case)
+            shapes = case_values.vgg16_shapes()
+            params, grads = (
+                [torch.from_numpy(case_values.normal(rng, *s, scale=0.01)) for s in shapes] for _ in range(2)
+            )
             params = [nn.Parameter(p) for p in params]
             for parameter, grad in zip(params, grads, strict=True):
                 parameter.grad = grad
@@ -181,7 +183,7 @@ class TorchSide:
         """The peer with pycap's weights, and the names of pycap's parameters."""
         if case.op == "vgg16" and self._vgg16_model is not None:
             return self._vgg16_model
-        ours, config = inputs.captioner(case)
+        ours, config = case_values.captioner(case)
         with torch.device("meta"):  # PyTorch's initial weights would take seconds
             model = torch_nic.build(config, case.shape.get("V", 16))
         model.to_empty(device="cpu")
@@ -194,8 +196,8 @@ class TorchSide:
 
     def _vgg16(self, case: Case) -> Iterator[tuple[str, Callable[[], Work]]]:
         model, names = self._model(case)
-        images = torch.from_numpy(inputs.images(case).transpose(0, 3, 1, 2))
-        seed = torch.from_numpy(inputs.normal(np.random.default_rng(17), case.shape["N"], 4096))
+        images = torch.from_numpy(case_values.images(case).transpose(0, 3, 1, 2))
+        seed = torch.from_numpy(case_values.normal(np.random.default_rng(17), case.shape["N"], 4096))
         cnn = [name for name in names if name.startswith("cnn.")]
 
         def make(form: Any) -> Work:
@@ -226,9 +228,9 @@ class TorchSide:
     def _joint(self, case: Case) -> Iterator[tuple[str, Callable[[], Work]]]:
         def make(variant: torch_nic.Variant) -> Work:
             model, _ = self._model(case)
-            trainer = torch_nic.PeerTrainer(model, inputs.config(case), inputs.SPEC, 1000, variant)
+            trainer = torch_nic.PeerTrainer(model, case_values.config(case), case_values.SPEC, 1000, variant)
             trainer.begin_epoch(0)
-            batch = inputs.batch(case)
+            batch = case_values.batch(case)
             losses: list[float] = []
             return Work(lambda: losses.append(trainer.step(batch)), lambda _: {"first loss": np.float32(losses[:1])})
 
@@ -240,11 +242,11 @@ class TorchSide:
         s = case.shape
         model, _ = self._model(case)
         model.eval()
-        pixels, _ = inputs.photographs(s["N"])
-        edge = (inputs.SPEC.resize - inputs.SPEC.crop) // 2
-        window = slice(edge, edge + inputs.SPEC.crop)
-        mean = torch.tensor(inputs.SPEC.mean).view(3, 1, 1)
-        scale = 1 / torch.tensor(inputs.SPEC.std).view(3, 1, 1)
+        pixels, _ = case_values.photographs(s["N"])
+        edge = (case_values.SPEC.resize - case_values.SPEC.crop) // 2
+        window = slice(edge, edge + case_values.SPEC.crop)
+        mean = torch.tensor(case_values.SPEC.mean).view(3, 1, 1)
+        scale = 1 / torch.tensor(case_values.SPEC.std).view(3, 1, 1)
 
         def make(form: Any) -> Work:
             model.cnn.to(memory_format=form)
@@ -271,7 +273,7 @@ class TorchSide:
             folder = Path(tempfile.mkdtemp(prefix="pycap-bench-"))
             model, _ = self._model(case)
             torch.save(model.state_dict(), folder / "model.pt")
-            Image.fromarray(inputs.photographs(1)[0][0]).save(folder / "image.png")
+            Image.fromarray(case_values.photographs(1)[0][0]).save(folder / "image.png")
             settings = {
                 "threads": torch.get_num_threads(),
                 "cnn": {"layers": torch_nic.vgg_layers("vgg16"), "image_size": 224, "fc_size": 4096, "drop": 0.0},
@@ -282,9 +284,9 @@ class TorchSide:
                     "input_encoding_size": case.shape["H"],
                     "drop_prob_lm": 0.0,
                 },
-                "resize": inputs.SPEC.resize,
-                "mean": inputs.SPEC.mean,
-                "std": inputs.SPEC.std,
+                "resize": case_values.SPEC.resize,
+                "mean": case_values.SPEC.mean,
+                "std": case_values.SPEC.std,
                 "search": _search(case),
             }
             (folder / "model.json").write_text(json.dumps(settings), encoding="utf-8")

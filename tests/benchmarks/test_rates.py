@@ -73,4 +73,4 @@ def test_every_rate_that_was_measured_is_there_and_no_other() -> None:
 def test_a_joint_steps_batch_is_one_that_a_trainer_takes() -> None:
     for case in rates.registry():
         if case.op == "joint":
-            assert len(rates.inputs.batch(case)) == case.shape["B"] == 4
+            assert len(rates.case_values.batch(case)) == case.shape["B"] == 4
