@@ -51,6 +51,8 @@ def caption_files(args: argparse.Namespace) -> int:
     for what, given in needing.items():
         if on_screen and given:
             raise DataError(f"{what} needs a file to write to: name it with --output")
+    if args.shard and ranks.size > 1:
+        raise DataError(f"--shard {args.shard}: of {ranks.size} processes of a launcher each is a shard; leave it out")
     target = Target(Path(args.output) if args.output else None, args.format, args.separator)
     select(args.device, args.backend)
     set_threads(args.threads or cpu_count())

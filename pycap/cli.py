@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_decoding(command)
     for command in (caption, evaluate, features):
         command.add_argument(
-            "--batch-size", "--batch_size", type=_positive, default=16, metavar="N", help="images at once"
+            "--batch-size", "--batch_size", type=_positive, default=16, metavar="N", help="images at once (default: 16)"
         )
         command.add_argument(
             "--device", choices=DEVICES, default="auto", help="where to compute (default: %(default)s)"
@@ -221,7 +221,13 @@ def _positive(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command. Exit status: 0 done, 1 an error told in one line, 2 a wrong option, 128 + n signal n."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _command(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:  # before there is anything to save, or a second one
+        sys.exit(130)
+
+
+def _command(argv: list[str]) -> None:
     if argv[:1] == ["train"]:
         from pycap.train import main as train
 
@@ -262,8 +268,6 @@ def _run(argv: Sequence[str]) -> int:
         commands["paper"] = run_paper
     try:
         return commands[args.command](args)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:  # DataError and Diverged among them
         sys.exit(f"pycap {args.command}: error: {error}")
     except MemoryError as error:  # of the host, or CuPy's of the GPU

@@ -57,3 +57,5 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
     except DistributedError as error:
         sys.exit(f"train.py: error: {error}")
+    except KeyboardInterrupt:  # before there is anything to save, or a second one
+        sys.exit(130)

@@ -19,6 +19,7 @@ from pycap.bulk.journal import (
     JournalError,
     Standing,
     begun,
+    differences,
     read_header,
     read_rows,
     standing,
@@ -26,6 +27,7 @@ from pycap.bulk.journal import (
 )
 from pycap.bulk.share import WHOLE, Passed, Shard, Share
 from pycap.bulk.target import Kept, Target
+from pycap.data import DataError
 from pycap.data.forms import image_id
 from pycap.data.inputs import Inputs
 from pycap.data.items import Item, Reference
@@ -79,6 +81,13 @@ def shard_file(target: Target, shard: Shard) -> Path:
     return target.file.with_name(f"{target.file.name}.shard-{shard.number}-of-{shard.count}")
 
 
+class NoImages(DataError):
+    """Nothing to caption; what was there before stays."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__(f"{', '.join(_named(inputs))}: no images in it; check what is named")
+
+
 class Stopped(Exception):
     """Ctrl-C or SIGTERM, `signal`; all that was done is in the journal, of `done` images at `path`."""
 
@@ -104,18 +113,24 @@ def run(job: Job) -> Standing | None:
     header = {**job.options, "batch_size": job.batch_size, "shard": str(job.shard), "inputs": _named(job.inputs)}
     header["skip_existing"] = began["skip_existing"] if began and complete else _stays(kept, skip and target.beside)
     header |= {"_format": target.form, "_separator": target.separator, "_output": str(target.path or "")}
+    if began is None:
+        _agree_with_shards(job, header)
     share = Share(job.inputs, job.batch_size, job.shard, target.lacks(kept) if skip else None)
     with Journal(path, header) as journal:
         if not complete:
             target.check(share.wanted)
             total = share.count()
             if skip and total == 0 and began is None and job.shard.count == 1:
+                if job.inputs.count() == 0:
+                    raise NoImages(job.inputs)
                 print(f"{target}: has all of these images already")
                 return None
             passed = Passed()
             stopped = _caption(job, journal, share, total, passed)
             if stopped:
                 raise Stopped(stopped, path, journal.standing.rows)
+            if not skip and not passed.images:
+                raise NoImages(job.inputs)
             journal.complete(passed.images, passed.digest())
         if job.shard.count == 1:
             finish(target, lambda: read_rows(path), read_header(path), path)
@@ -174,7 +189,8 @@ def _began(job: Job) -> Row | None:
         return read_header(path)
     if not job.skip_existing or job.shard.count > 1:
         raise JournalError(
-            f"{path}: is there already, of a job that is not done; --resume goes on with it, and to begin anew remove it"
+            f"{path}: is there already, of a job that is not {'merged' if job.shard.count > 1 else 'done'}; "
+            "--resume goes on with it, and to begin anew remove it"
         )
     with Journal(path, read_header(path)):  # its captions are kept, whatever it was begun with
         kept = target.kept()
@@ -184,6 +200,19 @@ def _began(job: Job) -> Row | None:
         print(f"{path}: what {target} lacked of its captions is there now")
         path.unlink()
     return None
+
+
+def _agree_with_shards(job: Job, header: Row) -> None:
+    """JournalError where a shard that is there was begun otherwise: merging would refuse this one when all is captioned."""
+    for other in shard_files(job.target) if job.shard.count > 1 else ():
+        if begun(other):
+            there = read_header(other)
+            now = {**header, "journal": there["journal"], "shard": there["shard"]}
+            for what, before, here in differences(there, now):
+                raise JournalError(
+                    f"{other}: is of the same job, and its {what} is {before}, but here {here}: shards are merged only where "
+                    "all are begun alike; give what was given there, or remove it"
+                )
 
 
 def _stays(kept: Kept | None, beside: bool) -> Any:

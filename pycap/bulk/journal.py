@@ -61,7 +61,12 @@ class Journal:
         JournalError: the header contradicts the journal's, another process writes it, or it is damaged.
         """
         self.path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise JournalError(
+                f"{path}: cannot be written ({error.strerror}): see to that, or name another --output"
+            ) from error
         self._synced = time.monotonic()
         try:
             _lock(self._file, path)
@@ -211,10 +216,18 @@ def differences(before: Header, now: Header, of: str = "") -> Iterator[tuple[str
         if key.startswith("_"):
             continue
         one, other = before.get(key), now.get(key)
+        if key == "checkpoints" and one and other and one != other:
+            one, other = _checkpoints(before), _checkpoints(now)
         if isinstance(one, dict) and isinstance(other, dict):
             yield from differences(one, other, f"{of}{key.replace('_', ' ')}: ")
         elif one != other:
             yield f"{of}{key.replace('_', ' ')}", _shown(one), _shown(other)
+
+
+def _checkpoints(header: Header) -> list[str]:
+    """Checkpoints by where they lie and the first digits of what they hold."""
+    held = header["checkpoints"]
+    return [f"{name} ({digest[:8]})" for name, digest in zip(header.get("_checkpoints", held), held, strict=True)]
 
 
 def _shown(value: Any) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 
-from pycap.bulk.job import Job, Row, row
+from pycap.bulk.job import Job, NoImages, Row, row
 from pycap.bulk.share import Share
 from pycap.data.forms import image_id, pieces
 from pycap.signals import Stopping
@@ -36,6 +36,8 @@ def show(job: Job) -> int:
         for piece in pieces(job.target.form, captions(), job.target.separator):
             sys.stdout.write(piece.decode("utf-8", "backslashreplace"))
             sys.stdout.flush()
+    if not images and stopping.number is None:
+        raise NoImages(job.inputs)
     if failed:
         print(f"{failed} of {images} images could not be read", file=sys.stderr)
     if stopping.number is not None:

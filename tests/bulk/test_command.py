@@ -20,6 +20,10 @@ from pycap.data.items import Item
 from pycap.data.results import read_results
 
 
+def interrupted(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
 def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int | str | None, str, str]:
     """Exit status, and what was printed on either stream."""
     with pytest.raises(SystemExit) as exit:
@@ -125,7 +129,7 @@ def test_another_checkpoint_and_other_decoding_are_refused_by_name(
     words = json.loads((other / "vocab.json").read_text())
     (other / "vocab.json").write_text(json.dumps(words, indent=3))
     for changed, named in (
-        ([command[0], other, *command[2:]], "checkpoints was ["),
+        ([command[0], other, *command[2:]], f'checkpoints was ["{trained}'),
         ([*command, "--beam-size", 4], "decoding: beam size was 3 and is 4 now"),
         ([*command, "--temperature", 0.5], "decoding: sampling was none and is"),
         ([*command, "--max-length", 4], "decoding: max length was none and is 4 now"),
@@ -138,15 +142,6 @@ def test_another_checkpoint_and_other_decoding_are_refused_by_name(
     copy = tmp_path / "copy"  # the same checkpoint elsewhere is the same
     shutil.copytree(trained / "best", copy)
     assert run(capsys, command[0], copy, *command[2:], "--resume")[0] == 1
-
-
-def test_threads_change_nothing(
-    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["caption", trained, images, "--batch-size", 4, "--threads"]
-    for threads in (1, 2):
-        run(capsys, *command, threads, "--output", tmp_path / f"{threads}")
-    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
 
 @pytest.mark.parametrize("form", ["jsonl", "coco", "csv", "imageclef"])
@@ -175,6 +170,14 @@ def test_what_needs_a_file_asks_for_one(trained: Path, images: Path, capsys: pyt
         assert code != 0 and "needs a file to write to: name it with --output" in error
     code, _, error = run(capsys, "caption", trained, images, "--shard", "3/2")
     assert code == 2 and "'3/2' is not i/n" in error
+
+
+@pytest.mark.parametrize("command", ["merge", "caption"])
+def test_ctrl_c_before_the_work_begins_is_no_traceback(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pycap.cli._arguments", interrupted)
+    assert run(capsys, command) == (130, "", "")
 
 
 def test_a_sidecar_of_what_has_no_folder_is_refused(

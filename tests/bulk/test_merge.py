@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pycap.bulk.job import run
+from pycap.bulk.job import run, shard_files
 from pycap.bulk.journal import JournalError, Standing
 from pycap.bulk.merge import merge
 from pycap.bulk.share import Shard, Share
@@ -87,8 +87,8 @@ def cut(place: Path) -> None:
 
 
 def other_options(place: Path) -> None:
-    drop(place)
-    captioned(place / "images", place / "a", 2, options={"decoding": {"beam_size": 4}})
+    file = place / "a.shard-2-of-3"
+    file.write_text(file.read_text().replace('"beam_size": 2', '"beam_size": 4'))
 
 
 def other_inputs(place: Path) -> None:
@@ -150,6 +150,15 @@ def test_a_shard_is_not_made_twice_and_a_job_not_divided_in_two_ways(images: Pat
     for shard in (Shard(1, 2), Shard()):
         with pytest.raises(JournalError, match=r"a.shard-1-of-3: is of a job that was divided otherwise"):
             run(job(images, tmp_path / "a", shard=shard, resume=True))
+
+
+def test_a_shard_begun_otherwise_than_the_others_is_refused_before_its_work(images: Path, tmp_path: Path) -> None:
+    captioned(images, tmp_path / "a", 1)
+    with pytest.raises(
+        JournalError, match="a.shard-1-of-3: is of the same job, and its decoding: beam size is 2, but here 4"
+    ):
+        captioned(images, tmp_path / "a", 2, options={"decoding": {"beam_size": 4}})
+    assert [path.name for path in shard_files(job(images, tmp_path / "a").target)] == ["a.shard-1-of-3"]
 
 
 def test_how_a_shard_is_named() -> None:

@@ -36,3 +36,5 @@ def test_two_processes_write_what_one_does(trained: Path, data: Path, tmp_path: 
     again = together(2, *command, two, "--resume")
     assert again.returncode == 0 and again.stdout.count("is complete") == 1
     assert not list(tmp_path.glob("*.shard-*"))
+    both = together(2, *command, tmp_path / "three.jsonl", "--shard", "1/2")
+    assert both.returncode and "--shard 1/2: of 2 processes of a launcher each is a shard; leave it out" in both.stderr

@@ -14,8 +14,10 @@ import pytest
 from pycap.bulk.job import run
 from pycap.bulk.journal import VERSION, Journal, JournalError
 from pycap.bulk.share import Shard
+from pycap.bulk.target import Target
 from pycap.captioner import Caption
-from pycap.data.inputs import Inputs
+from pycap.data import DataError
+from pycap.data.inputs import Inputs, find
 from pycap.data.items import Item
 from pycap.data.results import read_results
 from tests.bulk.jobs import (
@@ -218,6 +220,26 @@ def test_a_full_disk_at_the_end_loses_nothing(images: Path, tmp_path: Path, monk
     assert left(tmp_path) == ["a.partial"]
     run(job(images, tmp_path / "a", resume=True, batches=stopped_after(0)))
     assert left(tmp_path) == ["a", "a.failed.jsonl"] and len(read_results(tmp_path / "a")) == len(READABLE)
+
+
+def test_a_journal_that_cannot_be_made_is_named(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.partial").symlink_to(tmp_path / "missing" / "file")
+    with pytest.raises(
+        JournalError, match=r"a.partial: cannot be written \(No such file or directory\).*name another --output"
+    ):
+        run(job(images, tmp_path / "a", resume=True))
+
+
+@pytest.mark.parametrize("skip_existing", [False, True])
+def test_nothing_to_caption_is_an_error_and_leaves_what_is_there(
+    images: Path, tmp_path: Path, skip_existing: bool
+) -> None:
+    (tmp_path / "none.txt").touch()
+    (tmp_path / "a").write_text("before")
+    target = Target(tmp_path / ("new" if skip_existing else "a"))
+    with pytest.raises(DataError, match="none.txt: no images in it; check what is named"):
+        run(job(images, None, target=target, inputs=find([tmp_path / "none.txt"]), skip_existing=skip_existing))
+    assert left(tmp_path) == ["a", "none.txt"] and (tmp_path / "a").read_text() == "before"
 
 
 def test_an_error_of_a_captioner_or_before_the_first_row_leaves_no_journal(images: Path, tmp_path: Path) -> None:
