@@ -21,7 +21,7 @@ from pycap.training.scst import Reward
 from pycap.training.shares import Share, gather, led, share
 from pycap.training.trainer import Diverged, Trainer
 from tests.data.fixtures import truncate
-from tests.data.test_loader import SPEC, VOCAB, make_examples, make_loader
+from tests.data.loading import SPEC, VOCAB, make_examples, make_loader
 from tests.lockstep import Lockstep, together
 from tests.train import test_scst as scst
 from tests.train import test_step as one
