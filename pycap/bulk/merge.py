@@ -34,6 +34,10 @@ def merge(output: Path, form: str | None = None, separator: str | None = None) -
     problems = [f"{path.name} is of another division than {found[0].name}" for path in found if path not in shards]
     problems += _problems(shards, found[0])
     if problems:
+        if target.file.exists() and not all(path.exists() for path in shards):
+            problems.append(
+                f"or, if a merge into {target.file} was killed as it removed the shards, remove those that are left"
+            )
         raise JournalError(f"{output}: cannot be merged: {'; '.join(problems)}")
     done = [standing(path) for path in shards]
     images, failed = sum(each.rows for each in done), sum(each.failed for each in done)

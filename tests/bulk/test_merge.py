@@ -137,6 +137,20 @@ def test_what_is_missing_or_wrong_is_named_and_nothing_written(
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
+def test_a_merge_killed_as_it_removed_the_shards_is_told(images: Path, tmp_path: Path) -> None:
+    captioned(images, tmp_path / "a", 1, 2, 3)
+    drop(tmp_path)
+    with pytest.raises(JournalError) as before:
+        merge(tmp_path / "a")
+    assert "killed" not in str(before.value)
+    (tmp_path / "a").write_text("all captions\n")
+    with pytest.raises(
+        JournalError, match="if a merge into .*a was killed as it removed the shards, remove those that are left"
+    ):
+        merge(tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "all captions\n"
+
+
 def test_no_shards_at_all(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="a: there are no shards a.shard-I-of-N beside it"):
         merge(tmp_path / "a")
