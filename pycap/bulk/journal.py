@@ -251,6 +251,8 @@ def _lock(file: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in _UNLOCKABLE:
             raise
+    if not os.fstat(file).st_nlink:  # removed between opening and locking it: rows in it would be lost
+        raise JournalError(f"{path}: another process has just ended with it; see what there is, and start again")
 
 
 def unwritable(path: Path, error: OSError, journal: Path) -> JournalError:

@@ -170,6 +170,16 @@ def test_only_one_process_writes_a_journal(images: Path, tmp_path: Path) -> None
     assert not partial.exists()
 
 
+def test_a_journal_that_ends_while_it_is_opened_takes_no_rows(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = begun(images, tmp_path / "a")
+    monkeypatch.setattr("pycap.bulk.journal.fcntl.flock", lambda *_: journal.unlink())
+    with pytest.raises(JournalError, match=r"a.partial: another process has just ended with it"):
+        run(job(images, tmp_path / "a", resume=True))
+    assert left(tmp_path) == []
+
+
 def test_a_full_disk_leaves_whole_lines(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(job(images, tmp_path / "whole"))
     plain, room = os.write, [3000]
