@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 _ALSO = ("bleu_keras", "meteor_nltk")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The command line's parser, and those of the commands."""
     from pycap import __version__
     from pycap.config import BACKENDS, DEVICES, PRECISIONS
     from pycap.data.forms import FILE_FORMATS, FORMATS
@@ -149,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
             "--precision", choices=PRECISIONS, help="of products and activations (default: as the model was trained)"
         )
         command.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
-    return parser
+    return parser, commands.choices
 
 
 def _add_decoding(command: argparse.ArgumentParser) -> None:
@@ -275,10 +277,14 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _parser()
+    from pycap.config.options import did_you_mean
+
+    parser, commands = _parser()
     args, options = parser.parse_known_args(argv)
     if options and args.command != "paper" and not (args.command == "doctor" and args.plan):
-        parser.error(f"unrecognized arguments: {' '.join(options)}")
+        known = re.findall("--[a-z][a-z-]+", commands[args.command].format_help())
+        near = did_you_mean(options[0].partition("=")[0], known) if options[0].startswith("-") else ""
+        commands[args.command].error(f"unrecognized arguments: {' '.join(options)}{near}")
     args.options = options
     if args.command in ("caption", "evaluate"):
         try:

@@ -170,6 +170,8 @@ def test_what_needs_a_file_asks_for_one(trained: Path, images: Path, capsys: pyt
         assert code != 0 and "needs a file to write to: name it with --output" in error
     code, _, error = run(capsys, "caption", trained, images, "--shard", "3/2")
     assert code == 2 and "'3/2' is not i/n" in error
+    code, _, error = run(capsys, "caption", trained, images, "--fromat=csv")
+    assert code == 2 and "unrecognized arguments: --fromat=csv (did you mean --format?)" in error
 
 
 @pytest.mark.parametrize("command", ["merge", "caption"])
