@@ -200,6 +200,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "passes": {"micro_batch": 2},
     "words": {"pretrain_words": 1},
     "merge": {"model": "merge"},
+    "blind": {"blind": True, "weight_decay": 0.1},  # which what sees must not be given for want of a gradient
     "adam": {"grad_clip_mode": "value", "grad_clip": 2e-3, "optimizer": "adam", "learning_rate": 1e-2, "epsilon": 1e-2},
 }
 
