@@ -104,7 +104,7 @@ def run(job: Job) -> Standing | None:
     """
     target, path = job.target, job.journal
     if _is_complete(job):
-        print(f"{target}: is complete; for images that are new: --skip-existing")
+        print(f"{target}: is complete; for images that are new: --skip-existing; to make it anew, leave --resume out")
         return None
     began = _began(job)
     complete = began is not None and standing(path).complete
@@ -153,7 +153,8 @@ def finish(target: Target, rows: Callable[[], Iterator[Row]], header: Header, jo
     try:
         target.finish(rows(), header["skip_existing"])
     except OSError as error:
-        raise unwritable(target.file, error, journal) from error
+        path = Path(error.filename).parent if target.beside and error.filename else target.file
+        raise unwritable(path, error, journal) from error
 
 
 def shard_files(target: Target) -> list[Path]:
@@ -179,9 +180,10 @@ def _began(job: Job) -> Row | None:
         and (not other.name.endswith(f"-of-{job.shard.count}") if job.shard.count > 1 else other != path)
     ]
     if foreign:
+        there = "1" if foreign[0] == target.partial else foreign[0].name.rpartition("-of-")[2]
         raise JournalError(
-            f"{foreign[0]}: is of a job that was divided otherwise than this one (shard {job.shard}); finish it as it was "
-            "begun, or remove it"
+            f"{foreign[0]}: is of a job that was divided otherwise ({_division(there)}) than this one "
+            f"({_division(str(job.shard.count))}); finish it as it was begun, or remove it"
         )
     if not begun(path):
         return None
@@ -200,6 +202,10 @@ def _began(job: Job) -> Row | None:
         print(f"{path}: what {target} lacked of its captions is there now")
         path.unlink()
     return None
+
+
+def _division(count: str) -> str:
+    return "one process" if count == "1" else f"{count} shards"
 
 
 def _agree_with_shards(job: Job, header: Row) -> None:

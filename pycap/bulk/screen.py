@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -33,9 +35,13 @@ def show(job: Job) -> int:
                     return
 
     with Stopping() as stopping:
-        for piece in pieces(job.target.form, captions(), job.target.separator):
-            sys.stdout.write(piece.decode("utf-8", "backslashreplace"))
-            sys.stdout.flush()
+        try:
+            for piece in pieces(job.target.form, captions(), job.target.separator):
+                sys.stdout.write(piece.decode("utf-8", "backslashreplace"))
+                sys.stdout.flush()
+        except BrokenPipeError:  # as of `| head`: who read them has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
     if not images and stopping.number is None:
         raise NoImages(job.inputs)
     if failed:

@@ -11,7 +11,7 @@ import pytest
 
 from pycap.bulk import job as jobs
 from pycap.bulk.job import run
-from pycap.bulk.journal import Standing
+from pycap.bulk.journal import JournalError, Standing
 from pycap.bulk.target import Target
 from pycap.captioner import Caption
 from pycap.data import DataError
@@ -85,6 +85,17 @@ def test_text_files_beside_the_images_continue(images: Path, tmp_path: Path, mon
     now = {path.name: path.stat().st_ino for path in images.glob("*.txt")}
     assert now.keys() == texts.keys() and {name for name in now if now[name] != texts[name]} <= {"0005.txt"}
     assert run(job(Path("images"), None, "txt-sidecar", skip_existing=True)) is None
+
+
+def test_a_folder_that_takes_no_text_file_is_named(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (images / ".0000.txt.tmp").mkdir()
+    with monkeypatch.context() as patch, pytest.raises(JournalError, match="^images: cannot be written .*--resume"):
+        patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)  # of the folder that stands in its way
+        run(job(Path("images"), None, "txt-sidecar"))
+    assert (tmp_path / "captions.partial").exists()
 
 
 def test_another_form_may_be_asked_for_at_the_end(

@@ -20,6 +20,24 @@ def together(count: int, *argv: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*launcher, *program], capture_output=True, text=True, env=environ, timeout=60)
 
 
+def test_a_reader_that_has_enough_is_no_error(trained: Path, data: Path) -> None:
+    program = [
+        sys.executable,
+        "-c",
+        "from pycap.cli import main; main()",
+        "caption",
+        str(trained),
+        str(data / "val2017"),
+    ]
+    pipe, end = os.pipe()
+    os.close(pipe)
+    done = subprocess.run(
+        program, stdout=end, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60
+    )
+    os.close(end)
+    assert done.returncode == 141 and b"rror" not in done.stderr, done.stderr
+
+
 @pytest.mark.mpi
 def test_two_processes_write_what_one_does(trained: Path, data: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"

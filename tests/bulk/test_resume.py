@@ -92,7 +92,10 @@ def test_what_is_complete_says_so(images: Path, tmp_path: Path, capsys: pytest.C
         ({"batch_size": 7}, "batch size was 5 and is 7 now"),
         ({"inputs": Inputs(["tests"])}, r'inputs was \[".*images"\] and is \["tests"\] now'),
         ({"skip_existing": True}, "skip existing was none and is .*size.* now"),
-        ({"shard": Shard(1, 2)}, r"a.partial: is of a job that was divided otherwise than this one \(shard 1/2\)"),
+        (
+            {"shard": Shard(1, 2)},
+            r"a.partial: is of a job that was divided otherwise \(one process\) than this one \(2 shards\)",
+        ),
     ],
 )
 def test_what_contradicts_the_journal_is_named(images: Path, tmp_path: Path, changes: Any, named: str) -> None:
