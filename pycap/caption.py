@@ -41,7 +41,7 @@ def caption_files(args: argparse.Namespace) -> int:
     from pycap.bulk.share import Shard
     from pycap.bulk.target import Target
     from pycap.data import DataError
-    from pycap.data.inputs import find
+    from pycap.data.inputs import find, require_apart
     from pycap.device import cpu_count, decoding_threads
 
     ranks = distributed.current()
@@ -60,6 +60,8 @@ def caption_files(args: argparse.Namespace) -> int:
     if ranks.size > 1 and "-" in args.images:
         raise DataError("-: of several processes only one has the standard input; write the list to a file")
     inputs = find(args.images)
+    if target.path and not target.beside:
+        require_apart(target.path, inputs)
     named = [args.checkpoint, *args.ensemble]
     captioner = load(named, args.precision)
     captioner.check(inputs)

@@ -116,6 +116,15 @@ def find(paths: Iterable[str | os.PathLike[str]], strict: bool = True) -> Inputs
     return Inputs(named, _spool() if strict and _STANDARD_INPUT in named else None)
 
 
+def require_apart(output: Path, inputs: Inputs) -> None:
+    """DataError where a file of captions would take the place of what is captioned, or is called as an image, an archive or a
+    store: after `--output *.jpg` the first image is the output, and only the others are captioned."""
+    if is_image_name(output.name) or _is_archive(output.name) or _KINDS.get(output.suffix.lower()) == "store":
+        raise DataError(f"{output}: captions are not written to a file of this name; name another, as captions.jsonl")
+    if output.exists() and any(os.path.exists(name) and output.samefile(name) for name in inputs.named):
+        raise DataError(f"{output}: is captioned, and would be overwritten with captions; name another file")
+
+
 def _is_archive(name: str) -> bool:
     return name.lower().endswith(shards.SUFFIXES)
 

@@ -174,6 +174,18 @@ def test_what_needs_a_file_asks_for_one(trained: Path, images: Path, capsys: pyt
     assert code == 2 and "unrecognized arguments: --fromat=csv (did you mean --format?)" in error
 
 
+@pytest.mark.parametrize("output", ["images/000001000001.jpg", "images/new.PNG", "a.tar.gz", "a.h5", "list.txt"])
+def test_captions_never_replace_what_is_captioned(
+    output: str, trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{images / '000001000001.jpg'}\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    code, _, error = run(capsys, "caption", trained, listed, "--output", tmp_path / output)
+    assert code != 0 and f"{tmp_path / output}: " in error and "name another" in error
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
 @pytest.mark.parametrize("command", ["merge", "caption"])
 def test_ctrl_c_before_the_work_begins_is_no_traceback(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
