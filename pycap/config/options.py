@@ -52,7 +52,7 @@ class TrainConfig:
     )
     word_count_threshold: int = _opt(5, "words seen less often in the training captions become UNK", low=1)
     max_length: int = _opt(20, "words of a caption beyond this many are cut off", low=1)
-    batch_size: int = _opt(16, "images per step", low=1)
+    batch_size: int = _opt(16, "images per step, of all ranks together", low=1)
     seq_per_img: int = _opt(5, "captions per image and step; they share one pass of the CNN", low=1)
     image_size: int = _opt(224, "height and width of the crop that the CNN sees, divisible by 32", low=32)
     resize: int = _opt(0, "images are resized to this before cropping (0: 8/7 of image_size)", low=0)

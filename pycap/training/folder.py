@@ -24,6 +24,16 @@ def make_room(folder: Path) -> Path | None:
     ConfigError where it holds anything else: what is not ours stays where it is.
     """
     folder = folder.resolve()
+    try:
+        return _taken(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"out_dir: {folder} cannot be written ({error.strerror}); see to that, or give another --out-dir"
+        ) from error
+
+
+def _taken(folder: Path) -> Path | None:
+    """What `make_room` does, with the system's errors."""
     if not folder.exists() or not any(folder.iterdir()):
         folder.mkdir(parents=True, exist_ok=True)
         return None

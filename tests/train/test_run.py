@@ -177,6 +177,8 @@ def test_a_folder_that_is_no_run_is_left_alone(data: Path, tmp_path: Path, monke
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
     with pytest.raises(ConfigError, match="photos holds other things than an earlier run"):
         pycap.train(tiny(data, tmp_path / "photos"))
+    with pytest.raises(ConfigError, match=r"cat.jpg cannot be written \(Not a directory\).*another --out-dir"):
+        pycap.train(tiny(data, tmp_path / "photos" / "cat.jpg"))
     run = pycap.train(tiny(data, tmp_path / "run", epochs=1)).folder
     monkeypatch.chdir(run)
     with pytest.raises(ConfigError, match="give another --out-dir"):
