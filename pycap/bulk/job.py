@@ -100,7 +100,7 @@ def run(job: Job) -> Standing | None:
     """Do what is left of a job. Returns what was done, by earlier calls too; None where nothing was left, which is said.
 
     Stopped after a signal; JournalError where there is a journal that this job would not continue, DataError for images that
-    the form would confuse.
+    the form would confuse, or that have a text file which it would replace.
     """
     target, path = job.target, job.journal
     if _is_complete(job):
@@ -119,6 +119,8 @@ def run(job: Job) -> Standing | None:
     with Journal(path, header) as journal:
         if not complete:
             target.check(share.wanted)
+            if began is None and not skip:
+                target.require_new(share.wanted)
             total = share.count()
             if skip and total == 0 and began is None and job.shard.count == 1:
                 if job.inputs.count() == 0:

@@ -94,6 +94,15 @@ class Target:
             return lambda name: not self.place(name).exists()
         return lambda name: kept is None or self.key(name) not in kept.names
 
+    def require_new(self, images: Callable[[], Iterable[Reference]]) -> None:
+        """DataError where an image has a text file already: it may be what a person wrote."""
+        for image in images() if self.beside else ():
+            if (path := self.place(image.name)).exists():
+                raise DataError(
+                    f"{path}: is there already, and would be replaced; --skip-existing captions what has no text file, "
+                    "--output FOLDER writes them elsewhere; or remove it"
+                )
+
     def check(self, images: Callable[[], Iterable[Reference]]) -> None:
         """DataError where two images would be one in this form, or one has no place in it. images: called each time that they
         are gone through."""

@@ -87,6 +87,19 @@ def test_text_files_beside_the_images_continue(images: Path, tmp_path: Path, mon
     assert run(job(Path("images"), None, "txt-sidecar", skip_existing=True)) is None
 
 
+def test_a_text_file_that_is_there_is_not_replaced(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (images / "0005.txt").write_text("what a person wrote\n")
+    with pytest.raises(DataError, match="^images/0005.txt: is there already, .*--skip-existing .*--output FOLDER"):
+        run(job(Path("images"), None, "txt-sidecar"))
+    assert not (tmp_path / "captions.partial").exists() and len(list(images.glob("*.txt"))) == 1
+    run(job(Path("images"), None, "txt-sidecar", skip_existing=True))
+    assert (images / "0005.txt").read_text() == "what a person wrote\n"
+    assert len(list(images.glob("*.txt"))) == len(READABLE)
+
+
 def test_a_folder_that_takes_no_text_file_is_named(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
