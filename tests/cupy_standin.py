@@ -231,8 +231,8 @@ class Device:
 
 
 def make(name: str = "Stand-in 9000", capability: tuple[int, int] = (9, 0), count: int = 1, driver: int = 13000) -> Any:
-    """The module. name, capability: of its GPU. count: GPUs; with none, counting them raises as CUDA does. driver: the CUDA
-    version that it serves, 0: there is none."""
+    """The module, on a new device. name, capability: of its GPU. count: GPUs; with none, counting them raises as CUDA does.
+    driver: the CUDA version that it serves, 0: there is none."""
 
     def count_devices() -> int:
         if not count or driver < 13000:
@@ -253,6 +253,7 @@ def make(name: str = "Stand-in 9000", capability: tuple[int, int] = (9, 0), coun
         }
         return own if number < count else {}
 
+    streams.renew()
     module: Any = ModuleType("cupy")
     module.__version__ = "14.2.0"
     module.ndarray, module.asarray, module.array, module.empty = ndarray, _asarray, _array, _empty

@@ -165,6 +165,12 @@ class Stream:
 Stream.null = Stream(null=True)
 
 
+def renew() -> None:
+    """The default stream of a device on which nobody has done anything: all streams share it, and it outlives them."""
+    Stream.null._late.clear()
+    Stream.null._exchanges = False
+
+
 def _stack() -> list[Stream]:
     if not hasattr(_here, "streams"):
         _here.streams = [Stream.null]

@@ -330,3 +330,14 @@ def test_cupy_has_every_name_of_the_standin(xp):
     missing += lacking(cupy.cuda.PinnedMemoryPointer, "PinnedMemoryPointer", cupy_memory.PinnedMemoryPointer)
     missing += ["cupy.add.at"] if not hasattr(cupy.add, "at") else []
     assert not missing
+
+
+def test_a_new_device_has_nothing_of_the_last_one():
+    xp = cupy_standin.make()
+    array = xp.zeros(4, np.float32)
+    own = cupy_nccl.NcclCommunicator(1, cupy_nccl.get_unique_id(), 0)
+    own.allReduce(array.data.ptr, array.data.ptr, 4, cupy_nccl.NCCL_FLOAT32, cupy_nccl.NCCL_SUM, 0)
+    assert cupy_streams.Stream.null._exchanges
+    fresh = cupy_standin.make().zeros(4, np.float32)
+    fresh += 1
+    assert np.array_equal(fresh._host, np.ones(4))  # there without anybody waiting for it
