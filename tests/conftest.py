@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 # On a machine with a GPU too: what is meant for one names it.
 os.environ.setdefault("PYCAP_DEVICE", "cpu")
+
+# Who starts tests in the background has them ignore Ctrl-C, and with them all that they start, which some of them interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 # Beside the interpreter, as the extra `distributed` installs it: one from elsewhere may be another MPI's than mpi4py's.

@@ -176,6 +176,7 @@ def hub() -> Iterator[Hub]:
 def test_a_hub_is_left_when_all_have_done_their_part(hub: Hub) -> None:
     lines = [hub.line(0), hub.line(1)]
     guard = hub.join(0)
+    hub.answer(guard, "beat")  # it knows the guard
     for line in lines:
         line.send(left=True)
         line.socket.close()
