@@ -19,6 +19,7 @@ import pycap
 from pycap import backends, checkpoint, config, device
 from pycap.captioner import Captioner
 from pycap.cli import main
+from pycap.distributed import ALONE
 from pycap.models import captions
 from pycap.training import plan
 from pycap.training.run import _Run
@@ -221,11 +222,11 @@ def test_the_run_says_where_it_computes_and_why(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def said(**options: Any) -> str:
-        run = _Run(tiny(data, tmp_path / "run", **options).validate())
+        run = _Run(tiny(data, tmp_path / "run", **options).validate(), ALONE)
         try:
             run._announce()
         finally:
-            run.log.close()
+            run.record.close()
         return capsys.readouterr().out
 
     monkeypatch.delenv("PYCAP_DEVICE")
@@ -271,7 +272,7 @@ def test_a_captioner_multiplies_in_its_own_precision(trained: Path, data: Path, 
 
 def test_a_trainer_multiplies_in_its_own_precision(data: Path, tmp_path: Path, products: list[str]) -> None:
     for precision, other in (("tf32", "fp32"), ("fp32", "tf32"), ("bf16", "fp32")):
-        run = _Run(tiny(data, tmp_path / precision, precision=precision).validate())
+        run = _Run(tiny(data, tmp_path / precision, precision=precision).validate(), ALONE)
         batch = next(run.loaders.train.epoch(0))
         run.trainer.begin_epoch(0)
         for work, given in ((run.trainer.step, batch), (run.trainer.loss, [batch])):
@@ -279,7 +280,7 @@ def test_a_trainer_multiplies_in_its_own_precision(data: Path, tmp_path: Path, p
             products.clear()
             work(given)  # type: ignore[operator]
             assert set(products) == {"fp32" if precision == "fp32" else "tf32"}
-        run.log.close()
+        run.record.close()
 
 
 def test_on_the_cpu_tf32_is_fp32(data: Path, tmp_path: Path) -> None:

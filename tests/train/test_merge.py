@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,8 @@ from pycap.data.features import FeatureStore
 from pycap.data.images import PreprocessSpec
 from pycap.data.loader import Batch
 from pycap.models.vgg import VGG
-from pycap.training import plan
-from pycap.training.run import Stopped, _Run
+from pycap.training import features, plan
+from pycap.training.run import Stopped
 from pycap.training.trainer import Trainer
 from tests.train.runs import rows, tiny
 from tests.train.test_commands import run as command
@@ -142,15 +144,20 @@ def test_an_image_that_cannot_be_read_is_left_out_and_listed(tmp_path: Path) -> 
 def test_a_signal_while_features_are_made_stops_the_run_which_goes_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def asked(self: _Run) -> None:
-        self.signal = 15
-        _Run_stop(self)
+    extract, made = features.extract, 0
 
-    _Run_stop = _Run._stop_if_asked
+    def interrupted(*given: Any, **named: Any) -> Generator[Any, None, None]:
+        nonlocal made
+        for each in extract(*given, **named):
+            made += 1
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield each
+
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "_stop_if_asked", asked)
+        patch.setattr(features, "extract", interrupted)
         with pytest.raises(Stopped, match="--resume"):
             pycap.train(tiny(data, tmp_path / "run", model="merge", **FED))
+    assert made == 1
     folder = pycap.train(config.resumed(tmp_path / "run")).folder
     assert len(losses(folder)) == 6 and len(rows(folder, "val")) == 2
 

@@ -193,12 +193,13 @@ def test_captions_follow_loaded_weights(frozen_kernels: list[str]):
 
 def test_validation_leaves_no_forms_behind(frozen_kernels: list[str], data: Path, tmp_path: Path):
     """The steps between two validations need the memory."""
+    from pycap.distributed import ALONE
     from pycap.training.run import _Run
 
-    run = _Run(tiny(data, tmp_path / "run", epochs=1))
+    run = _Run(tiny(data, tmp_path / "run", epochs=1), ALONE)
     held: list[int] = []
-    write = run._write_samples
-    run._write_samples = lambda samples: (held.append(run.task.captioner.weights.nbytes), write(samples))  # type: ignore[method-assign,assignment,func-returns-value]
+    write = run.record.samples
+    run.record.samples = lambda *given: (held.append(run.task.captioner.weights.nbytes), write(*given))  # type: ignore[method-assign,assignment,func-returns-value]
     run.go()
     assert "conv2d" in frozen_kernels
     assert held
