@@ -218,7 +218,7 @@ class Captioner:
         """What the model's `begin` takes."""
         return network_input(images, crops, self.spec, self._dtype)
 
-    def _arrays(self, read: Mapping[int, Array]) -> tuple[Any, Any]:
+    def arrays(self, read: Mapping[int, Array]) -> tuple[Any, Any]:
         """Images and crops as `caption_batch` takes them, of arrays by size."""
         images = read[self.spec.resize]
         return images, centre_crops(self.spec, len(images))
@@ -298,7 +298,7 @@ class Captioner:
                 found: Iterator[list[tuple[str, float]]] = iter(())
                 if readable:
                     made = self.caption_batch(
-                        *self._arrays(arrays),
+                        *self.arrays(arrays),
                         beam_size=beam_size,
                         max_length=max_length,
                         length_penalty=length_penalty,
@@ -355,8 +355,8 @@ class EnsembleCaptioner(Captioner):
     def _pixels(self, images: Any, crops: Any) -> Views:
         return Views(m._pixels(*own) for m, *own in zip(self.members, images, crops, strict=True))
 
-    def _arrays(self, read: Mapping[int, Array]) -> tuple[Any, Any]:
-        images, crops = zip(*(m._arrays(read) for m in self.members), strict=True)
+    def arrays(self, read: Mapping[int, Array]) -> tuple[Any, Any]:
+        images, crops = zip(*(m.arrays(read) for m in self.members), strict=True)
         return list(images), list(crops)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from pycap import config as configuration
 from pycap.config import ConfigError, TrainConfig
 from pycap.data import DataError
+from pycap.data.disk import FULL, sync
 from pycap.data.vocab import Vocabulary
 from pycap.tensorfile import TensorFileError, map_arrays
 
@@ -32,7 +33,6 @@ MODEL, OPTIMIZER, STATE, VOCAB, CONFIG = (
     "config.yaml",
 )
 _YAML_END = "...\n"  # YAML's end of document: shows that nothing was cut off
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CheckpointError(RuntimeError):
@@ -99,12 +99,12 @@ def save(
         _write_text(temporary / STATE, state_text)
         _write_text(temporary / CONFIG, config_text)
         vocab.save(temporary / VOCAB)
-        _sync(temporary / VOCAB)
-        _sync(temporary)
+        sync(temporary / VOCAB)
+        sync(temporary)
         if folder.exists():
             os.rename(folder, old)
         os.rename(temporary, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
         if old.exists():
             shutil.rmtree(old)
     except BaseException as error:
@@ -113,7 +113,7 @@ def save(
             shutil.rmtree(temporary, ignore_errors=True)  # the error on hand matters more than one of cleaning up
         if not isinstance(error, OSError):
             raise
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise CheckpointError(
                 f"{folder}: the disk is full ({_size(_free(folder))} free); "
                 "earlier checkpoints are whole; free space or give another --out-dir"
@@ -261,10 +261,10 @@ def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], save_id: str) ->
         save_file(contiguous, path, metadata={"save_id": save_id})
     except SafetensorError as error:
         # It carries the operating system's error as text only: "... (os error 28)".
-        code = next((c for c in _FULL if f"(os error {c})" in str(error) or f"code: {c}," in str(error)), errno.EIO)
+        code = next((c for c in FULL if f"(os error {c})" in str(error) or f"code: {c}," in str(error)), errno.EIO)
         raise OSError(code, str(error), str(path)) from error
     os.chmod(path, 0o644)  # safetensors' 0600 would hide the weights from the group
-    _sync(path)
+    sync(path)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -272,15 +272,6 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Have the operating system put a file, or a folder's list of names, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _plain(value: Any) -> Any:

@@ -25,6 +25,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 CAPABILITY = 80
 
 _DECODING, _MOST_DECODING = 2, 16
+_CPU_MAX = "/sys/fs/cgroup/cpu.max"
 
 _module: ModuleType = np
 
@@ -264,13 +265,26 @@ def share(cpus: int | None, shortage: str = "") -> None:
 
 
 def cpu_count() -> int:
-    """CPUs that this process may use: what OMP_NUM_THREADS says, or its part (`share`), or its affinity mask."""
+    """CPUs that this process may use: what OMP_NUM_THREADS says, or its part (`share`), or its affinity mask, and of those no
+    more than the container's share of time (`docker run --cpus`)."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
     if _cpus is not None:
         return _cpus
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cpus, _quota(cpus))
+
+
+def _quota(unlimited: int) -> int:
+    """CPUs' worth of time that a container may use (cgroup v2), rounded up. More threads than that wait for each other while
+    the system lets none of them run."""
+    try:
+        with open(_CPU_MAX) as file:
+            time, period = file.read().split()
+    except OSError:  # another system, or cgroup v1
+        return unlimited
+    return unlimited if time == "max" else max(1, -(-int(time) // int(period)))
 
 
 def decoding_threads(cpus: int, processes: int = 1) -> int:

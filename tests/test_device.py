@@ -282,3 +282,26 @@ def test_synchronize_waits_for_the_current_stream(gpu, monkeypatch):
     with backends.use("reference"):
         device.synchronize()
     assert len(waits) == 1
+
+
+# CPUs -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("told", "cpus"),
+    [
+        ("max 100000", 8),
+        ("400000 100000", 4),
+        ("250000 100000", 3),
+        ("10000 100000", 1),
+        ("6400000 100000", 8),
+        (None, 8),
+    ],
+)
+def test_a_containers_share_of_time_limits_the_threads(monkeypatch, tmp_path, told, cpus):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr(device, "_CPU_MAX", str(tmp_path / "cpu.max"))
+    if told:
+        (tmp_path / "cpu.max").write_text(f"{told}\n")
+    assert device.cpu_count() == cpus

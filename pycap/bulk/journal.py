@@ -11,8 +11,6 @@ last line, which the next one drops.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import time
@@ -23,13 +21,12 @@ from types import TracebackType
 from typing import Any
 
 from pycap.data import DataError
+from pycap.data.disk import FULL, hold
 from pycap.data.forms import json_line
 
 VERSION = 1
 _MARK = b'{"journal": '
 _SYNC_EVERY_S = 5.0
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_UNLOCKABLE = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # of file systems that know no locks
 
 
 class JournalError(DataError):
@@ -245,18 +242,17 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 def _lock(file: int, path: Path) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hold(file)
     except BlockingIOError as error:
         raise JournalError(f"{path}: another process is writing it; wait for it, or name another --output") from error
-    except OSError as error:
-        if error.errno not in _UNLOCKABLE:
-            raise
-    if not os.fstat(file).st_nlink:  # removed between opening and locking it: rows in it would be lost
-        raise JournalError(f"{path}: another process has just ended with it; see what there is, and start again")
+    except FileNotFoundError as error:
+        raise JournalError(
+            f"{path}: another process has just ended with it; see what there is, and start again"
+        ) from error
 
 
 def unwritable(path: Path, error: OSError, journal: Path) -> JournalError:
     """The error where `path` cannot be written, of a job that `journal` keeps."""
-    reason = "the disk is full" if error.errno in _FULL else f"cannot be written ({error.strerror})"
-    remedy = "free space" if error.errno in _FULL else "see to that"
+    reason = "the disk is full" if error.errno in FULL else f"cannot be written ({error.strerror})"
+    remedy = "free space" if error.errno in FULL else "see to that"
     return JournalError(f"{path}: {reason}; what was captioned is in {journal}: {remedy}, and go on with --resume")

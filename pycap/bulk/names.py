@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Iterable
 
 import numpy as np
+
+from pycap.data.names import hashed
 
 
 class Names:
@@ -20,7 +21,7 @@ class Names:
         """names: gone through once; equal ones are counted each."""
         hashes = array("Q")
         for name in names:
-            hashes.append(_hash(name))
+            hashes.append(hashed(name))
         self._hashes = np.frombuffer(hashes, np.uint64) if hashes else np.empty(0, np.uint64)
         self._hashes.sort()
 
@@ -28,7 +29,7 @@ class Names:
         return len(self._hashes)
 
     def __contains__(self, name: str) -> bool:
-        own = np.uint64(_hash(name))
+        own = np.uint64(hashed(name))
         place = np.searchsorted(self._hashes, own)
         return bool(place < len(self._hashes) and self._hashes[place] == own)
 
@@ -37,7 +38,3 @@ class Names:
         again = Names(())
         again._hashes = np.unique(self._hashes[1:][self._hashes[1:] == self._hashes[:-1]])
         return again
-
-
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")

@@ -19,6 +19,8 @@
 | `demo.py` | drawn scenes with captions, in COCO's layout |
 | `demo_domains.py`, `demo_layouts.py` | drawn data sets that differ as COCO, Flickr and ImageCLEF do, in their layouts |
 | `demo_scene.py`, `demo_grammar.py`, `demo_folder.py` | what is drawn, what is said of it, the folder that is made or kept |
+| `names.py` | names in eight bytes each |
+| `disk.py` | what is on the disk, and kept from other processes |
 | `forms.py`, `results.py` | files of captions that a model made, written and read |
 
 Bad input is either tolerated and listed (a problem: `{"file", "reason"}`, with more keys where they help) or, when

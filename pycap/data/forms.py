@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pycap.data import DataError
+from pycap.data.disk import sync
 
 #: Files that hold all captions, and text files beside the images.
 FILE_FORMATS = ("jsonl", "coco", "csv", "imageclef")
@@ -94,11 +95,7 @@ def replace(path: Path, content: Iterable[bytes]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)
 
 
 def one_line(caption: str, separator: str = TAB) -> str:

@@ -47,6 +47,8 @@ def reading(path: str | Path, *formats: str) -> Iterator[h5py.File]:
         file = h5py.File(path, "r", rdcc_nbytes=0)
     except BlockingIOError as error:
         raise DataError(f"{path}: another process is writing to it; wait until it has ended") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; name another") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read as an HDF5 file ({error}); make it anew, or name another") from error
     with file:

@@ -232,7 +232,10 @@ class Chain:
             rows = self._target_captions(plan.TUNED)
             if not self.request.auto:
                 made = self.request.out / "captions" / f"{plan.TUNED}.target.jsonl"
-                todo = f"pick good pairs (the paper: {plan.PICKED}) from {made} for --picks FILE, or give --auto-select"
+                todo = (
+                    f"pick good pairs (the paper: {plan.PICKED}) with pycap select {made} --images {self.request.root} for "
+                    "--picks FILE, or give --auto-select"
+                )
                 self.selection = Selection("none", todo=todo)
                 return False
             picked = selection.most_probable(rows, self.wanted, tested)

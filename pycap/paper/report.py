@@ -36,11 +36,14 @@ class Finding:
         if self.values is None:
             return "one of the two has not been scored"
         more, less = self.values
-        unsure = (
-            "" if abs(self.mean) > 2 * self.error else "; within two standard errors, so that chance could have made it"
-        )
         differs = f"an image's score differs by {self.mean:+.4f} \u00b1 {self.error:.4f} on average"
-        return f"{more:.4f} against {less:.4f}; {differs}{unsure}"
+        return "; ".join(filter(None, [f"{more:.4f} against {less:.4f}", differs, self.doubt()]))
+
+    def doubt(self) -> str:
+        """What the errors say against the verdict."""
+        if self.values is None or abs(self.mean) > 2 * self.error:
+            return ""
+        return "within two standard errors, so that chance could have made it"
 
 
 def finding(claim: Claim, results: dict[tuple[str, str], Score]) -> Finding:

@@ -12,7 +12,7 @@
 | `scst.py` | captions that the model draws, and what they are worth: self-critical training |
 | `plan.py` | what a run needs of a GPU's memory, and the micro-batch that fits |
 | `captioning.py`, `classification.py` | what is validated and shown of a captioner, of a classifier |
-| `folder.py` | the run's folder: log, samples page, captions, skipped files |
+| `folder.py`, `samples.py` | the run's folder: log, captions, skipped files; the page of samples |
 | `record.py` | what a run leaves there: checkpoints, rows of the log; of several ranks the first writes |
 | `progress.py` | what the person at the terminal sees |
 | `run.py` | the loop: epochs, validation, checkpoints, resuming |

@@ -16,7 +16,8 @@ from pycap.data.loader import Batch
 from pycap.data.vocab import SPECIALS, Vocabulary
 from pycap.distributed import ALONE, Ranks
 from pycap.models.captions import CaptionModel
-from pycap.training.folder import Sample, write_lines
+from pycap.training.folder import write_lines
+from pycap.training.samples import Sample
 from pycap.training.shares import gather, led
 from pycap.training.sources import Source
 from pycap.training.trainer import Trainer

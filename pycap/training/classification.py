@@ -22,7 +22,8 @@ from pycap.device import activation_dtype, float32_products, to_host
 from pycap.distributed import ALONE, Ranks
 from pycap.models.classifier import Classifier
 from pycap.training.captioning import MOST_SAMPLES, Ending, HeldOut, Validation
-from pycap.training.folder import Sample, write_lines
+from pycap.training.folder import write_lines
+from pycap.training.samples import Sample
 from pycap.training.shares import gather
 from pycap.training.sources import Source
 

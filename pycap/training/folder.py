@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from pycap.config import ConfigError
 
@@ -91,48 +84,3 @@ def append_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Add rows to a JSON Lines file."""
     with open(path, "a", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An image (uint8 [S,S,3]) with what the model and what people say of it. `verdict`: true or false, where it is known."""
-
-    file_name: str
-    pixels: Any
-    generated: str
-    logprob: float
-    human: Sequence[str]
-    verdict: str = ""
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; color: #222; }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1.2rem; }}
-figure {{ margin: 0; display: flex; gap: .8rem; border: 1px solid #ddd; border-radius: 6px; padding: .6rem; }}
-img {{ width: 128px; height: 128px; image-rendering: auto; flex: none; }}
-figcaption b {{ display: block; }} ul {{ margin: .3rem 0 0; padding-left: 1rem; color: #666; font-size: 13px; }}
-.true {{ color: #176d2c; }} .false {{ color: #b3261e; }} small {{ color: #888; }}
-</style>
-<h1>{title}</h1><p>{intro}</p><main>
-{figures}
-</main></html>
-"""
-
-
-def write_samples(path: Path, title: str, intro: str, samples: Sequence[Sample]) -> None:
-    """A page of images with generated captions (bold) over human ones; self-contained, a whole file or nothing."""
-    figures = []
-    for s in samples:
-        buffer = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(s.pixels)).save(buffer, "JPEG", quality=88)
-        picture = base64.b64encode(buffer.getvalue()).decode()
-        human = "".join(f"<li>{html.escape(text)}</li>" for text in s.human)
-        figures.append(
-            f'<figure><img alt="{html.escape(s.file_name)}" src="data:image/jpeg;base64,{picture}"><figcaption>'
-            f'<b class="{s.verdict}">{html.escape(s.generated) or "(no words)"}</b>'
-            f"<small>{html.escape(s.file_name)} &middot; log-probability {s.logprob:.2f}"
-            f"{' &middot; ' + s.verdict if s.verdict else ''}</small><ul>{human}</ul></figcaption></figure>"
-        )
-    write_text(path, _PAGE.format(title=html.escape(title), intro=html.escape(intro), figures="\n".join(figures)))

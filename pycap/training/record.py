@@ -14,7 +14,8 @@ from pycap.distributed import DistributedError, Ranks
 from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
 from pycap.training import folder as run_folder
-from pycap.training.folder import Log, Sample
+from pycap.training.folder import Log
+from pycap.training.samples import Sample, write_samples
 from pycap.training.shares import differing, led
 from pycap.training.sources import Source
 from pycap.training.trainer import StepResult, Trainer
@@ -86,12 +87,37 @@ class Record:
                 **result.figures,
             )
 
-    def samples(self, samples: list[Sample], scores: dict[str, float]) -> None:
-        """The page of images and captions."""
-        if self._ranks.rank == 0:
-            title = f"{self._config.stage}: step {self._trainer.step_number}"
-            intro = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-            run_folder.write_samples(self.folder / "samples.html", title, intro, samples)
+    def samples(self, samples: list[Sample], scores: dict[str, float] | None = None) -> None:
+        """The page of images and captions. scores: of the validation that they come from; None: they are by the best
+        checkpoint, of whose step and scores the page then tells."""
+        if self._ranks.rank:
+            return
+        config, step, by = self._config, self._trainer.step_number, "none, the model in training"
+        if scores is None:
+            saved = checkpoint.load(self.folder)
+            by, step, scores = f"{saved.folder.name}/", saved.state["trainer"]["step"], saved.state["scores"]
+        kind, what, told = config.model, "captions", "the model's caption and, under it, what people say"
+        if config.classifies:
+            kind, what, told = (
+                "classifier",
+                "classes",
+                "the model's first guess and, under it, the true class and all guesses",
+            )
+        write_samples(
+            self.folder / "samples.html",
+            f"{config.stage}: {what} of held-out images",
+            f"Images that the model was not trained on, each with {told}.",
+            {
+                "stage": config.stage,
+                "model": f"{kind} on {config.cnn}",
+                "images": f"{config.image_size} \u00d7 {config.image_size} pixels",
+                "precision": config.precision,
+                "checkpoint": by,
+                "step": f"{step:,}",
+            },
+            scores,
+            samples,
+        )
 
     def save(self, name: str, position: dict[str, Any], scores: dict[str, float]) -> None:
         """The checkpoint `name`; "last" holds what a run needs to go on. Raises DistributedError where a rank's weights are not

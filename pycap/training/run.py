@@ -177,7 +177,7 @@ class _Run:
                     self._validate(position.epoch)
                     self._save("last")
                 ending = self.task.end(self.folder, self._held_out)
-                self.record.samples(ending.samples, self.scores)
+                self.record.samples(ending.samples)
             self.trainer.close()
             for line in ending.lines:
                 self.say(line)

@@ -36,7 +36,7 @@ def test_eight_bytes_a_name() -> None:
 def test_images_whose_names_only_hash_alike_are_not_taken_for_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(names, "_hash", len)
+    monkeypatch.setattr(names, "hashed", len)
     assert "cd" in Names(["ab"])
     Target(tmp_path / "a", "coco").check(lambda: map(Reference, ("a/1.jpg", "a/2.jpg", "a/3.jpg")))
     with pytest.raises(DataError, match="b/2.jpg and a/2.jpg have the same image id, '2'"):

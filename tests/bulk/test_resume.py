@@ -177,7 +177,7 @@ def test_a_journal_that_ends_while_it_is_opened_takes_no_rows(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = begun(images, tmp_path / "a")
-    monkeypatch.setattr("pycap.bulk.journal.fcntl.flock", lambda *_: journal.unlink())
+    monkeypatch.setattr("pycap.data.disk.fcntl.flock", lambda *_: journal.unlink())
     with pytest.raises(JournalError, match=r"a.partial: another process has just ended with it"):
         run(job(images, tmp_path / "a", resume=True))
     assert left(tmp_path) == []

@@ -17,6 +17,7 @@ from pycap.data.images import (
     centre_crops,
     decode_image,
     encode_jpeg,
+    preview,
 )
 from pycap.data.resize import squash
 from tests.data.fixtures import pattern, quadrants, truncate, write_jpeg
@@ -208,6 +209,21 @@ def test_sixteen_bits_are_scaled_not_clipped():
     assert pixels[0, :, 0].tolist() == np.rint(ramp[0] / 257.0).astype(int).tolist()
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "CMYK", "1"])
+def test_conversion_in_bands_changes_no_bit(monkeypatch, mode):
+    rng = np.random.default_rng(3)
+    if mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 65536, (41, 30), dtype=np.uint16))
+    else:
+        image = Image.fromarray(rng.integers(0, 256, (41, 30, 4), dtype=np.uint8))
+        image = image.convert("RGB").quantize(16) if mode == "P" else image.convert(mode)
+    options = {"transparency": 3} if mode == "P" else {}
+    data = as_bytes(image, "TIFF" if mode == "CMYK" else "PNG", **options)
+    whole = decode_image(data, 37)
+    monkeypatch.setattr(images, "_BAND", 4 * 30 + 7)  # four rows, ten times, and one
+    assert np.array_equal(decode_image(data, 37), whole)
+
+
 def test_multi_picture_jpeg_gives_its_first_picture():
     data = as_bytes(quadrants(), "MPO", save_all=True, append_images=[Image.new("RGB", (64, 64))], quality=95)
     assert corners(decode_image(data, 32)) == [RED, GREEN, BLUE, WHITE]
@@ -241,6 +257,33 @@ def test_exif_orientation(orientation, form):
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff"])
 def test_a_broken_exif_block_does_not_cost_the_image(exif):
     assert corners(decode_image(as_bytes(quadrants(), "JPEG", exif=exif), 32)) == [RED, GREEN, BLUE, WHITE]
+
+
+# -- for people to look at --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_preview_is_small_upright_and_in_proportion(orientation, form):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = quadrants().resize((300, 150))
+    data = as_bytes(upright.rotate({1: 0, 3: 180, 6: 90, 8: -90}[orientation], expand=True), form, exif=exif)
+    with Image.open(io.BytesIO(preview(data, 100))) as shown:
+        assert (shown.format, shown.size, dict(shown.getexif())) == ("JPEG", (100, 50), {})
+        assert corners(np.asarray(shown.crop((0, 0, 50, 50)))) == [RED, RED, BLUE, BLUE]
+        assert corners(np.asarray(shown.crop((50, 0, 100, 50)))) == [GREEN, GREEN, WHITE, WHITE]
+
+
+def test_a_preview_is_never_enlarged_and_shows_transparency_on_white():
+    with Image.open(io.BytesIO(preview(as_bytes(Image.new("RGBA", (40, 9))), 100))) as shown:
+        assert (shown.size, shown.getpixel((20, 4))) == ((40, 9), WHITE)
+
+
+def test_a_preview_of_what_is_no_image():
+    with pytest.raises(ImageError, match="not an image") as caught:
+        preview(b"<html>404</html>", 16, name="x.jpg")
+    assert caught.value.file == "x.jpg"
 
 
 # -- files that cannot be used ----------------------------------------------------------------------------------------
@@ -291,6 +334,16 @@ def test_too_many_pixels(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ImageError, match="too many pixels"):
         decode_image(data, 16)
+
+
+def test_what_phones_write_is_named(tmp_path):
+    photo = b"\0\0\0\x24ftypheic" + bytes(100)
+    (tmp_path / "IMG_0001.jpg").write_bytes(photo)
+    for source in (photo, tmp_path / "IMG_0001.jpg"):
+        with pytest.raises(ImageError, match="not an image of a known format .*, but HEIC or AVIF: save it as a JPEG$"):
+            decode_image(source, 16)
+    with pytest.raises(ImageError, match="or its header is corrupt$"):
+        decode_image(b"ftypheic" + bytes(100), 16)
 
 
 def test_encoders_that_run_programs_are_not_asked():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ def test_the_best_checkpoint_is_that_of_the_highest_score(data: Path, tmp_path: 
     assert checkpoint.load(folder, prefer="last").state["scores"][name] == 0.5
     schedule = checkpoint.load(folder, prefer="last").state["trainer"]["schedule"]
     assert schedule == {"scale": 0.5, "best": -0.9, "waited": 0}, "the rate falls where that score gets no better"
+    page = (folder / "samples.html").read_text("utf-8")
+    told = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+    assert (told["checkpoint"], told["step"], told[name]) == ("best/", "6", "0.9000"), "whose captions the page shows"
     assert asked == [["METEOR"] if name == "METEOR" else []] * 3, "a Java program is started only where it decides"
 
 

@@ -73,7 +73,7 @@ def test_members_of_other_kinds_and_sizes_see_the_images_as_they_were_trained_to
     files = photos(data)
     # What each model by itself gives for the first word, END included, and the mean of it.
     read = next(read_ahead(find(files), [64, 40], 5, 0))
-    batches = [each._arrays(read.arrays) for each in single]
+    batches = [each.arrays(read.arrays) for each in single]
     means = []
     for each, (images, crops) in zip(single, batches, strict=True):
         logits, _ = each.model.advance(each.model.begin(each._pixels(images, crops)), np.full(5, 1, np.int32))

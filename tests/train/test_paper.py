@@ -121,8 +121,11 @@ def test_each_stage_starts_from_what_the_paper_says_and_learns_what_it_says(done
 
 
 def test_a_person_is_told_what_to_pick_from_and_the_rest_is_there(done: Done) -> None:
-    todo = f"pick good pairs (the paper: 1000) from runs/paper/captions/{TUNED}.target.jsonl for --picks FILE"
-    assert todo in done.printed[1]
+    captioned = f"runs/paper/captions/{TUNED}.target.jsonl"
+    todo = (
+        f"pick good pairs (the paper: 1000) with pycap select {captioned} --images data/demo_domains for --picks FILE"
+    )
+    assert todo in " ".join(done.printed[1].split())
     rows = [row for table in done.unselected["tables"] for row in table["rows"]]
     assert [row["stage"] for row in rows if row["here"] is None] == [SELECTED]
     assert todo in done.unselected["selection"]["todo"] and done.unselected["selection"]["pairs"] == 0
@@ -240,12 +243,11 @@ def test_the_page_needs_nothing_else_and_shows_both_models_captions(done: Done) 
         for name in (SELECTED, BASELINE)
     )
     differing = [name for name in ours if ours[name] and baseline[name] and ours[name] != baseline[name]]
-    figures = re.findall(r"<figure>.*?</figure>", page, re.S)
+    figures = re.findall(r"<figure .*?</figure>", page, re.S)
     assert len(figures) == min(len(differing), plan.FIGURE_IMAGES) > 0
     for name, figure in zip(differing, figures, strict=False):
         assert name in figure and "data:image/jpeg;base64," in figure
-        first, second = (re.sub("<[^>]+>", "", line) for line in figure.split("<br>")[:2])
-        assert first.endswith(f"1: {ours[name]}") and second.endswith(f"2: {baseline[name]}")
+        assert re.findall('<p class="caption">(.*?)</p>', figure) == [ours[name], baseline[name]]
     assert all(f"{row.paper:.4f}" in page for table in TABLES for row in table.rows if row.paper)
 
 

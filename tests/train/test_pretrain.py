@@ -68,7 +68,7 @@ def test_a_run_learns_and_shows_what_it_takes_images_for(
     assert f"top-1 100.00 %, top-5 100.00 % of 9 images: {done.folder / 'predictions.jsonl'}" in told
     assert f"--vgg-weights {done.folder} --cnn vgg_micro --cnn-width 0.25 --fc-size 24 --image-size 32" in told
     page = (done.folder / "samples.html").read_text()
-    assert page.count("<figure>") == 9 and '<b class="true">red ball</b>' in page and "<li>it is: n03</li>" in page
+    assert page.count("<figure ") == 9 and '<p class="caption">red ball</p>' in page and "<li>it is: n03</li>" in page
     assert rows(done.folder, "train")[0]["objective"] == "classes" and rows(done.folder, "train")[0]["tokens"] == 8
     rates = [row["lr"] for row in rows(done.folder, "train")]
     assert rates[0] == 1e-3 and rates == sorted(rates, reverse=True) and rates[-1] < 1e-5
