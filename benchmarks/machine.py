@@ -54,6 +54,15 @@ def available_gib() -> float:
     return float("inf")
 
 
+def busy_cpu_s() -> float:
+    """CPU seconds that all programs together have used since the system's start (0 where it does not say)."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    user, nice, system, _, _, irq, softirq = map(int, stat.read_text(encoding="utf-8").split("\n", 1)[0].split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
 def peak_mib() -> float:
     """The most memory that this process held since `forget_peak`, in MiB (0 where the system does not say)."""
     status = Path("/proc/self/status")
