@@ -245,13 +245,15 @@ class Hub:
 
 def guard(pid: int, rank: int, host: str, addresses: list[Any], key: str, silence: float, tells: bool) -> None:
     """Until process `pid`, our parent, has ended, or the hub says what to do. host: the hub's."""
+    select = selectors.DefaultSelector()
+    select.register(sys.stdin, selectors.EVENT_READ)
     sock = reach(addresses)
-    if sock is None:
+    if sock is None:  # it was there when we were started: it has died since, unless all have done their part meanwhile
+        if not select.select(BEAT):
+            lose(pid, rank, host, tells)
         return
     hub = Connection(sock)
     hub.send(hello=key, rank=rank)
-    select = selectors.DefaultSelector()
-    select.register(sys.stdin, selectors.EVENT_READ)
     select.register(hub.socket, selectors.EVENT_READ)
     heard = last = time.monotonic()
     while os.getppid() == pid:
@@ -272,14 +274,19 @@ def guard(pid: int, rank: int, host: str, addresses: list[Any], key: str, silenc
                 return
             lost |= ended
         if lost:
-            if tells:
-                lost_text = (
-                    f"rank {rank} and those beside it hear nothing of rank 0 (host {host}) any more, and are stopped"
-                )
-                os.write(2, f"\npycap: {lost_text}\n".encode())
-            os.kill(pid, signal.SIGKILL)
+            lose(pid, rank, host, tells)
             return
         hub.send(running=_runs(pid))
+
+
+def lose(pid: int, rank: int, host: str, tells: bool) -> None:
+    """End process `pid`, our parent, since there is no hub any more; tells: and say why."""
+    if os.getppid() != pid:
+        return
+    if tells:
+        why = f"rank {rank} and those beside it hear nothing of rank 0 (host {host}) any more, and are stopped"
+        os.write(2, f"\npycap: {why}\n".encode())
+    os.kill(pid, signal.SIGKILL)
 
 
 def reach(addresses: list[Any]) -> socket.socket | None:

@@ -17,6 +17,12 @@ from pycap import distributed
 from pycap.distributed import DistributedError, Ranks, lifeline
 
 
+def say(line: str) -> None:
+    """One write for a line: print's two, where Python does not buffer, let another rank's line between them."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def exchange(ranks: Ranks) -> None:
     """Everything that ranks can exchange, checked by each of them; rank 0 says so."""
     own, size = ranks.rank, ranks.size
@@ -39,7 +45,7 @@ def exchange(ranks: Ranks) -> None:
         assert len(set(ranks.each(arrays[0].tobytes()))) == 1, "not the same bits everywhere"
     ranks.barrier()
     if own == 0:
-        print(f"exchanged by {type(ranks).__name__}", flush=True)
+        say(f"exchanged by {type(ranks).__name__}")
 
 
 def do(deed: str, ranks: Ranks, folder: Path, mine: bool) -> None:
@@ -78,7 +84,7 @@ def main(deed: str, folder: str = ".", rank: str = "-1", silence: str = "20") ->
     try:
         with distributed.started() as ranks:
             do(deed, ranks, Path(folder), ranks.rank == int(rank))
-        print("ended", flush=True)
+        say("ended")
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, DistributedError) as error:

@@ -264,3 +264,21 @@ def test_a_rank_does_not_outlive_the_hub(tmp_path: Path) -> None:
         statuses, said = job.end()
     assert set(statuses) == {-signal.SIGKILL}
     assert f"hear nothing of rank 0 (host {socket.gethostname()}) any more" in told(said)[0]
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_guard_that_finds_no_hub_ends_its_rank(ends: bool) -> None:
+    """The hub may die, or be done, before a guard that starts late has reached it. A rank that has done its part waits for
+    its guard with the guard's input closed, and is left alone."""
+    rank = (
+        "import json, os, subprocess, sys, time\n"
+        f"guard = subprocess.Popen([sys.executable, '-I', '-S', {watch.__file__!r}, 'guard'], stdin=subprocess.PIPE)\n"
+        "config = dict(pid=os.getpid(), rank=1, host='h0', addresses=['nobody listens'], key='k', silence=20, tells=True)\n"
+        "guard.stdin.write(json.dumps(config).encode() + b'\\n')\n"
+        "guard.stdin.flush()\n"
+        f"guard.stdin.close() if {ends} else time.sleep(60)\n"
+        "sys.exit(guard.wait())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", rank], capture_output=True, text=True, timeout=30)
+    told = "\npycap: rank 1 and those beside it hear nothing of rank 0 (host h0) any more, and are stopped\n"
+    assert (done.returncode, done.stderr) == ((0, "") if ends else (-signal.SIGKILL, told))
