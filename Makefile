@@ -7,14 +7,16 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 APT := sudo apt-get install python3 python3-venv python3-dev g++ make
 
-# `make test PEERS=1` also compares with PyTorch. Where pip has no local wheel, the CPU index spares gigabytes of CUDA.
+# `make test PEERS=1` also compares with PyTorch, and exported models in ONNX Runtime. Where pip has no local wheel, the CPU index spares gigabytes of CUDA.
 PEERS ?=
 TORCH := torch==2.13.0
 TORCH_INDEX_ARGS ?= --extra-index-url https://download.pytorch.org/whl/cpu
+# `make test BROWSER=1` fails where the web pages' tests would be skipped, for want of a browser.
+BROWSER ?=
 
 comma := ,
 # Backends whose absence fails the tests instead of skipping them (docs/env.md).
-PYCAP_REQUIRE ?= reference,cpp,triton-interpret,cuda-emu,mpi$(if $(PEERS),$(comma)peers)
+PYCAP_REQUIRE ?= reference,cpp,triton-interpret,cuda-emu,mpi,onnx$(if $(PEERS),$(comma)peers$(comma)onnxruntime)$(if $(BROWSER),$(comma)browser)
 PYTEST_ARGS ?=
 # What tests of the GPU kernels need, without a GPU: Triton's interpreter and compiler, and CuPy's names. Not part of `make dev`:
 # a third of a gigabyte to download.
@@ -24,16 +26,16 @@ BENCH_ARGS ?=
 # Names of steps of `make gpu`: only those.
 STEPS ?=
 
-# What pyproject.toml asks for, build and development tools and MPI included: one install, and no second, isolated one to build.
+# What pyproject.toml asks for, build and development tools, MPI, the pages' server and onnx included: one install, and no second, isolated one to build.
 REQUIREMENTS := import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); q = p["project"]; \
-	print(*p["build-system"]["requires"], *q["dependencies"], *(r for extra in ("dev", "distributed") for r in q["optional-dependencies"][extra]))
+	print(*p["build-system"]["requires"], *q["dependencies"], *(r for extra in ("dev", "distributed", "web", "onnx") for r in q["optional-dependencies"][extra]))
 
 # As late as possible: the installation makes it.
 MODULE = $(firstword $(wildcard pycap/_cpu.*.so))
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CSRC_CPP := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
 
-.PHONY: help dev run paper test lint format bench gpu cubins emulation wheel clean
+.PHONY: help dev run paper test lint format bench load gpu cubins emulation wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,14 +48,15 @@ paper: dev ## the paper's chain on drawn demo domains, and its tables (docs/pape
 run: dev ## train on COCO if it is there, else on the demo set; then caption held-out images
 	$(PY) train.py --stage coco
 
-test: lint $(VENV)/.gpu-tests $(VENV)/.emulation $(if $(PEERS),$(VENV)/.peers) ## lint and tests; PEERS=1 installs PyTorch (CPU) and compares with it
+test: lint $(VENV)/.gpu-tests $(VENV)/.emulation $(if $(PEERS),$(VENV)/.peers) ## lint and tests; PEERS=1 installs PyTorch (CPU) and ONNX Runtime and compares with them; BROWSER=1 insists on the pages' tests in Chromium
 	PYCAP_REQUIRE=$(PYCAP_REQUIRE) $(PY) -m pytest $(if $(PEERS),,-m "not peers") $(PYTEST_ARGS)
 
-lint: dev ## ruff, mypy and clang-format, changing nothing
+lint: dev ## ruff, mypy, clang-format and hadolint (Dockerfile), changing nothing
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(if $(CSRC_CPP),$(VENV)/bin/clang-format --dry-run -Werror $(CSRC_CPP))
+	$(VENV)/bin/hadolint Dockerfile
 
 format: dev ## what lint asks for, done
 	$(VENV)/bin/ruff check --fix .
@@ -62,6 +65,10 @@ format: dev ## what lint asks for, done
 
 bench: dev $(VENV)/.peers $(VENV)/.bench ## README's table of speed, beside PyTorch, ONNX Runtime, OpenVINO and ncnn, in five minutes
 	$(PY) -m benchmarks.run --headline --short --plot $(BENCH_ARGS)
+
+load: dev ## pycap serve under 200 clients, and under ten thousand hostile requests, in three minutes (docs/serving.md)
+	$(PY) -m benchmarks.serving
+	$(PY) -m benchmarks.hostile
 
 gpu: ## on a machine with an NVIDIA GPU: builds, tests and times its kernels; results in $$OUT or benchmarks/results/gpu; STEPS="build cuda" for some
 	$(if $(wildcard $(VENV)/.built),$(PY),$(PYTHON)) -m benchmarks.gpu_check $(STEPS)
@@ -118,9 +125,9 @@ $(VENV)/.gpu-tests: $(VENV)/.built
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.built
-	@echo "installing $(TORCH) (CPU) for the comparisons"
+	@echo "installing $(TORCH) (CPU) and ONNX Runtime for the comparisons"
 	@$(PIP) install --quiet --no-index --no-deps "$(TORCH)" 2>/dev/null || $(PIP) install --quiet $(TORCH_INDEX_ARGS) "$(TORCH)"
-	@$(PIP) install --quiet "$(TORCH)"
+	@$(PIP) install --quiet "$(TORCH)" "onnxruntime>=1.20"
 	@touch $@
 
 # One by one: a peer that this machine has no wheel for is a row that says so.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -37,8 +38,19 @@ REQUIREMENTS = {
     "triton-interpret": ("triton.runtime.interpreter", "make dev"),
     "cuda-emu": ("pycap._cuda_emu", "make emulation"),
     "mpi": ("mpi4py", "make dev"),
+    "onnx": ("onnx", "make dev"),
     "peers": ("torch", "make test PEERS=1"),
+    "onnxruntime": ("onnxruntime", "make test PEERS=1"),
+    "browser": ("selenium", "make dev"),
 }
+# The same for programs that must be on the PATH.
+PROGRAMS = {"browser": (("chromium", "chromedriver"), "sudo apt-get install chromium chromium-driver")}
+
+
+def missing_programs(name: str) -> list[str]:
+    """One message for each program that ``name`` (as in PYCAP_REQUIRE) needs and that is not on the PATH."""
+    programs, remedy = PROGRAMS.get(name, ((), ""))
+    return [f"there is no {program} on the PATH: {remedy}" for program in programs if shutil.which(program) is None]
 
 
 def missing_requirements(value: str) -> list[str]:
@@ -55,6 +67,7 @@ def missing_requirements(value: str) -> list[str]:
             importlib.import_module(module)
         except ImportError as error:
             problems.append(f"PYCAP_REQUIRE names {name!r}, but {module} does not import ({error}): {remedy}")
+        problems += [f"PYCAP_REQUIRE names {name!r}, but {problem}" for problem in missing_programs(name)]
     return problems
 
 
@@ -89,6 +102,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         skips["mpi"] = pytest.mark.skip(
             reason='no MPI: pip install "pycap-captioning[distributed]", or mpi4py and mpich'
         )
+    if lacks := missing_programs("browser"):
+        skips["browser"] = pytest.mark.skip(reason=lacks[0])
+    elif importlib.util.find_spec("selenium") is None:
+        skips["browser"] = pytest.mark.skip(reason="Selenium is not installed: make dev")
     if find_data() is None:
         skips["realdata"] = pytest.mark.skip(reason="no real data: set PYCAP_DATA to its folder (docs/env.md)")
     for item in items:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import os
 import shutil
@@ -65,18 +66,22 @@ def test_without_cuda_nvcc_is_not_asked(configure, tmp_path):
 @pytest.fixture(scope="module")
 def contents(tmp_path_factory):
     """The files of a wheel that is built without compiled modules, from a tree that may hold some."""
+    return wheel_of(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+def wheel_of(tree, folder):
+    """The files of a wheel that is built, without compiled modules, from the tree into the folder."""
     try:
         version = int(metadata.version("setuptools").split(".")[0])
     except metadata.PackageNotFoundError:
         version = 0
     if version < 77:
         pytest.skip("building needs setuptools 77 or newer")
-    folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(folder)]
     command += ["build", "--build-base", str(folder / "build")]
     command += ["bdist_wheel", "--dist-dir", str(folder), "--bdist-dir", str(folder / "bdist")]
     environment = {**os.environ, "PYCAP_CPU": "OFF", "PYCAP_CUDA": "OFF"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -89,6 +94,46 @@ def test_it_holds_the_packages(contents):
     assert {"pycap/config/options.py", "pycap/backends/cuda/native.py"} <= modules and len(recipes) > 10
     assert modules | recipes | {"pycap/kernels/configs.py"} <= contents
     assert not [name for name in contents if name.startswith(("tests", "benchmarks", "csrc", "kernels"))]
+
+
+def test_it_holds_the_pages(contents):
+    """And whatever else stands among the modules and is read from there."""
+    data = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "pycap").rglob("*")
+        if path.is_file()
+        and path.suffix not in {".py", ".so"}
+        and path.name != ".gitkeep"
+        and path.parent.name != "__pycache__"
+    }
+    assert {"pycap/pages/style.css", "pycap/web/static/serve.html", "pycap/web/static/serve.js"} <= data
+    assert data <= contents
+
+
+def test_the_dockerfile_copies_all_of_it(contents, tmp_path):
+    """The wheel of what .dockerignore lets through, which is what the image is built from, is that of the tree."""
+    context = tmp_path / "context"
+    for path in (path for top in ROOT.iterdir() if let_through(top.name) for path in (top, *top.rglob("*"))):
+        relative = path.relative_to(ROOT).as_posix()
+        if path.is_file() and let_through(relative):
+            (context / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, context / relative)
+    assert (context / "csrc" / "cpu" / "CMakeLists.txt").exists()
+    assert not list(context.rglob("*.so")) and not (context / "tests").exists()
+    gpu = {name for name in contents if name.startswith("pycap/kernels/cubins/")}  # where `make cubins` has run
+    assert wheel_of(context, tmp_path) == contents - gpu
+
+
+def let_through(path):
+    """What .dockerignore says of a path relative to it: its last line that matches the path, or a folder it is in."""
+    through = True
+    for rule in (ROOT / ".dockerignore").read_text().split("\n"):
+        pattern = rule.removeprefix("!").removeprefix("**/")
+        folders = [path.rsplit("/", up)[0] for up in range(path.count("/") + 1)]
+        names = [folder.rsplit("/", 1)[-1] for folder in folders] if "**/" in rule else folders
+        if pattern and not rule.startswith("#") and any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            through = rule.startswith("!")
+    return through
 
 
 @pytest.mark.emu

@@ -1,4 +1,4 @@
-"""PYCAP_REQUIRE turns what is missing into a failure, and the markers `peers` and `realdata` skip with a reason."""
+"""PYCAP_REQUIRE turns what is missing into a failure, and the markers `peers`, `realdata`, `browser` skip with a reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_what_is_there_is_no_problem() -> None:
 def test_an_unknown_name_is_told_with_the_known_ones() -> None:
     (problem,) = conftest.missing_requirements("reference,quantum")
     assert "'quantum'" in problem
-    assert "reference, cpp, triton-interpret, cuda-emu, mpi, peers" in problem
+    assert "reference, cpp, triton-interpret, cuda-emu, mpi, onnx, peers, onnxruntime, browser" in problem
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,18 @@ def test_a_missing_module_is_told_with_its_remedy(
     assert f"{module} does not import" in problem and remedy in problem
 
 
+def test_a_missing_program_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "selenium", sys)  # there, as far as an import can tell
+    for program in ("chromium", "chromedriver"):
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert conftest.missing_requirements("browser") == []
+    (tmp_path / "chromedriver").unlink()
+    (problem,) = conftest.missing_requirements("browser")
+    assert "there is no chromedriver" in problem and "apt-get install chromium chromium-driver" in problem
+
+
 def test_data_is_found_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYCAP_DATA", str(tmp_path))
     assert conftest.find_data() == tmp_path
@@ -42,13 +54,14 @@ def test_data_is_found_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, 
     assert conftest.find_data() is None
 
 
-def _pytest(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A pytest of its own, with this conftest.py, over one test that wants real data."""
+_WANTS_DATA = "@pytest.mark.realdata\ndef test_it(data_root): assert data_root\n"
+
+
+def _pytest(tmp_path: Path, test: str = _WANTS_DATA, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A pytest of its own, with this conftest.py, over one test."""
     root = conftest.ROOT
     (tmp_path / "conftest.py").write_text((root / "tests" / "conftest.py").read_text())
-    (tmp_path / "test_it.py").write_text(
-        "import pytest\n@pytest.mark.realdata\ndef test_it(data_root): assert data_root\n"
-    )
+    (tmp_path / "test_it.py").write_text(f"import pytest\n{test}")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "-c", str(root / "pyproject.toml")]
     return subprocess.run(
         [*command, "--rootdir", str(tmp_path), str(tmp_path)],
@@ -70,3 +83,9 @@ def test_real_data_is_used_or_skipped_with_a_reason(tmp_path: Path) -> None:
     skipped = _pytest(tmp_path, PYCAP_DATA=str(tmp_path / "absent"))
     assert skipped.returncode == 0
     assert "set PYCAP_DATA" in skipped.stdout
+
+
+def test_what_needs_a_browser_is_skipped_where_there_is_none(tmp_path: Path) -> None:
+    skipped = _pytest(tmp_path, test="@pytest.mark.browser\ndef test_it(): assert False\n", PATH=str(tmp_path))
+    assert skipped.returncode == 0
+    assert "there is no chromium on the PATH" in skipped.stdout
