@@ -53,7 +53,7 @@ def row(rooms: str = "", lazy_rooms: str = "", packages: str = "numpy", lazy_pac
 CORE = "device memory graphs backends autograd ops"
 MODEL = f"{CORE} nn models schedules optim decode"
 FILES = "data metrics weights config tensorfile checkpoint distributed"
-FULL = f"arena {MODEL} {FILES} captioner training bulk progress signals pages"
+FULL = f"arena provenance {MODEL} {FILES} captioner training bulk progress signals pages"
 
 TABLE: dict[str, Row] = {
     "kernels": row(packages="triton numpy", lazy_packages="cupy ml_dtypes"),
@@ -74,6 +74,7 @@ TABLE: dict[str, Row] = {
     # Captures work that is given to it, and knows no kernel (docs/decisions/0013-captured-steps.md).
     "graphs": row("device memory", packages=""),
     "autograd": row("memory"),
+    "provenance": row("device backends", lazy_packages="PIL"),
     "ops": row("device memory autograd backends"),
     "nn": row("device memory autograd backends ops"),
     "models": row(f"{CORE} nn"),
@@ -97,7 +98,7 @@ TABLE: dict[str, Row] = {
     "signals": row(packages=""),
     # Jobs of captioning: they know items and captions, and no model.
     "bulk": row("data progress signals"),
-    "training": row(f"arena {MODEL} {FILES} captioner progress signals pages"),
+    "training": row(f"arena {MODEL} {FILES} captioner progress signals pages provenance"),
     "testing": row("device memory autograd backends ops"),
     # The look of pages: text, and nothing else.
     "pages": row(packages=""),

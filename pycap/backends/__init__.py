@@ -415,25 +415,36 @@ def no_gpu() -> str:
     return _no_gpu
 
 
-def explain() -> list[Choice]:
-    """Print the device, which backend serves each primitive and why, and the fusions; returns the choices as a list."""
+def choices() -> list[Choice]:
+    """Which backend serves each primitive now, and why."""
     if not _choices:
         select()
+    return list(_choices)
+
+
+def explain() -> list[Choice]:
+    """Print the device, which backend serves each primitive and why, and the fusions; returns the choices as a list."""
+    chosen = choices()
     print(f"device {devices.current()}{f' ({_no_gpu})' if _no_gpu else ''}")
-    for choice in _choices:
+    for choice in chosen:
         print(f"{choice.primitive:24} {choice.backend:10} {choice.reason}")
     print(f"fusions: {', '.join(name for name in FUSIONS if getattr(kernels, name) is not None) or 'none'}")
-    return list(_choices)
+    return chosen
 
 
 def bfloat16_unit() -> str:
     """What multiplies bfloat16 matrices: "amx" (the CPU's tiles), "tensor cores", or "float32" after widening, at its speed."""
-    if not _choices:
-        select()
-    serving = {choice.primitive: choice.backend for choice in _choices}.get("conv2d_forward")
+    serving = {choice.primitive: choice.backend for choice in choices()}.get("conv2d_forward")
     if serving == "cpp":
-        return _load("cpp").info()["bf16"]
+        return cpp_info()["bf16"]
     return "tensor cores" if serving in ("cuda", "triton") and devices.current() == "cuda" else "float32"
+
+
+def cpp_info() -> dict[str, Any]:
+    """What the C++ backend says of itself: `isa`, `threads`, `bf16`, `openblas`, `compiler`, ... BackendError without it."""
+    if reason := available("cpp"):
+        raise BackendError(f"backend 'cpp': {reason}")
+    return dict(_load("cpp").info())
 
 
 _float32_products = "fp32"

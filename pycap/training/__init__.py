@@ -14,6 +14,8 @@
 | `captioning.py`, `classification.py` | what is validated and shown of a captioner, of a classifier |
 | `folder.py`, `samples.py` | the run's folder: log, captions, skipped files; the page of samples |
 | `record.py` | what a run leaves there: checkpoints, rows of the log; of several ranks the first writes |
+| `provenance.py` | with what, on what and from where the run was started, and gone on with |
+| `watch.py` | who is told of a run as it goes |
 | `progress.py` | what the person at the terminal sees |
 | `run.py` | the loop: epochs, validation, checkpoints, resuming |
 """

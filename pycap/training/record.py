@@ -19,6 +19,7 @@ from pycap.training.samples import Sample, write_samples
 from pycap.training.shares import differing, led
 from pycap.training.sources import Source
 from pycap.training.trainer import StepResult, Trainer
+from pycap.training.watch import Watch
 
 
 class Record:
@@ -33,10 +34,11 @@ class Record:
         vocab: Vocabulary,
         spec: PreprocessSpec,
         source: Source,
+        watch: Watch,
         *,
         resumed: bool,
     ) -> None:
-        """Begin the log, or go on with that of the run that is resumed, at the trainer's step."""
+        """Begin the log, or go on with that of the run that is resumed, at the trainer's step. watch: told of each row."""
         self.folder, self._ranks, self._config, self._model, self._trainer = (
             config.run_dir,
             ranks,
@@ -45,6 +47,7 @@ class Record:
             trainer,
         )
         self._vocab, self._spec, self._data = vocab, spec, source.digest()
+        self._watch = watch
         self._log: Log | None = None
         led(ranks, lambda: self._begin(source, resumed))
         if resumed:
@@ -66,26 +69,31 @@ class Record:
 
     def write(self, kind: str, **row: Any) -> None:
         """A row of the log, of the step that was made last."""
+        self._write({"kind": kind, "step": self._trainer.step_number, **row})
+
+    def _write(self, row: dict[str, Any]) -> None:
         if self._log is not None:
-            self._log.write(kind=kind, step=self._trainer.step_number, **row)
+            self._log.write(**row)
+        self._watch.row(row)
 
     def step(self, result: StepResult, epoch: int, rate: float, waited: float) -> None:
         """The row of a step. epoch: from 1; rate: images a second; waited: the part of the time in which images were waited
         for."""
-        if self._log is not None:
-            self._log.write(
-                kind="train",
-                step=result.step,
-                epoch=epoch,
-                objective=self._trainer.objective,
-                loss=result.loss,
-                tokens=result.tokens,
-                lr=result.lr,
-                norms=result.norms,
-                images_per_s=rate,
-                waited=waited,
+        self._write(
+            {
+                "kind": "train",
+                "step": result.step,
+                "epoch": epoch,
+                "objective": self._trainer.objective,
+                "loss": result.loss,
+                "tokens": result.tokens,
+                "lr": result.lr,
+                "norms": result.norms,
+                "images_per_s": rate,
+                "waited": waited,
                 **result.figures,
-            )
+            }
+        )
 
     def samples(self, samples: list[Sample], scores: dict[str, float] | None = None) -> None:
         """The page of images and captions. scores: of the validation that they come from; None: they are by the best

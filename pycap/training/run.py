@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from pycap.data.loader import Batch, Loader
 from pycap.device import cpu_count, current
 from pycap.models.classifier import Classifier
 from pycap.signals import Stopping
-from pycap.training import features, scst, shares, sources, start
+from pycap.training import features, provenance, scst, shares, sources, start
 from pycap.training import folder as run_folder
 from pycap.training import plan as memory_plan
 from pycap.training.captioning import Captioning
@@ -29,6 +30,7 @@ from pycap.training.feed import TOLERATED, Fed, Feed, Stall
 from pycap.training.progress import Display
 from pycap.training.record import Record
 from pycap.training.trainer import Diverged, Pending, StepResult, Trainer
+from pycap.training.watch import Watch
 
 
 class Stopped(Exception):
@@ -63,9 +65,11 @@ class Position:
     stale: int = 0
 
 
-def run(config: TrainConfig) -> RunResult:
-    """Train as `config` says, in its run folder, together with the other ranks of this job. Raises the errors of its parts, and
-    Stopped after Ctrl-C or SIGTERM."""
+def run(config: TrainConfig, watch: Watch | None = None) -> RunResult:
+    """Train as `config` says, in its run folder, together with the other ranks of this job. watch: told of it as it goes.
+
+    Raises the errors of its parts, and Stopped after Ctrl-C or SIGTERM.
+    """
     config.validate()
     ranks = distributed.current()
     if config.batch_size < ranks.size:
@@ -79,12 +83,12 @@ def run(config: TrainConfig) -> RunResult:
         scst.check(config)
     backends.select(config.device, config.backend)
     backends.set_threads(config.threads or cpu_count())
-    return _Run(config, ranks).go()
+    return _Run(config, ranks, watch or Watch()).go()
 
 
 class _Run:
-    def __init__(self, config: TrainConfig, ranks: distributed.Ranks) -> None:
-        self.ranks = ranks
+    def __init__(self, config: TrainConfig, ranks: distributed.Ranks, watch: Watch) -> None:
+        self.ranks, self.watch = ranks, watch
         self.say: Callable[[str], None] = _printed if ranks.rank == 0 else _unsaid
         begun = start.find(config, self.say, ranks)
         config, self.source, self.vocab, self.spec = begun.config, begun.source, begun.vocab, begun.spec
@@ -119,8 +123,12 @@ class _Run:
             self._continue(resumed)
         shares.require_same(ranks, self.model.state_arrays() | self.trainer.optimizer.state_arrays())
         self.record = Record(
-            ranks, config, self.model, self.trainer, self.vocab, self.spec, self.source, resumed=bool(resumed)
+            ranks, config, self.model, self.trainer, self.vocab, self.spec, self.source, watch, resumed=bool(resumed)
         )
+        step, position = self.trainer.step_number, asdict(self.position)
+        origin = provenance.describe(passes, begun, self.model.state_arrays(), step, position, ranks)
+        shares.led(ranks, lambda: provenance.append(self.folder, origin))
+        watch.begins(origin)
         self.task = (
             Classification(self.model, self.vocab, self.spec, config, self.source, ranks)
             if isinstance(self.model, Classifier)
@@ -269,7 +277,10 @@ class _Run:
                 position.batch = fed.batch.index + 1
                 asked, number = self._asked(self.loaders.train), self.trainer.step_number
                 saves = bool(pending and config.save_checkpoint_every) and number % config.save_checkpoint_every == 0
-                finish(0 if asked or saves or self._at_limit() else self.trainer.ahead)
+                shown = bool(pending) and self.watch.wants(number)
+                finish(0 if asked or saves or shown or self._at_limit() else self.trainer.ahead)
+                if shown:
+                    self.watch.stands(number, self.model.state_arrays(), self.trainer.optimizer.state_arrays())
                 if asked:
                     self._stop(asked)
                 if saves:
@@ -286,9 +297,12 @@ class _Run:
 
     def _launch(self, fed: Fed) -> Pending | None:
         try:
-            return self.trainer.launch(fed.batch, fed.images)
+            pending = self.trainer.launch(fed.batch, fed.images)
         except Diverged as error:
             raise self._diverged(error) from error
+        if pending:
+            self.watch.launched(self.trainer.step_number, fed.batch)
+        return pending
 
     def _result(self, pending: Pending) -> StepResult:
         try:
@@ -371,12 +385,13 @@ class _Run:
         """The signal that asks all ranks to stop, whichever of them was sent it, or 0. Each tells the others on this occasion
         which images of `loader` it found unusable."""
         ranks, news = self.ranks, loader.news()
-        signals, unusable = ranks.total(np.array([bool(self.signals.number), len(news)]))
+        own = self.signals.number or (signal.SIGTERM if self.watch.ends(asdict(self.position)) else 0)
+        signals, unusable = ranks.total(np.array([bool(own), len(news)]))
         if unusable:
             for rank, told in enumerate(ranks.each(news)):
                 if rank != ranks.rank:
                     loader.skip(told)
-        return max(ranks.each(self.signals.number or 0)) if signals else 0
+        return max(ranks.each(int(own))) if signals else 0
 
     def _stop(self, number: int) -> None:
         self._save("last")
