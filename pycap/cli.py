@@ -62,7 +62,7 @@ def _command(argv: list[str]) -> None:
 
 def _run(argv: Sequence[str]) -> int:
     """The command's status; an error's text, or that of a wrong option, comes as SystemExit."""
-    from pycap.distributed import alike
+    from pycap.distributed import alike, plain_warnings
 
     with alike():
         args = _arguments(argv)
@@ -85,7 +85,8 @@ def _run(argv: Sequence[str]) -> int:
 
         commands["export"] = export_checkpoint
     try:
-        return commands[args.command](args)
+        with plain_warnings(f"pycap {args.command}"):
+            return commands[args.command](args)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:  # DataError and Diverged among them
         sys.exit(f"pycap {args.command}: error: {error}")
     except MemoryError as error:  # of the host, or CuPy's of the GPU

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pycap.checkpoint import CheckpointError
     from pycap.data import DataError
     from pycap.device import DeviceError
-    from pycap.distributed import DistributedError, alike, started
+    from pycap.distributed import DistributedError, alike, plain_warnings, started
 
     try:
         with started() as ranks:
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             from pycap.training.trainer import Diverged
 
             try:
-                train(config)
+                with plain_warnings("train.py"):
+                    train(config)
             except Stopped as stop:
                 if ranks.rank == 0:
                     print(stop, flush=True)

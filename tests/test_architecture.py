@@ -87,7 +87,7 @@ TABLE: dict[str, Row] = {
     "import_vgg": row("weights", packages=""),
     "config": row(packages="", lazy_packages="jsonargparse yaml"),
     "tensorfile": row(),
-    "checkpoint": row("config data tensorfile", packages="numpy safetensors", lazy_packages="yaml"),
+    "checkpoint": row("config data tensorfile"),
     "distributed": row("device memory autograd backends", lazy_packages="mpi4py cupy"),
     # Builds the GPU kernels' machine code.
     "cubins": row("device memory backends backends.triton kernels"),
@@ -427,7 +427,7 @@ def test_a_forbidden_import_is_found(path: str, source: str, said: str) -> None:
         ("pycap/cli.py", "def f():\n    from pycap.train import main"),
         ("pycap/nn/__init__.py", "from .linear import Linear\nfrom pycap.ops import linear\nimport math"),
         ("pycap/export/folder.py", "def f():\n    import onnx.checker"),
-        ("pycap/checkpoint.py", "from pycap import __version__"),
+        ("pycap/checkpoint/versions.py", "from pycap import __version__"),
         ("tests/test_train.py", "from pycap.testing import gradcheck\nimport pandas"),
     ],
 )

@@ -81,7 +81,7 @@ def _read_yaml(path: Path) -> Mapping[Any, Any]:
         raw = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: no UTF-8, no number, no date
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path}: holds {type(raw).__name__}, not lines of `option: value`")

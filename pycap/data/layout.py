@@ -105,6 +105,8 @@ def read_json(path: Path) -> Any:
         raise DataError(
             f"{path}: not valid JSON at {where}: {error.msg}; the file may be cut short, fetch it again"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in brackets without end
+        raise DataError(f"{path}: no JSON that can be read ({error}); fetch it again") from error
 
 
 def find_folder(root: Path, names: Iterable[str]) -> Path | None:

@@ -22,9 +22,10 @@ import io
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
 
 from pycap import device
 from pycap.distributed import machine
@@ -35,7 +36,18 @@ if TYPE_CHECKING:
     from pycap.distributed.mpi import MpiRanks
     from pycap.distributed.sockets import SocketRanks
 
-__all__ = ["ALONE", "Alone", "DistributedError", "Ranks", "Summing", "advise", "alike", "current", "started"]
+__all__ = [
+    "ALONE",
+    "Alone",
+    "DistributedError",
+    "Ranks",
+    "Summing",
+    "advise",
+    "alike",
+    "current",
+    "plain_warnings",
+    "started",
+]
 
 T = TypeVar("T")
 
@@ -173,6 +185,32 @@ def alike() -> Iterator[None]:
     except SystemExit as end:
         end.add_note(said.getvalue().rstrip())
         raise
+
+
+@contextmanager
+def plain_warnings(program: str) -> Iterator[None]:
+    """Within this pycap's own warnings are a line each of the terminal, told by rank 0, and never errors; others stay as Python
+    shows them."""
+    shown = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category.__module__.partition(".")[0] != "pycap":
+            shown(message, category, filename, lineno, file, line)
+        elif _current.rank == 0:
+            print(f"{program}: warning: {message}", file=sys.stderr, flush=True)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
 
 
 def advise(remedy: str) -> None:

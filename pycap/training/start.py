@@ -65,7 +65,7 @@ def find(config: TrainConfig, say: Callable[[str], None], ranks: Ranks = ALONE) 
     """
     saved = None
     if config.resume:
-        saved = checkpoint.load(config.resume, prefer="last")
+        saved = checkpoint.load(config.resume, prefer="last", optimizer=True)
     elif config.init_from:
         saved = checkpoint.load(config.init_from)
     source, config = sources.find(config, say, ranks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from pycap import checkpoint
@@ -19,8 +18,7 @@ def read(path: Path) -> VGGWeights:
     except checkpoint.CheckpointError as error:
         raise WeightsError(f"{error}, or give a file of weights") from error
     ours = {name.removeprefix(_PREFIX): array for name, array in saved.model.items() if name.startswith(_PREFIX)}
-    with open(saved.folder / checkpoint.MODEL, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = checkpoint.sha256(saved.folder, checkpoint.MODEL)
     spec = PreprocessSpec.from_dict(saved.preprocess)
     return VGGWeights(
         ours,

@@ -18,6 +18,7 @@ from pycap.captioner import Caption, Captioner
 from pycap.cli import main
 from pycap.data.items import Item
 from pycap.data.results import read_results
+from tests.train.checkpoints import vouch
 
 
 def interrupted(*arguments: object) -> None:
@@ -128,6 +129,7 @@ def test_another_checkpoint_and_other_decoding_are_refused_by_name(
     shutil.copytree(trained / "best", other)
     words = json.loads((other / "vocab.json").read_text())
     (other / "vocab.json").write_text(json.dumps(words, indent=3))
+    vouch(other)
     for changed, named in (
         ([command[0], other, *command[2:]], f'checkpoints was ["{trained}'),
         ([*command, "--beam-size", 4], "decoding: beam size was 3 and is 4 now"),

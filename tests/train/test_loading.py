@@ -15,6 +15,7 @@ from pycap.autograd import Tensor
 from pycap.captioner import Captioner, build_model, load_weights
 from pycap.data.images import PreprocessSpec
 from pycap.data.vocab import Vocabulary
+from tests.train.checkpoints import vouch
 from tests.train.runs import tiny
 
 SPEC = PreprocessSpec(resize=64, crop=64)
@@ -55,6 +56,7 @@ def test_the_classifier_of_words_is_there_where_the_checkpoint_has_it(tmp_path: 
     (tmp_path / "best" / "config.yaml").write_text(
         (tmp_path / "best" / "config.yaml").read_text().replace("pretrain_words: 0", "pretrain_words: 1")
     )
+    vouch(tmp_path / "best")
     loaded = Captioner.load(tmp_path / "best").model
     assert loaded.state_arrays().keys() == saved.keys()  # never weights that nothing was loaded into
 

@@ -22,6 +22,7 @@ from pycap.train import main
 from pycap.training import start as starting
 from pycap.training.run import Stopped
 from pycap.training.trainer import Diverged, Trainer
+from tests.train.checkpoints import vouch
 from tests.train.runs import tiny
 
 
@@ -312,6 +313,7 @@ def test_vocabulary_that_does_not_fit(trained: Path, tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["words"] = content["words"][:-1]
     path.write_text(json.dumps(content))
+    vouch(run / "best")
     with pytest.raises(CheckpointError, match=r"vocab\.json.*words, but the weights"):
         pycap.load(run)
 
