@@ -18,6 +18,8 @@ comma := ,
 # Backends whose absence fails the tests instead of skipping them (docs/env.md).
 PYCAP_REQUIRE ?= reference,cpp,triton-interpret,cuda-emu,mpi,onnx$(if $(PEERS),$(comma)peers$(comma)onnxruntime)$(if $(BROWSER),$(comma)browser)
 PYTEST_ARGS ?=
+# Processes of `make test`, each with whole files of tests.
+JOBS ?= $(shell nproc)
 # What tests of the GPU kernels need, without a GPU: Triton's interpreter and compiler, and CuPy's names. Not part of `make dev`:
 # a third of a gigabyte to download.
 GPU_TESTS := "triton>=3.9" "cupy-cuda13x>=14"
@@ -49,7 +51,7 @@ run: dev ## train on COCO if it is there, else on the demo set; then caption hel
 	$(PY) train.py --stage coco
 
 test: lint $(VENV)/.gpu-tests $(VENV)/.emulation $(if $(PEERS),$(VENV)/.peers) ## lint and tests; PEERS=1 installs PyTorch (CPU) and ONNX Runtime and compares with them; BROWSER=1 insists on the pages' tests in Chromium
-	PYCAP_REQUIRE=$(PYCAP_REQUIRE) $(PY) -m pytest $(if $(PEERS),,-m "not peers") $(PYTEST_ARGS)
+	PYCAP_REQUIRE=$(PYCAP_REQUIRE) $(PY) -m pytest --numprocesses=$(JOBS) --dist=loadfile $(if $(PEERS),,-m "not peers") $(PYTEST_ARGS)
 
 lint: dev ## ruff, mypy, clang-format and hadolint (Dockerfile), changing nothing
 	$(VENV)/bin/ruff check .

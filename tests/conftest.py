@@ -17,6 +17,8 @@ import pytest
 # bit on every run; OpenMP on two, so that the division of work among threads is tested on every machine.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Threads wait asleep: those of two processes of tests on two CPUs would spin in each other's way.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Triton's kernels run in its interpreter, on NumPy arrays; `make gpu` sets 0, and they run on the GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 # On a machine with a GPU too: what is meant for one names it.
