@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pycap.commands import parser as command_line
+from pycap.commands import planning
 
 
 def _decoding(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -111,6 +112,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     from pycap.config.options import did_you_mean
 
     parser, commands = command_line()
+    if argv[:1] == ["doctor"] and "--plan" in argv:
+        parser = planning()
     args, options = parser.parse_known_args(argv)
     if options and args.command != "paper" and not (args.command == "doctor" and args.plan):
         known = re.findall("--[a-z][a-z-]+", commands[args.command].format_help())

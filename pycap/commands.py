@@ -161,18 +161,36 @@ def parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
 
     doctor = commands.add_parser(
         "doctor",
-        help="what this machine has, which kernels run where, and how much memory a training run needs",
+        help="whether a data folder can be trained on (pycap doctor DIR); what this machine has, and what a run needs of it",
+        description="With folders: look at captions and at every image, and say what is wrong and what helps (docs/data.md). "
+        "Without: what this machine has, and which kernels run where.",
+        epilog="Status with folders: 0 nothing found, or warnings and notes; 1 an error found. No file is written without "
+        "--output.",
     )
-    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument("folders", nargs="*", metavar="DIR", help="a data set, as --data takes it; or a file of picks")
+    _add_planning(doctor)
     doctor.add_argument(
-        "--plan", action="store_true", help="how much GPU memory training needs; options of pycap train may follow"
+        "--stage", metavar="KIND", help="what the folder holds, or a stage (default: found by its files)"
+    )
+    doctor.add_argument("--data", metavar="DIR", help="as DIR; with --datasets the folder that holds the sets")
+    doctor.add_argument(
+        "--datasets", metavar="A+B", help="sets that are trained on together, as pycap train takes them"
     )
     doctor.add_argument(
-        "--vocabulary", type=_positive, default=10_000, metavar="N", help="with --plan: words (default: %(default)s)"
+        "--sample", type=_positive, metavar="N", help="read the files of N images only (default: of all of them)"
     )
     doctor.add_argument(
-        "--ranks", type=_positive, default=1, metavar="N", help="with --plan: GPUs that share each batch (default: 1)"
+        "--word-count-threshold",
+        "--word_count_threshold",
+        type=_positive,
+        default=5,
+        metavar="N",
+        help="as of pycap train: words seen less often are unknown (default: %(default)s)",
     )
+    doctor.add_argument(
+        "--output", metavar="FILE", help="write the report here too: a page (.html), .json, .md or .txt"
+    )
+    doctor.add_argument("--strict", action="store_true", help="status 1 for warnings too")
 
     serve = commands.add_parser("serve", help="a REST service that captions images, and a page to try it")
     _add_serving(serve)
@@ -205,6 +223,33 @@ def parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
         )
         command.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
     return whole, commands.choices
+
+
+def planning() -> argparse.ArgumentParser:
+    """The parser of `pycap doctor --plan`, which options of training may follow: it knows no folders, so that it takes none of
+    their values for one."""
+    parser = argparse.ArgumentParser(
+        prog="pycap doctor", description="What a training run needs; its options may follow."
+    )
+    parser.add_argument("command", choices=("doctor",), help=argparse.SUPPRESS)
+    _add_planning(parser)
+    return parser
+
+
+def _add_planning(command: argparse.ArgumentParser) -> None:
+    """Options of `pycap doctor` that have no data folder."""
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument(
+        "--plan",
+        action="store_true",
+        help="what a run needs of the GPU's memory and of the disk; options of pycap train may follow",
+    )
+    command.add_argument(
+        "--vocabulary", type=_positive, default=10_000, metavar="N", help="with --plan: words (default: %(default)s)"
+    )
+    command.add_argument(
+        "--ranks", type=_positive, default=1, metavar="N", help="with --plan: GPUs that share each batch (default: 1)"
+    )
 
 
 def _add_serving(command: argparse.ArgumentParser) -> None:

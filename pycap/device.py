@@ -270,8 +270,12 @@ def cpu_count() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
-    if _cpus is not None:
-        return _cpus
+    return allowed_cpus() if _cpus is None else _cpus
+
+
+def allowed_cpus() -> int:
+    """CPUs of this process's affinity mask, and of those no more than the container's share of time: more threads wait for each
+    other."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cpus, _quota(cpus))
 

@@ -124,7 +124,7 @@ TABLE |= {
     name: row(FULL, packages="numpy PIL rich", lazy_packages="h5py nltk pycocoevalcap jsonargparse yaml")
     for name in ("train", "evaluate", "caption", "features", "paper")
 }
-TABLE["doctor"] = row(FULL, "cubins _cuda", packages="numpy")
+TABLE["doctor"] = row(FULL, "cubins _cuda", packages="numpy PIL", lazy_packages="rich")
 
 FRAMEWORKS = frozenset(
     ("torch", "torchvision", "tensorflow", "jax", "jaxlib", "flax", "keras", "mxnet", "tinygrad", "chainer", "paddle")

@@ -23,8 +23,8 @@
 | `disk.py` | what is on the disk, and kept from other processes |
 | `forms.py`, `results.py` | files of captions that a model made, written and read |
 
-Bad input is either tolerated and listed (a problem: `{"file", "reason"}`, with more keys where they help) or, when
-nothing usable is left, one `DataError` that names the file, the value and the remedy.
+Bad input is either tolerated and listed (a problem: `{"kind", "file", "reason"}`, with more keys where they help; kinds are
+those of `pycap doctor`) or, when nothing usable is left, one `DataError` that names the file, the value and the remedy.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def read_captions(file: Path) -> tuple[list[tuple[int | str, str]], dict[int | s
             )
         if image_id in names:
             reason = f'image id {image_id} stands twice in "images" ({names[image_id]} and {name}); the first is used'
-            problems.append({"file": file.name, "reason": reason})
+            problems.append({"kind": "image-id-twice", "file": file.name, "image": names[image_id], "reason": reason})
         else:
             names[image_id] = name
     captions: dict[int | str, list[Any]] = {image_id: [] for image_id in names}
@@ -121,10 +121,12 @@ def read_captions(file: Path) -> tuple[list[tuple[int | str, str]], dict[int | s
         reason = f'{share} annotations name image ids that "images" lacks (first: {unknown[0]!r})'
         if len(unknown) == len(annotations):
             raise DataError(
-                f'{file}: {reason}; "images" and "annotations" come from different files, fetch the original again'
+                f'{file}: {reason}; "images" and "annotations" come from different files, fetch the original again '
+                f"(pycap doctor {file.parent.parent} tells more)"
             )
         reason += "; they are left out"
-        problems.append({"file": file.name, "reason": reason, "count": len(unknown), "first": unknown[0]})
+        problem = {"kind": "unknown-image-id", "file": file.name, "reason": reason}
+        problems.append({**problem, "count": len(unknown), "first": unknown[0]})
     return list(names.items()), captions, problems
 
 

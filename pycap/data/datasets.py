@@ -147,11 +147,28 @@ def remarks(parts: Sequence[Part]) -> list[str]:
     return [told[part.kind] for part in parts if part.kind in told]
 
 
+def present(part: Part) -> list[str]:
+    """The splits that a data set has files of; DataError as for `load`."""
+    dataset = karpathy.find(part.path, part.name)
+    return karpathy.splits(dataset) if dataset else _READERS[part.name].splits(part.path)
+
+
+def entries(part: Part, split: str) -> Listed:
+    """One split of a data set that is no picks, as its caption files have it; DataError as for `load`."""
+    dataset = karpathy.find(part.path, part.name)
+    return karpathy.listed(part.path, split, dataset) if dataset else _READERS[part.name].listed(part.path, split)
+
+
+def within_set(file_name: str) -> str:
+    """What names the photograph in file names of one set: the stem, without COCO's `COCO_val2014_`."""
+    return _COCO_PREFIX.sub("", Path(file_name).stem)
+
+
 def photograph(file_name: str) -> str:
     """What names the photograph in file names of different sets: the stem, without COCO's `COCO_val2014_` and without the
     secret that Flickr8k's names have after Flickr's number (`1000268201_693b08cb0e.jpg` is Flickr30k's `1000268201.jpg`).
     """
-    stem = _COCO_PREFIX.sub("", Path(file_name).stem)
+    stem = within_set(file_name)
     flickr = _FLICKR_SECRET.fullmatch(stem)
     return flickr[1] if flickr else stem
 
@@ -161,48 +178,40 @@ def _listed(part: Part, split: str) -> Listed:
         return picks.listed(part.path, part.root)
     if split == "all" or (part.kind == "coco_all" and split == "train"):
         return _all(part)
-    return _one(part, split)
-
-
-def _one(part: Part, split: str) -> Listed:
-    dataset = karpathy.find(part.path, part.name)
-    return karpathy.listed(part.path, split, dataset) if dataset else _READERS[part.name].listed(part.path, split)
-
-
-def _splits(part: Part) -> list[str]:
-    dataset = karpathy.find(part.path, part.name)
-    return karpathy.splits(dataset) if dataset else _READERS[part.name].splits(part.path)
+    return entries(part, split)
 
 
 def _all(part: Part) -> Listed:
     """Every split that the part has, each image once."""
-    present = _splits(part)
-    if not present:
-        return _one(part, "train")  # raises: says what is missing
-    entries: dict[Path, Entry] = {}
+    splits = present(part)
+    if not splits:
+        return entries(part, "train")  # raises: says what is missing
+    kept: dict[Path, Entry] = {}
     ids: dict[int | str, Path] = {}
     problems: dict[str, Problem] = {}
     looked_for = []
-    for split in present:
-        found = _one(part, split)
+    for split in splits:
+        found = entries(part, split)
         looked_for.append(found.looked_for)
         problems.update((str(problem), problem) for problem in found.problems)
         for entry in found.entries:
             if ids.setdefault(entry.image_id, entry.path) == entry.path:
-                entries.setdefault(entry.path, entry)
+                kept.setdefault(entry.path, entry)
             else:
                 reason = f"image id {entry.image_id} is {ids[entry.image_id]} too; {entry.path} is left out"
-                problems[reason] = {"file": entry.file_name, "reason": reason}
-    return Listed(list(entries.values()), "; ".join(dict.fromkeys(looked_for)), list(problems.values()))
+                problems[reason] = {"kind": "image-id-twice", "file": entry.file_name, "reason": reason}
+    return Listed(list(kept.values()), "; ".join(dict.fromkeys(looked_for)), list(problems.values()))
 
 
 def _held_out(part: Part) -> dict[str, str]:
     """By photograph, the split and file name of what the part holds out; whether the file exists does not matter."""
     if part.kind in ("coco_all", "picks"):
         return {}
-    splits = [split for split in _splits(part) if split != "train"]
+    splits = [split for split in present(part) if split != "train"]
     return {
-        photograph(e.file_name): f"{split} image {e.file_name}" for split in splits for e in _one(part, split).entries
+        photograph(e.file_name): f"{split} image {e.file_name}"
+        for split in splits
+        for e in entries(part, split).entries
     }
 
 
@@ -217,7 +226,8 @@ def _without(found: Listed, part: Part, held: dict[Part, dict[str, str]]) -> Lis
             kept.append(entry)
         else:
             reason = f"it is {owner[0]}'s {owner[1]}, so that training on it would leak; it is left out"
-            problems.append({"file": entry.file_name, "reason": reason, "held_out_by": owner[0]})
+            problem = {"kind": "held-out-elsewhere", "file": entry.file_name, "reason": reason}
+            problems.append({**problem, "held_out_by": owner[0]})
     return Listed(kept, found.looked_for, found.problems + problems)
 
 

@@ -88,9 +88,8 @@ def read_captions(file: Path) -> tuple[dict[str, list[Any]], list[Problem]]:
     problems: list[Problem] = []
     for number, name, caption in lines:
         if name is None:
-            problems.append(
-                {"file": file.name, "line": number, "reason": f"line {number} is not `{form}`: {caption[:60]!r}"}
-            )
+            reason = f"line {number} is not `{form}`: {caption[:60]!r}"
+            problems.append({"kind": "broken-line", "file": file.name, "line": number, "reason": reason})
         elif Path(name).suffix.lower() in IMAGE_SUFFIXES:
             captions.setdefault(name, []).append(caption)
         else:
@@ -100,7 +99,7 @@ def read_captions(file: Path) -> tuple[dict[str, list[Any]], list[Problem]]:
         raise DataError(f"{file}: no line has the form `{form}` ({first}); fetch the original file again")
     for name, count in broken.items():
         reason = f"the key {name!r} of {file.name} is no image name; its {count} captions are left out"
-        problems.append({"file": name, "reason": reason, "count": count})
+        problems.append({"kind": "broken-key", "file": name, "reason": reason, "count": count})
     return captions, problems
 
 

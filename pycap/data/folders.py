@@ -49,7 +49,11 @@ def load(root: Path) -> tuple[list[Example], list[Example], list[Problem]]:
         apart = {example.file_name for images in val.values() for example in images}
         train = {name: [e for e in images if e.file_name not in apart] for name, images in train.items()}
     problems += [
-        {"file": f"val/{name}", "reason": "no image to validate on; the class is trained all the same"}
+        {
+            "kind": "class-without-validation",
+            "file": f"val/{name}",
+            "reason": "no image to validate on; the class is trained all the same",
+        }
         for name in train
         if not val.get(name)
     ]
@@ -98,7 +102,8 @@ def _split(root: Path, split: str) -> tuple[dict[str, list[Example]], list[Probl
         if images := _images(folder, name):
             found[name] = images
         else:
-            problems.append({"file": f"{split}/{name}", "reason": "the folder holds no image; it is left out"})
+            reason = "the folder holds no image; it is left out"
+            problems.append({"kind": "class-without-images", "file": f"{split}/{name}", "reason": reason})
     if not found:
         raise DataError(
             f"{folder}: no folder of a class with images in it ({split}/CLASS/*.JPEG); it holds: {contents(folder)}; "

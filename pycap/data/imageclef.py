@@ -78,7 +78,7 @@ def read_sentences(file: Path) -> tuple[dict[str, list[Any]], list[Problem]]:
             captions.setdefault(image_id, []).extend(sentences)
         elif line.strip():
             reason = f"line {number} is not `IMAGE_ID<TAB>sentence`: {line.strip()[:60]!r}"
-            problems.append({"file": file.name, "line": number, "reason": reason})
+            problems.append({"kind": "broken-line", "file": file.name, "line": number, "reason": reason})
     if not captions:
         raise DataError(f"{file}: no line has the form `IMAGE_ID<TAB>sentence` ({problems[0]['reason']})")
     return captions, problems

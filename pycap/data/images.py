@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ _REDUCED = 2
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error)
 # How a file begins that is HEIC or AVIF, after the four bytes of a length.
 _HEIF = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1", b"ftypavif", b"ftypavis")
+_TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 _ORIENTATION = 0x0112
 # EXIF orientation -> what brings the picture upright.
 _UPRIGHT = {
@@ -165,7 +166,7 @@ def _converted(image: Image.Image) -> Image.Image:
         return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point samples, whose range is unknown; save it with 8 or 16 bits")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode in _TRANSPARENT or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
@@ -186,13 +187,50 @@ def decode_image(
     if out is None:
         out = np.empty((size, size, 3), np.uint8)
     with _opened(source, name) as image:
-        drafted = image.draft("RGB", (_REDUCED * size, _REDUCED * size))
-        image.load()  # before the orientation is read: Pillow turns TIFFs itself, and a PNG's EXIF may come last
-        orientation = _orientation(image)
-        squash(_to_rgb(image), out, drafted[1][2:] if drafted else None)
+        _decode(image, size, out)
+    return out
+
+
+class Header(NamedTuple):
+    """What an image's header says. format, mode: Pillow's names (`JPEG`, `CMYK`); width, height: of the pixels as they lie
+    in the file; transparent, animated: whether some pixel may be, and whether there are more pictures than the one used."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    transparent: bool
+    animated: bool
+
+
+def look(source: str | os.PathLike[str] | bytes, size: int, name: str, out: Pixels) -> Header:
+    """As `decode_image`, and what the header says."""
+    with _opened(source, name) as image:
+        transparent = image.mode in _TRANSPARENT or "transparency" in image.info
+        header = Header(
+            image.format or "", image.mode, image.width, image.height, transparent, _has_more_pictures(image)
+        )
+        _decode(image, size, out)
+    return header
+
+
+def _has_more_pictures(image: Image.Image) -> bool:
+    """Whether a file holds an animation, or several pages; what is broken behind the first picture does not matter."""
+    try:
+        # Of a JPEG further pictures are previews of it, as cameras put them there.
+        return image.format in ("GIF", "PNG", "WEBP", "TIFF") and bool(getattr(image, "is_animated", False))
+    except _DECODER_ERRORS:
+        return False
+
+
+def _decode(image: Image.Image, size: int, out: Pixels) -> None:
+    """What `decode_image` does with an opened image."""
+    drafted = image.draft("RGB", (_REDUCED * size, _REDUCED * size))
+    image.load()  # before the orientation is read: Pillow turns TIFFs itself, and a PNG's EXIF may come last
+    orientation = _orientation(image)
+    squash(_to_rgb(image), out, drafted[1][2:] if drafted else None)
     if orientation != 1:
         out[...] = np.asarray(Image.fromarray(out).transpose(_UPRIGHT[orientation]))
-    return out
 
 
 def preview(source: str | os.PathLike[str] | bytes, side: int, name: str | None = None) -> bytes:

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pycap.data import DataError, Example, Problem
 from pycap.data.vocab import has_words
@@ -58,7 +60,7 @@ class Listed:
 def contents(folder: Path, limit: int = 12) -> str:
     """What a folder holds, for an error message: the first `limit` names, folders with a slash."""
     with os.scandir(folder) as entries:
-        names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in entries)
+        names = sorted(entry.name + ("/" if _is_folder(entry) else "") for entry in entries)
     if not names:
         return "nothing"
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
@@ -79,10 +81,32 @@ def layout_error(root: Path, stage: str, missing: str) -> DataError:
     return DataError(f"{root}: {missing}; {stage} needs {EXPECTED[stage]}; the folder holds: {contents(root)}")
 
 
+class Files(Protocol):
+    """How caption files are read: each gives what `read_text`, `read_json` would, and raises what they do."""
+
+    def text(self, path: Path) -> str: ...
+    def json(self, path: Path) -> Any: ...
+
+
+_files: ContextVar[Files | None] = ContextVar("files", default=None)
+
+
+@contextmanager
+def reading(files: Files) -> Iterator[None]:
+    """Within this, the layouts' readers get their caption files from `files`, which may keep them, and look closer."""
+    before = _files.set(files)
+    try:
+        yield
+    finally:
+        _files.reset(before)
+
+
 def read_text(path: Path) -> str:
     """A text file as UTF-8 (a byte order mark is dropped). DataError if it cannot be read, is empty, or is not
     UTF-8.
     """
+    if (files := _files.get()) is not None:
+        return files.text(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -98,8 +122,14 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> Any:
     """The parsed JSON of a file. DataError (file, line, column) if it is empty or not JSON."""
+    files = _files.get()
+    return parse_json(path, read_text(path)) if files is None else files.json(path)
+
+
+def parse_json(path: Path, text: str) -> Any:
+    """As `read_json`, of what the file holds."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise DataError(
@@ -121,6 +151,13 @@ def find_folder(root: Path, names: Iterable[str]) -> Path | None:
     return None
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle: reading it says so
+        return False
+
+
 class Listing:
     """Which files exist, from one scan of each folder (100,000 stats would take minutes on a network disk)."""
 
@@ -133,7 +170,7 @@ class Listing:
             names: frozenset[str] = frozenset()
             if folder.is_dir():
                 with os.scandir(folder) as entries:
-                    names = frozenset(entry.name for entry in entries if not entry.is_dir())
+                    names = frozenset(entry.name for entry in entries if not _is_folder(entry))
             self._folders[folder] = names
         return path.name in self._folders[folder]
 
@@ -157,17 +194,21 @@ def usable(
                 captions.append(" ".join(caption.split()))
             else:
                 reason = f"caption {number} of {len(raw)} has no words ({caption!r}); it is left out"
-                problems.append({"file": file_name, "reason": reason})
+                kind = "caption-without-words" if isinstance(caption, str) else "caption-not-text"
+                problems.append({"kind": kind, "file": file_name, "caption": caption, "reason": reason})
         if not captions:
-            problems.append({"file": file_name, "reason": "the image has no usable caption; it is left out"})
+            reason = "the image has no usable caption; it is left out"
+            problems.append({"kind": "image-without-captions", "file": file_name, "reason": reason})
         elif not listing.has(path):
-            problems.append({"file": file_name, "path": str(path), "reason": f"no image file {path}; it is left out"})
+            reason = f"no image file {path}; it is left out"
+            problems.append({"kind": "missing-image", "file": file_name, "path": str(path), "reason": reason})
         else:
             examples.append(Example(image_id, file_name, path, tuple(captions)))
     if not examples:
         first = "; ".join(f"{p['file']}: {p['reason']}" for p in problems[:3]) or "the list of images is empty"
         raise DataError(
             f"{root}: none of {count} images can be used (looked for {looked_for}). First problems: {first}. "
-            "Put the images where they belong, or point --data at the folder that has both images and captions"
+            "Put the images where they belong, or point --data at the folder that has both images and captions; "
+            f"pycap doctor {root} tells more"
         )
     return examples, problems

@@ -195,7 +195,7 @@ class Loader:
             name, reason = next(iter(self.skipped.items()))
             raise DataError(
                 f"loader: none of {len(self.examples)} images can be read (first: {name}: {reason}); "
-                f"check the image folder {self.examples[0].path.parent}"
+                f"check the image folder {self.examples[0].path.parent} (pycap doctor DIR, with the data set's folder)"
             )
 
     def news(self) -> list[tuple[int, str]]:

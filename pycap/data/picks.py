@@ -119,19 +119,19 @@ def listed(file: Path, root: Path) -> Listed:
     names: dict[Path, str] = {}
     problems: list[Problem] = []
 
-    def leave(number: int, reason: str) -> None:
-        problems.append({"file": file.name, "line": number, "reason": f"line {number}: {reason}"})
+    def leave(number: int, reason: str, kind: str = "broken-line") -> None:
+        problems.append({"kind": kind, "file": file.name, "line": number, "reason": f"line {number}: {reason}"})
 
     for number, row in _pairs(file, leave):
         name, caption = row["file_name"], row.get("caption")
         path = next((place / name for place in places if listing.has(place / name)), None)
         if not isinstance(caption, str) or not has_words(caption):
-            leave(number, f'the "caption" of {name} is {caption!r}, which has no words')
+            leave(number, f'the "caption" of {name} is {caption!r}, which has no words', "caption-without-words")
         elif path is None:
             tried = ", ".join(dict.fromkeys(str(place / name) for place in places))
-            leave(number, f"no image file {name} (looked for {tried})")
+            leave(number, f"no image file {name} (looked for {tried})", "missing-image")
         elif (caption := " ".join(caption.split())) in captions.setdefault(path, []):
-            leave(number, f"{name} has the caption {caption!r} twice; it is used once")
+            leave(number, f"{name} has the caption {caption!r} twice; it is used once", "caption-twice")
         else:
             captions[path].append(caption)
             names.setdefault(path, name)

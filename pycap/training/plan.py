@@ -132,6 +132,12 @@ def _remedies(config: TrainConfig) -> str:
     return f"what would help: {', '.join(ways)}"
 
 
+def saved_bytes(config: TrainConfig, vocabulary: int) -> tuple[int, int]:
+    """What a checkpoint of a run holds: bytes of the weights, and of the optimiser's arrays. vocabulary: how many ids."""
+    planner = _Planner(config, vocabulary, 1)
+    return planner.weights, planner.optimizer
+
+
 class _Planner:
     """Plans of one configuration with several micro-batches. The model's arrays have no pages behind them. config: of one
     rank's share of the batch."""
@@ -155,20 +161,17 @@ class _Planner:
         return min(self.config.micro_batch or self.config.batch_size, self.config.batch_size)
 
     def plan(self, micro_batch: int) -> MemoryPlan:
-        config, model = self.config, self._model
+        config = self.config
         steps = [self._trained(micro_batch, words_only=config.classifies)]
         if config.pretrain_words:
             steps.append(self._trained(micro_batch, words_only=True))
         validated = self._validated(micro_batch)
-        parameters = model.named_parameters()
-        objectives = (config.classifies, True) if config.pretrain_words else (config.classifies,)
-        learning = {name: parameters[name] for words in objectives for name in model.learning(words)}
         return MemoryPlan(
             batch_size=config.batch_size,
             micro_batch=micro_batch,
-            weights=_bytes(tensor.data for tensor in parameters.values()),
-            gradients=_bytes(tensor.data for tensor in learning.values()),
-            optimizer=_bytes(t.data for name, t in learning.items() for _ in self._slots(name)),
+            weights=self.weights,
+            gradients=_bytes(tensor.data for tensor in self._learning().values()),
+            optimizer=self.optimizer,
             copies=_bytes(copy for _, copy in self._copies),
             activations=max(arena.plan(seen).nbytes for seen in steps),
             workspace=max(seen.workspace_nbytes for seen in (*steps, validated)),
@@ -176,6 +179,21 @@ class _Planner:
             inputs=_BUFFERS * self._input_bytes(),
             exchange=EXCHANGE if self._ranks > 1 else 0,
         )
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all parameters."""
+        return _bytes(tensor.data for tensor in self._model.named_parameters().values())
+
+    @property
+    def optimizer(self) -> int:
+        """Bytes of what the update rules keep of the parameters that ever learn."""
+        return _bytes(tensor.data for name, tensor in self._learning().items() for _ in self._slots(name))
+
+    def _learning(self) -> dict[str, Tensor]:
+        config, parameters = self.config, self._model.named_parameters()
+        objectives = (config.classifies, True) if config.pretrain_words else (config.classifies,)
+        return {name: parameters[name] for words in objectives for name in self._model.learning(words)}
 
     def _slots(self, name: str) -> tuple[str, ...]:
         """What the update rule of a parameter keeps."""

@@ -373,8 +373,10 @@ class _Run:
         if self.config.precision == "tf32" and current() == "cpu":
             lines.append("tf32 is a GPU's: on the CPU it computes as --precision fp32 does")
         if source.problems:
+            where = " ".join(map(str, source.folders))
             lines.append(
-                f"{len(source.problems)} entries of the data set cannot be used: {self.folder / 'skipped.jsonl'}"
+                f"{len(source.problems)} entries of the data set cannot be used: {self.folder / 'skipped.jsonl'}; "
+                f"pycap doctor {where} tells more"
             )
         for line in lines:
             self.say(line)

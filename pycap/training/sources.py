@@ -129,6 +129,11 @@ def workers(config: TrainConfig, ranks: Ranks = ALONE) -> int:
     return decoding_threads(cpu_count(), ranks.local_size)
 
 
+def stores_automatically(images: int, side: int) -> bool:
+    """Whether `--store auto` keeps so many images of `side` pixels in the run's folder: where they do not fit into memory."""
+    return images * side * side * 3 > _CACHE_BYTES
+
+
 def loaders(
     source: Source,
     vocab: Vocabulary,
@@ -145,10 +150,9 @@ def loaders(
     split and of a rank (0: as in training); what is said of them does not depend on it. ranks: which share each batch. Several
     only read a store, which has to be there: DataError where it is not; `auto` is none.
     """
-    size = spec.resize * spec.resize * 3
     store: ImageStore | None = None
     if config.store == "auto":
-        large = (len(source.train) + len(source.val)) * size > _CACHE_BYTES
+        large = stores_automatically(len(source.train) + len(source.val), spec.resize)
         if features is None and large and ranks.size == 1:
             store = ImageStore(run / "images.h5", spec.resize)
     elif config.store != "none" and features is None:

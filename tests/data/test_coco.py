@@ -83,7 +83,8 @@ def test_missing_image_file_is_left_out_and_listed(tmp_path):
     gone.unlink()
     examples, problems = load_split("coco", tmp_path, "train")
     assert [e.image_id for e in examples] == [100, 101, 103]
-    assert problems == [{"file": gone.name, "path": str(gone), "reason": f"no image file {gone}; it is left out"}]
+    reason = f"no image file {gone}; it is left out"
+    assert problems == [{"kind": "missing-image", "file": gone.name, "path": str(gone), "reason": reason}]
 
 
 def test_unknown_image_ids_are_counted(tmp_path):

@@ -52,7 +52,8 @@ def test_without_val_a_tenth_of_each_class_is_held_out_by_its_names_alone(tmp_pa
     train, val, problems = folders.load(tree(tmp_path / "one", counts))
     assert names(val) == ["a/11.JPEG", "b/08.JPEG", "a/24.JPEG"]  # by sha256sum
     assert not set(names(val)) & set(names(train)) and len(train) + len(val) == 44
-    assert problems == [{"file": "val/c", "reason": "no image to validate on; the class is trained all the same"}]
+    reason = "no image to validate on; the class is trained all the same"
+    assert problems == [{"kind": "class-without-validation", "file": "val/c", "reason": reason}]
     again = folders.load(tree(tmp_path / "two", dict(reversed(counts.items()))))
     assert names(again[1]) == names(val)
     with pytest.raises(

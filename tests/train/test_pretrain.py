@@ -207,7 +207,8 @@ def test_data_that_is_not_there_or_cannot_be_read(tree: Path, tmp_path: Path, mo
     (broken / "train" / "n09" / "cut.JPEG").write_bytes(b"\xff\xd8\xff\xe0 and no more")
     done = pycap.train(config(broken, tmp_path / "run", epochs=1, learning_rate=0.0))
     skipped = [json.loads(line) for line in (done.folder / "skipped.jsonl").read_text().splitlines()]
-    assert skipped[0] == {"file": "val/n09", "reason": "no image to validate on; the class is trained all the same"}
+    reason = "no image to validate on; the class is trained all the same"
+    assert skipped[0] == {"kind": "class-without-validation", "file": "val/n09", "reason": reason}
     assert skipped[1]["file_name"] == "n09/cut.JPEG" and "corrupt" in skipped[1]["reason"]
 
 

@@ -1,24 +1,19 @@
-"""The command `pycap doctor`: what this machine has, which kernels run where and why, in what precision, and how much memory
-a training run needs."""
+"""The machine: what it has, which kernels run where and why, in what precision, and where there is room for a run."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import os
 import platform
 import re
 import sys
-import textwrap
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pycap import __version__, backends, device
-
-if TYPE_CHECKING:
-    from pycap.config import TrainConfig
+from pycap.doctor import disk
+from pycap.doctor.rows import row
 
 #: Instruction sets that matter to the C++ kernels: Linux's name -> the one people know.
 _FEATURES = {
@@ -35,26 +30,15 @@ _PACKAGES = {
 }
 
 _DRIVER = Path("/proc/driver/nvidia/version")
-
-
-def examine(args: argparse.Namespace) -> int:
-    """`pycap doctor`: print the report, or with args.plan the memory of a run; as JSON where args.json. Status 0 whatever it
-    finds. Raises ConfigError for a run that does not fit."""
-    if args.plan:
-        from pycap.config import parse_args
-
-        config = parse_args(args.options, "pycap doctor --plan")
-        planned = memory_plan(config, args.vocabulary, args.ranks)
-        print(json.dumps(planned, indent=1) if args.json else plan_as_text(planned, config))
-        return 0
-    found = report()
-    print(json.dumps(found, indent=1) if args.json else as_text(found))
-    return 0
+_PROC = Path("/proc")
+_CGROUPS = Path("/sys/fs/cgroup")
+_NO_LIMIT = 1 << 60  # bytes: what cgroup v1 writes for none is larger
 
 
 def report() -> dict[str, Any]:
     """Plain JSON values. system, cpu, gpu, cuda, packages, mpi: what there is. devices: for each, what serves each primitive
-    and why, and what each precision means there. auto: what `--device auto` comes to, and why not a GPU."""
+    and why, and what each precision means there. auto: what `--device auto` comes to, and why not a GPU. disk: `disk.default`.
+    findings: severity, what and remedy of what else should be known."""
     from pycap.distributed import mpi
 
     chosen, no_gpu = backends.resolve("auto")
@@ -62,12 +46,14 @@ def report() -> dict[str, Any]:
         "pycap": __version__,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
         "cpu": _cpu(),
-        "gpu": _gpu(),
+        "gpu": gpu(),
         "cuda": _cuda(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "mpi": mpi.describe(),
         "auto": {"device": chosen, "no_gpu": no_gpu},
         "devices": {name: _device(name) for name in device.DEVICES},
+        "disk": disk.default(),
+        "findings": _thread_findings(),
     }
 
 
@@ -79,17 +65,71 @@ def _cpu() -> dict[str, Any]:
     text = path.read_text("utf-8") if path.exists() else ""
     lines: dict[str, str] = dict(re.findall(r"^([^\t\n]+?)\s*: (.*)$", text, re.MULTILINE))
     flags = lines.get("flags", lines.get("Features", "")).split()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     return {
         "name": lines.get("model name") or platform.processor() or platform.machine(),
         "features": [name for flag, name in _FEATURES.items() if flag in flags],
         "threads": device.cpu_count(),
         "cpus": os.cpu_count(),
-        "memory_bytes": memory,
+        "allowed": device.allowed_cpus(),
+        **memory(),
     }
 
 
-def _gpu() -> dict[str, Any]:
+def memory() -> dict[str, int | None]:
+    """memory_bytes: of the machine; limit_bytes: of the container, where it has one; available_bytes: what new programs can
+    take within both. None where the system does not tell."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    path = _PROC / "meminfo"
+    told = re.search(r"^MemAvailable:\s+(\d+) kB$", path.read_text("utf-8") if path.exists() else "", re.MULTILINE)
+    available = int(told[1]) * 1024 if told else None
+    limit = None
+    for folder in _control_groups():
+        own = next((n for n in (_number(folder, name) for name in ("memory.max", "memory.limit_in_bytes")) if n), None)
+        if own is None or own >= _NO_LIMIT:
+            continue
+        limit = min(own, limit or own)
+        used = next((n for n in (_number(folder, f"memory.{name}") for name in ("current", "usage_in_bytes")) if n), 0)
+        # Pages of files that were read count as used, until somebody needs the memory.
+        stat = folder / "memory.stat"
+        idle = re.search(r"^(?:total_)?inactive_file (\d+)$", stat.read_text() if stat.exists() else "", re.MULTILINE)
+        left = max(own - used + (int(idle[1]) if idle else 0), 0)
+        available = left if available is None else min(available, left)
+    return {"memory_bytes": total, "limit_bytes": limit, "available_bytes": available}
+
+
+def _control_groups() -> list[Path]:
+    """Folders of the control groups that limit this process: its own and those above, of version 2 and of version 1."""
+    path = _PROC / "self" / "cgroup"
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    folders = []
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        if controllers in ("", "memory"):
+            base = _CGROUPS / controllers
+            inner = base / place.lstrip("/")
+            folders += [folder for folder in (inner, *inner.parents) if folder == base or base in folder.parents]
+    return folders
+
+
+def _number(folder: Path, name: str) -> int | None:
+    """What a file of a control group says; None for `max`, and without the file."""
+    try:
+        text = (folder / name).read_text("utf-8").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _thread_findings() -> list[dict[str, str]]:
+    """Threads that would wait for each other."""
+    asked, allowed = os.environ.get("OMP_NUM_THREADS", ""), device.allowed_cpus()
+    if not asked.isdigit() or int(asked) <= allowed:
+        return []
+    what = f"OMP_NUM_THREADS={asked} asks for more threads than the {allowed} CPUs that this process may use: they wait for "
+    return [disk.finding("warning", what + "each other", f"unset OMP_NUM_THREADS, or set it to {allowed}")]
+
+
+def gpu() -> dict[str, Any]:
     """The current GPU and its driver, or under "obstacle" why none can be used. prebuilt: how many variants of kernels lie
     ready for it, and how many there are; Triton compiles the others."""
     from pycap import cubins
@@ -182,69 +222,6 @@ def _precisions(backend: str, unit: str) -> dict[str, str]:
     }
 
 
-# What a run needs -----------------------------------------------------------------------------------------------------
-
-
-def memory_plan(config: TrainConfig, vocabulary: int, ranks: int = 1) -> dict[str, Any]:
-    """Plain JSON values. bytes: what a run needs of the memory of each of `ranks` GPUs, by part, and in all. batch_size: images
-    of a step on one of them. micro_batch: images a pass, the largest that fits where there is a GPU. gpu: its name, memory and
-    what of it is free; None where a plan is for an H100.
-
-    Raises ConfigError for a run that does not fit, or that asks for the CPU.
-    """
-    from pycap.config import ConfigError
-    from pycap.training import plan
-
-    if config.device == "cpu":
-        raise ConfigError("device: memory is planned on a GPU only, and cpu takes it as it goes; give --device cuda")
-    gpu = None
-    obstacle = device.obstacle()
-    if obstacle:
-        planned = plan.plan(config, vocabulary, ranks)
-    else:
-        with backends.use(config.backend, "cuda"):
-            available = plan.available_bytes()
-            planned = plan.fit(config, vocabulary, available, ranks)
-            found = _gpu()
-        gpu = {"name": found["name"], "memory_bytes": found["memory_bytes"], "available_bytes": available}
-    return {
-        "ranks": ranks,
-        "batch_size": planned.batch_size,
-        "micro_batch": planned.micro_batch,
-        "passes": planned.passes,
-        "vocabulary": vocabulary,
-        "bytes": {**planned.parts, "total": planned.total},
-        "gpu": gpu,
-        "no_gpu": obstacle,
-    }
-
-
-def plan_as_text(planned: dict[str, Any], config: TrainConfig) -> str:
-    """`memory_plan` for people: a line a part, then what there is."""
-    learns = "frozen" if config.freeze_cnn else "learning too"
-    size, passes = config.image_size, planned["passes"]
-    of_all = f" (of {config.batch_size}, on {planned['ranks']} GPUs)" if planned["ranks"] > 1 else ""
-    lines = [
-        _row(
-            "a step",
-            f"{planned['batch_size']} images{of_all} of {size}x{size}, {config.seq_per_img} captions each; "
-            f"{config.cnn} {learns}, "
-            f"{planned['vocabulary']} words, {config.optimizer}, {config.precision}",
-        )
-    ]
-    lines += [f"{name:13}{count / 2**30:8.2f} GiB" for name, count in planned["bytes"].items()]
-    gpu = planned["gpu"]
-    there = (
-        f"{gpu['name']}: {_gib(gpu['memory_bytes'])}, {_gib(gpu['available_bytes'])} of it free for a run"
-        if gpu
-        else ""
-    )
-    lines.append(_row("gpu", there or f"none that pycap can use ({planned['no_gpu']}); planned for an H100"))
-    each = "the whole batch in one pass" if passes == 1 else f"{passes} passes a step, of the same gradient"
-    lines.append(_row("micro-batch", f"{planned['micro_batch']} images: {each}"))
-    return "\n".join(lines)
-
-
 # As text --------------------------------------------------------------------------------------------------------------
 
 
@@ -255,51 +232,65 @@ def as_text(found: dict[str, Any]) -> str:
     lack = [name for name, version in found["packages"].items() if not version]
     why = f": {auto['no_gpu']}" if auto["no_gpu"] not in ("", found["gpu"]["obstacle"]) else ""
     lines = [
-        _row("pycap", f"{found['pycap']} on {found['system']}"),
-        _row("cpu", f"{cpu['name']}: {', '.join(cpu['features']) or 'no SIMD that pycap knows'}"),
-        _row("", f"{cpu['threads']} of {cpu['cpus']} threads, {_gib(cpu['memory_bytes'])} of memory"),
+        row("pycap", f"{found['pycap']} on {found['system']}"),
+        row("cpu", f"{cpu['name']}: {', '.join(cpu['features']) or 'no SIMD that pycap knows'}"),
+        row("", f"{cpu['threads']} of {cpu['cpus']} threads{_limited(cpu)}"),
+        row("memory", memory_text(cpu)),
         *_gpu_lines(found["gpu"], bool(found["packages"]["triton"])),
-        _row("kernels", _cuda_text(found["cuda"])),
-        _row("packages", ", ".join(have) + (f"; not installed: {', '.join(lack)}" if lack else "")),
-        _row(
+        row("kernels", _cuda_text(found["cuda"])),
+        row("packages", ", ".join(have) + (f"; not installed: {', '.join(lack)}" if lack else "")),
+        row(
             "mpi",
             f"{found['mpi']}, for several processes"
             if found["mpi"]
             else 'none: to train on several processes, pip install "pycap-captioning[distributed]"',
         ),
-        _row("auto", f"--device auto computes on {auto['device']}{why}"),
+        row("auto", f"--device auto computes on {auto['device']}{why}"),
+        *disk.as_lines(found["disk"], found["findings"]),
     ]
     for name, what in found["devices"].items():
         lines += ["", f"on {name}"]
         if what["obstacle"]:
-            lines.append(_row("  nothing", "no GPU, as told above"))
+            lines.append(row("  nothing", "no GPU, as told above"))
             continue
-        lines += [_row(f"  {precision}", meaning) for precision, meaning in what["precisions"].items()]
+        lines += [row(f"  {precision}", meaning) for precision, meaning in what["precisions"].items()]
         groups: dict[tuple[str, str], list[str]] = {}
         for choice in what["choices"]:
             groups.setdefault((choice["backend"], choice["reason"]), []).append(choice["primitive"])
         for (backend, reason), primitives in groups.items():
-            lines.append(_row(f"  {backend}", f"{' '.join(primitives)} ({reason})"))
+            lines.append(row(f"  {backend}", f"{' '.join(primitives)} ({reason})"))
     return "\n".join(lines)
+
+
+def _limited(cpu: dict[str, Any]) -> str:
+    return (
+        f" (the container or the affinity mask allows {cpu['allowed']})" if cpu["allowed"] < (cpu["cpus"] or 0) else ""
+    )
+
+
+def memory_text(cpu: dict[str, Any]) -> str:
+    """`memory`, for people."""
+    limit = f"; the container may take {gib(cpu['limit_bytes'])}" if cpu["limit_bytes"] else ""
+    return f"{gib(cpu['memory_bytes'])}, {gib(cpu['available_bytes'])} of it free for programs{limit}"
 
 
 def _gpu_lines(gpu: dict[str, Any], compiles: bool) -> list[str]:
     if gpu["obstacle"]:
         driver = f" (driver {gpu['driver']})" if gpu["driver"] else ""
-        return [_row("gpu", f"none that pycap can use{driver}: {gpu['obstacle']}")]
+        return [row("gpu", f"none that pycap can use{driver}: {gpu['obstacle']}")]
     others = f", number {gpu['number']} of {gpu['count']}" if gpu["count"] > 1 else ""
     covered, variants = gpu["prebuilt"]["covered"], gpu["prebuilt"]["variants"]
     rest = "Triton compiles the others at their first use" if compiles else "the others need Triton: pip install triton"
     return [
-        _row(
+        row(
             "gpu",
-            f"{gpu['name']}{others}: compute capability {gpu['capability']}, {_gib(gpu['memory_bytes'])} of memory",
+            f"{gpu['name']}{others}: compute capability {gpu['capability']}, {gib(gpu['memory_bytes'])} of memory",
         ),
-        _row(
+        row(
             "",
             f"driver {gpu['driver'] or 'unknown'}, CUDA {gpu['cuda']['driver']}; CuPy for CUDA {gpu['cuda']['cupy']}",
         ),
-        _row("", f"{covered} of {variants} forms of kernels prebuilt" + (f"; {rest}" if covered < variants else "")),
+        row("", f"{covered} of {variants} forms of kernels prebuilt" + (f"; {rest}" if covered < variants else "")),
     ]
 
 
@@ -310,9 +301,6 @@ def _cuda_text(cuda: dict[str, Any]) -> str:
     return f"CUDA kernels for {', '.join(kinds)}, with CUDA {cuda['runtime']}"
 
 
-def _row(name: str, text: str) -> str:
-    return textwrap.fill(text, 110, initial_indent=f"{name:13}", subsequent_indent=" " * 13, break_on_hyphens=False)
-
-
-def _gib(count: int | None) -> str:
+def gib(count: int | None) -> str:
+    """Bytes, for people."""
     return "unknown size" if count is None else f"{count / 2**30:.1f} GiB"
