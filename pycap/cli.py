@@ -48,14 +48,14 @@ def _command(argv: list[str]) -> None:
 
         train(argv[1:])
         return
-    if argv[:1] == ["caption"]:
+    if argv[:1] in (["caption"], ["reproduce"]):
         from pycap.distributed import DistributedError, started
 
         try:
             with started():
                 status = _run(argv)
         except DistributedError as error:
-            sys.exit(f"pycap caption: error: {error}")
+            sys.exit(f"pycap {argv[0]}: error: {error}")
     else:
         status = _run(argv)
     sys.exit(status)
@@ -81,6 +81,10 @@ def _run(argv: Sequence[str]) -> int:
         from pycap.paper import run_paper
 
         commands["paper"] = run_paper
+    elif args.command == "reproduce":
+        from pycap.reproduce.command import reproduce
+
+        commands["reproduce"] = reproduce
     elif args.command == "export":
         from pycap.export.command import export_checkpoint
 

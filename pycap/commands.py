@@ -192,6 +192,24 @@ def parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
     )
     doctor.add_argument("--strict", action="store_true", help="status 1 for warnings too")
 
+    reproduce = commands.add_parser(
+        "reproduce", help="make a run again from its beginning, and say where it first differs (docs/reliability.md)"
+    )
+    reproduce.add_argument("run", metavar="RUN", help="a run's folder: nothing in it is changed")
+    reproduce.add_argument(
+        "--out-dir",
+        "--out_dir",
+        metavar="DIR",
+        help="keep the run made again here (default: RUN-reproduced, which stays only if they differ)",
+    )
+    reproduce.add_argument("--until-step", "--until_step", type=_positive, metavar="N", help="only the first N steps")
+    reproduce.add_argument("--keep-going", "--keep_going", action="store_true", help="go on where they differ")
+    reproduce.add_argument("--json", action="store_true", help="print JSON")
+    reproduce.add_argument("--data", metavar="DIR", help="where the data is now (default: where it was)")
+    reproduce.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: as many as then)")
+    reproduce.add_argument("--device", choices=DEVICES, help="where to compute (default: where it was)")
+    reproduce.add_argument("--backend", choices=BACKENDS, help="whose kernels (default: as the run was told)")
+
     serve = commands.add_parser("serve", help="a REST service that captions images, and a page to try it")
     _add_serving(serve)
 

@@ -111,10 +111,11 @@ TABLE: dict[str, Row] = {
     ),
     # ONNX is a format of files here: nothing of pycap computes with it.
     "export": row("autograd ops nn models data checkpoint captioner", lazy_packages="onnx onnxruntime"),
+    "reproduce": row("config data checkpoint device distributed provenance training"),
     "commands": row(lazy_rooms="config data bulk", packages=""),
     "cli": row(
         "commands",
-        "train evaluate caption features paper import_vgg export doctor web config decode distributed",
+        "train evaluate caption features paper reproduce import_vgg export doctor web config decode distributed",
         packages="",
     ),
     # pycap/__init__.py: what its own imports bring along is held down by tests/test_import.py.
