@@ -12,8 +12,9 @@ MODEL, OPTIMIZER, STATE, VOCAB, CONFIG, SUMS = (
     "config.yaml",
     "SHA256SUMS",
 )
-#: The most bytes of each text; real ones have a hundredth of it. Parsed, JSON takes some 25 times its size.
-LIMITS = {STATE: 4 << 20, VOCAB: 8 << 20, CONFIG: 64 << 10, SUMS: 1 << 10}
+#: The most bytes of each text: room for half a million words, and twenty times and more what states and options take. Parsed,
+#: hostile JSON takes some 25 times its size.
+LIMITS = {STATE: 1 << 20, VOCAB: 4 << 20, CONFIG: 64 << 10, SUMS: 1 << 10}
 
 
 class CheckpointError(RuntimeError):

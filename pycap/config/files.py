@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pycap.config.options import FIELDS, TYPES, ConfigError, TrainConfig, check_value, did_you_mean
 
 _EXTRA_KEYS = ("preprocess",)  # what a checkpoint's config.yaml holds besides options
+_MOST_BYTES = 64 << 10  # twenty times what all options take; PyYAML reads some 100 kB a second
 
 
 def recipes_dir() -> Path:
@@ -74,11 +76,48 @@ def agreeing(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     return {k: v for k, v in base.items() if learns or k not in ("finetune_cnn_after", "pretrain_words")}
 
 
+@cache
+def _plain_loader() -> Any:
+    """YAML's values (`yaml.SafeLoader`: no tag makes an object of Python's), without what would make an option other than what
+    its line says, or a short file large: a key that stands twice, of which YAML takes the last; names for values (&, *)."""
+    import yaml
+
+    class PlainLoader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                event = self.peek_event()
+                raise yaml.composer.ComposerError(
+                    None, None, f"*{event.anchor}: write the value itself", event.start_mark
+                )
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            found = super().construct_mapping(node, deep)
+            if len(found) < len(node.value):
+                seen: set[Any] = set()
+                for key, _ in node.value:
+                    name = self.construct_object(key, deep=True)
+                    if name in seen:
+                        raise yaml.constructor.ConstructorError(
+                            None, None, f"{name} stands in it twice", key.start_mark
+                        )
+                    seen.add(name)
+            return found
+
+    return PlainLoader
+
+
 def _read_yaml(path: Path) -> Mapping[Any, Any]:
     import yaml
 
     try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
+        with open(path, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(
+                f"{path}: more than {_MOST_BYTES} bytes, which no options take; give lines of `option: value`"
+            )
+        raw = yaml.load(content.decode("utf-8"), _plain_loader())
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: no UTF-8, no number, no date
@@ -162,7 +201,11 @@ def to_yaml(config: TrainConfig, extra: Mapping[str, Any] | None = None) -> str:
     """The config as YAML text, in the order of its fields; `extra` keys follow."""
     import yaml
 
-    return yaml.safe_dump({**to_dict(config), **(extra or {})}, sort_keys=False, allow_unicode=True)
+    class PlainDumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:  # `_plain_loader` reads none
+            return True
+
+    return yaml.dump({**to_dict(config), **(extra or {})}, Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
 
 
 def save(config: TrainConfig, path: str | os.PathLike[str]) -> None:

@@ -28,7 +28,7 @@ def read(path: Path) -> VGGWeights:
                 elif found[1] == "fc8":
                     dropped.append(name)
                 else:
-                    arrays[f"{found[1]}.{_KINDS[found[2]]}"] = _ours(path, name, found[1], file[name])
+                    arrays[f"{found[1]}.{_KINDS[found[2]]}"] = _ours(path, name, found[1], _array(file, name))
     except WeightsError:
         raise
     except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
@@ -37,6 +37,14 @@ def read(path: Path) -> VGGWeights:
         what = f"unexpected {listed(unknown)}" if unknown else "no weights in it"
         raise WeightsError(f"{path}: not Frossard's VGG: {what}; wanted are conv1_1_W, conv1_1_b ... fc7_b")
     return VGGWeights(arrays, path, "frossard", CAFFE_MEAN, CAFFE_STD, dropped=tuple(dropped))
+
+
+def _array(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """ValueError for a member that is no array: NumPy gives its bytes."""
+    array = file[name]
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{name} in it is no array")
+    return array
 
 
 def _ours(path: Path, name: str, layer: str, array: np.ndarray) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Faults put into runs and files on purpose, and what pycap makes of them."""
