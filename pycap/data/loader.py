@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pycap.data import DataError, Example
+from pycap.data.disk import write_whole
 from pycap.data.features import FeatureStore
 from pycap.data.images import ImageError, Pixels, PreprocessSpec, centre_crops, decode_image, encode_jpeg, run_ahead
 from pycap.data.store import ImageStore
@@ -217,17 +218,15 @@ class Loader:
             return new
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        listed = set(text.split("\n"))
+        listed = set(text.splitlines())
         rows = (
             json.dumps({"file_name": example.file_name, "path": str(example.path), "reason": reason})
             for example, reason in fresh
         )
         lines = [row + "\n" for row in rows if row not in listed]
         if lines:
-            with path.open("a", encoding="utf-8") as file:
-                # A killed run may have left half a line.
-                file.write("\n" if text and not text.endswith("\n") else "")
-                file.writelines(lines)
+            whole = text[: text.rfind("\n") + 1]  # older versions appended, and a kill left half a line
+            write_whole(path, whole + "".join(lines))
         return new
 
     def _plan(self, epoch: int) -> _Plan:

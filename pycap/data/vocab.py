@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pycap.data import DataError
+from pycap.data.disk import write_whole
 
 PAD, START, END, UNK = range(4)
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
@@ -145,10 +144,7 @@ class Vocabulary:
         return {"words_kept": len(self) - 4, "tokens": tokens, "unk_tokens": unknown, "unk_percent": percent}
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON: to a temporary file beside `path`, synced, then renamed, so a crash leaves the old file
-        whole.
-        """
-        path = Path(path)
+        """Write as JSON, a whole file or nothing (`disk.write_whole`)."""
         body = {
             "format": FORMAT,
             "version": VERSION,
@@ -156,18 +152,7 @@ class Vocabulary:
             "report": self.report,
             "words": list(self.words),
         }
-        handle, temporary = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(body, file, indent=0)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a run's vocabulary from the group
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_whole(path, json.dumps(body, indent=0) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:

@@ -15,6 +15,7 @@ from pycap import backends, config
 from pycap.config import FIELDS, TrainConfig
 from pycap.data import DataError, Example, datasets, demo_domains, folders
 from pycap.data.demo import is_true
+from pycap.data.disk import write_whole
 from pycap.data.inputs import find
 from pycap.device import cpu_count
 from pycap.paper import plan, scores, selection
@@ -174,7 +175,7 @@ class Chain:
         if file.is_file() and self.state["scores"].get(file.name) == identity:
             return Score(**json.loads(file.read_text("utf-8")))
         found = scores.score(captions, examples, self.verdict)
-        run_folder.write_text(file, json.dumps(asdict(found)) + "\n")
+        write_whole(file, json.dumps(asdict(found)) + "\n")
         self.state["scores"][file.name] = identity
         self._write_state()
         return found
@@ -352,7 +353,7 @@ class Chain:
 
     def _write_state(self) -> None:
         self.request.out.mkdir(parents=True, exist_ok=True)
-        run_folder.write_text(self.request.out / STATE, json.dumps(self.state, indent=1) + "\n")
+        write_whole(self.request.out / STATE, json.dumps(self.state, indent=1) + "\n")
 
     def summary(self) -> dict[str, Any]:
         """The stages for paper.json: options, seconds, identity."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from pycap.data import Example
+from pycap.data.disk import write_whole
 from pycap.data.images import decode_image, viewed
 from pycap.pages import Html, badge, document, picture, table
 from pycap.pages.parts import escaped
 from pycap.paper import plan, report, scores
 from pycap.paper.chain import Chain
-from pycap.training.folder import write_text
 
 _SIDE = 256  # pixels of a picture, shown at half of that
 _TITLE = "Joint Learning of CNN and LSTM for Image Captioning"
@@ -41,7 +41,7 @@ def write(chain: Chain, path: Path) -> None:
         *figures,
         "</div>",
     ]
-    write_text(path, document(_TITLE, "\n".join(parts), _INTRO, [about]))
+    write_whole(path, document(_TITLE, "\n".join(parts), _INTRO, [about]))
 
 
 def _tables(chain: Chain, metric: str) -> list[Html]:

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pycap import metrics
+from pycap.data.disk import write_whole
 from pycap.paper import plan, scores
 from pycap.paper.chain import Chain
 from pycap.paper.plan import Claim, Row
 from pycap.paper.scores import Score
-from pycap.training.folder import write_text
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not known"
 
@@ -176,4 +176,4 @@ def document(chain: Chain) -> dict[str, Any]:
 
 def write_json(chain: Chain, path: Path) -> None:
     """paper.json, a whole file or nothing."""
-    write_text(path, json.dumps(document(chain), indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(document(chain), indent=1, ensure_ascii=False) + "\n")

@@ -7,6 +7,7 @@ from typing import Any
 from pycap import __version__, checkpoint, distributed
 from pycap import config as configuration
 from pycap.config import TrainConfig
+from pycap.data.disk import writing
 from pycap.data.images import PreprocessSpec
 from pycap.data.vocab import Vocabulary
 from pycap.device import to_host
@@ -36,7 +37,7 @@ class Record:
         source: Source,
         watch: Watch,
         *,
-        resumed: bool,
+        resumed: checkpoint.Checkpoint | None,
     ) -> None:
         """Begin the log, or go on with that of the run that is resumed, at the trainer's step. watch: told of each row."""
         self.folder, self._ranks, self._config, self._model, self._trainer = (
@@ -53,15 +54,21 @@ class Record:
         if resumed:
             distributed.advise(f"Go on with --resume {self.folder}.")
 
-    def _begin(self, source: Source, resumed: bool) -> None:
+    def _begin(self, source: Source, resumed: checkpoint.Checkpoint | None) -> None:
         """What a run's folder says of its data and its options."""
-        self._log = Log(self.folder / "log.jsonl", self._trainer.step_number if resumed else None)
-        if not resumed:
-            run_folder.append_lines(self.folder / "skipped.jsonl", source.problems)
+        path = self.folder / run_folder.LOG
+        if resumed:
+            self._log = Log(path, self._trainer.step_number, resumed.state.get("log_rows"))
+            if self._log.missing > 0:
+                self.write("remark", text=f"{self._log.missing} rows before this one have been lost from {path}")
+        else:
+            self._log = Log(path)
+            run_folder.write_lines(self.folder / "skipped.jsonl", source.problems)
             for remark in source.remarks:
                 self._log.write(kind="remark", step=0, text=remark)
             self._vocab.save(self.folder / "vocab.json")
-        configuration.save(self._config, self.folder / "config.yaml")
+        with writing(self.folder / "config.yaml"):
+            configuration.save(self._config, self.folder / "config.yaml")
 
     def close(self) -> None:
         if self._log is not None:
@@ -142,22 +149,28 @@ class Record:
             distributed.advise(f"Go on with --resume {self.folder}.")
 
     def _save(self, name: str, model: dict[str, Any], position: dict[str, Any], scores: dict[str, float]) -> None:
+        assert self._log is not None  # this is the first rank
+        self._log.sync()  # a checkpoint must not outlive the rows that it says are there
         state = {
+            "log_rows": self._log.rows,
             "trainer": self._trainer.state(),
             "position": position,
             "scores": scores,
             "data": self._data,
             "pycap": __version__,
         }
-        checkpoint.save(
-            self.folder / name,
-            model=model,
-            optimizer=_on_host(self._trainer.optimizer.state_arrays()) if name == "last" else None,
-            state=state,
-            vocab=self._vocab,
-            config=self._config,
-            preprocess=self._spec.to_dict(),
-        )
+        try:
+            checkpoint.save(
+                self.folder / name,
+                model=model,
+                optimizer=_on_host(self._trainer.optimizer.state_arrays()) if name == "last" else None,
+                state=state,
+                vocab=self._vocab,
+                config=self._config,
+                preprocess=self._spec.to_dict(),
+            )
+        except checkpoint.CheckpointError as error:
+            raise checkpoint.CheckpointError(f"{error}; {run_folder.remedy(self.folder)}") from error
 
 
 def _on_host(arrays: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 from pycap import backends, checkpoint, distributed, metrics
 from pycap.config import ConfigError, TrainConfig
 from pycap.data import DataError, Example
+from pycap.data.disk import WriteError
 from pycap.data.features import FeatureStore
 from pycap.data.images import ImageError
 from pycap.data.loader import Batch, Loader
@@ -27,6 +28,7 @@ from pycap.training import plan as memory_plan
 from pycap.training.captioning import Captioning
 from pycap.training.classification import Classification
 from pycap.training.feed import TOLERATED, Fed, Feed, Stall
+from pycap.training.folder import RunFolderError
 from pycap.training.progress import Display
 from pycap.training.record import Record
 from pycap.training.trainer import Diverged, Pending, StepResult, Trainer
@@ -57,18 +59,20 @@ class Position:
     """Where the run is: `batch` is the next one of `epoch` (from 0); at the epoch's end, validation is what comes next.
 
     best: of the score that decides (less is better: other scores than the loss are negated). stale: validations since then.
+    validated: the step after which the last validation was.
     """
 
     epoch: int = 0
     batch: int = 0
     best: float | None = None
     stale: int = 0
+    validated: int | None = None
 
 
 def run(config: TrainConfig, watch: Watch | None = None) -> RunResult:
     """Train as `config` says, in its run folder, together with the other ranks of this job. watch: told of it as it goes.
 
-    Raises the errors of its parts, and Stopped after Ctrl-C or SIGTERM.
+    Raises the errors of its parts, RunFolderError where a file of the run cannot be written, and Stopped after Ctrl-C or SIGTERM.
     """
     config.validate()
     ranks = distributed.current()
@@ -83,7 +87,10 @@ def run(config: TrainConfig, watch: Watch | None = None) -> RunResult:
         scst.check(config)
     backends.select(config.device, config.backend)
     backends.set_threads(config.threads or cpu_count())
-    return _Run(config, ranks, watch or Watch()).go()
+    try:
+        return _Run(config, ranks, watch or Watch()).go()
+    except WriteError as error:
+        raise RunFolderError(f"{error}; {run_folder.remedy(config.run_dir)}") from error
 
 
 class _Run:
@@ -123,8 +130,9 @@ class _Run:
             self._continue(resumed)
         shares.require_same(ranks, self.model.state_arrays() | self.trainer.optimizer.state_arrays())
         self.record = Record(
-            ranks, config, self.model, self.trainer, self.vocab, self.spec, self.source, watch, resumed=bool(resumed)
+            ranks, config, self.model, self.trainer, self.vocab, self.spec, self.source, watch, resumed=resumed
         )
+        self.is_new = resumed is None
         step, position = self.trainer.step_number, asdict(self.position)
         origin = provenance.describe(passes, begun, self.model.state_arrays(), step, position, ranks)
         shares.led(ranks, lambda: provenance.append(self.folder, origin))
@@ -169,10 +177,14 @@ class _Run:
         epochs = config.pretrain_words + config.epochs
         total = epochs * steps
         total = min(total, config.max_steps) if config.max_steps else total
-        try:
+        with ExitStack() as closing_all:
+            closing_all.callback(self.loaders.close)
+            closing_all.callback(self.record.close)
             quiet = self.ranks.rank > 0
             with self.signals, Display(total, self.trainer.step_number, quiet=quiet) as self.display:
                 self.say = self.display.say  # above the bar, while there is one
+                if self.is_new:  # it can be resumed from now on, and a disk without room says so at once
+                    self._save("last")
                 self._extract_features()
                 if config.stage == scst.STAGE and position.best is None:
                     self._validate(-1)  # where it starts from
@@ -182,16 +194,14 @@ class _Run:
                     if position.batch >= steps:
                         self._end_epoch()
                 if position.batch:  # max_steps ended the run inside an epoch
-                    self._validate(position.epoch)
+                    if position.validated != self.trainer.step_number:  # else it was killed after this
+                        self._validate(position.epoch)
                     self._save("last")
                 ending = self.task.end(self.folder, self._held_out)
                 self.record.samples(ending.samples)
             self.trainer.close()
             for line in ending.lines:
                 self.say(line)
-        finally:
-            self.record.close()
-            self.loaders.close()
         return RunResult(self.folder, self.trainer.step_number, self.scores, ending.true_ratio)
 
     def _extract_features(self) -> None:
@@ -338,6 +348,7 @@ class _Run:
         self.record.samples(found.samples, self.scores)
         score = self.scores[config.save_best_on] * (1 if config.save_best_on == "val_loss" else -1)
         self.trainer.schedule.observe(score)
+        self.position.validated = self.trainer.step_number
         if self.position.best is None or score < self.position.best:
             self.position.best, self.position.stale = score, 0
             self._save("best")

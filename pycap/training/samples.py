@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from pycap.data.disk import write_whole
 from pycap.data.images import viewed
 from pycap.pages import Html, badge, document, picture
 from pycap.pages.parts import escaped
-from pycap.training.folder import write_text
 
 _NO_BREAK = "\u00a0"  # a space at which no line ends
 _RAREST = -math.log(1e9)  # log-probability; one in more than a billion says nothing to anybody
@@ -43,7 +43,7 @@ def write_samples(
     told |= {"true of those shown": f"{sum(judged)} of {len(judged)}"} if judged else {}
     cards = "\n".join(_card(s) for s in samples)
     body = f'<div class="cards">\n{cards}\n</div>'
-    write_text(path, document(title, body, intro, [row for row in (about, told) if row]))
+    write_whole(path, document(title, body, intro, [row for row in (about, told) if row]))
 
 
 def likelihood(logprob: float) -> str:
