@@ -14,9 +14,9 @@ from pycap.checkpoint.integrity import digest, sha256
 from pycap.checkpoint.layout import CONFIG, MODEL, OPTIMIZER, STATE, SUMS, VOCAB, CheckpointError, find
 from pycap.checkpoint.reading import Checkpoint, load, match
 from pycap.checkpoint.versions import VERSION, CheckpointWarning
-from pycap.checkpoint.writing import save
+from pycap.checkpoint.writing import recover, save
 
 __all__ = [
     "CONFIG", "MODEL", "OPTIMIZER", "STATE", "SUMS", "VERSION", "VOCAB", "Checkpoint", "CheckpointError",
-    "CheckpointWarning", "digest", "find", "load", "match", "save", "sha256",
+    "CheckpointWarning", "digest", "find", "load", "match", "recover", "save", "sha256",
 ]  # fmt: skip

@@ -63,7 +63,7 @@ def save(
         raise CheckpointError(f"{folder}: holds other things than a checkpoint; give another --out-dir, or move it")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _recover(folder)
+        recover(folder)
         _check_space(folder.parent, model, optimizer)
         temporary.mkdir()
         sums = {MODEL: _write_arrays(temporary / MODEL, model, save_id)}
@@ -96,7 +96,7 @@ def save(
         raise CheckpointError(f"{folder}: cannot save: {error}; earlier checkpoints are whole") from error
 
 
-def _recover(folder: Path) -> None:
+def recover(folder: Path) -> None:
     """Finish what an interrupted save left: put the whole checkpoint in its place, delete the rest."""
     found = standing(folder)
     if found is not None and found != folder:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pycap.data import DataError, Example
+from pycap.data.disk import WriteError
 from pycap.data.growing import NAME, READ_ERRORS, Corrupt, GrowingFile
 from pycap.data.images import ImageError, PreprocessSpec
 from pycap.data.items import Reference
@@ -144,9 +145,10 @@ class FeatureStore(GrowingFile):
             self._require_open()
             try:
                 self._append(self._end, vectors, rows)
-            except (OSError, RuntimeError) as error:
+            except WriteError as error:
                 raise DataError(
-                    f"{self.path}: cannot write features ({error}); free space, or name another file: what is in it is kept"
+                    f"{self.path}: cannot write features ({error.strerror}); free space and go on, or name another file: what "
+                    "is in it is kept"
                 ) from error
             self._rows.update((key, self._end + i) for i, key in enumerate(keys))
             self._end += len(rows)

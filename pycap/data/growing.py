@@ -6,12 +6,14 @@ that is damaged is renamed and made anew, which is logged and kept in `report`.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -19,6 +21,7 @@ from typing import Any, TypeVar
 import h5py
 
 from pycap.data import DataError
+from pycap.data.disk import WriteError, sync
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,17 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"  # the first bytes of HDF5 files
 #: those of variable length lie in a heap, which a kill between two writes leaves in pieces.
 NAME = ("name", "S255")
 Self = TypeVar("Self", bound="GrowingFile")
+
+
+_SYSTEM_SAYS = re.compile(r"error message = '([^']*)'")
+
+
+def reason(error: Exception) -> str:
+    """Why a call of h5py failed, in a few words: what the system said of it, where it did."""
+    if number := getattr(error, "errno", None):
+        return os.strerror(number)
+    said = _SYSTEM_SAYS.search(str(error))
+    return said[1] if said else str(error).partition("\n")[0]
 
 
 class Corrupt(Exception):
@@ -77,6 +91,7 @@ class GrowingFile(ABC):
         self._lock = threading.Lock()
         self._real = os.path.realpath(self.path)
         self._file: Any = None
+        self._is_broken = False  # a write failed: HDF5 will want to write it once more
         if writable:
             self._begin()
 
@@ -131,42 +146,63 @@ class GrowingFile(ABC):
             why = "another process holds it open" if isinstance(error, BlockingIOError) else str(error)
             raise DataError(f"{self.path}: cannot open the {self.what} ({why}); name another file") from error
         except OSError as error:
-            raise Corrupt(str(error)) from error
+            raise self._unusable(error) from error
         try:
             kind = file.attrs.get("format")
             if kind != self.format:
                 raise DataError(f"{self.path}: an HDF5 file, but not a pycap {self.what}; name another file")
+            for name in {"data", "index"} & set(
+                file
+            ):  # their lists of chunks, which a write that failed may have cut off
+                file[name].id.get_num_chunks()
             self._check(file)
         except BaseException as error:
             file.close()
             if isinstance(error, READ_ERRORS) and not isinstance(error, DataError):
-                raise Corrupt(str(error)) from error
+                raise self._unusable(error) from error
             raise
         return file
 
+    def _unusable(self, error: Exception) -> Exception:
+        """What to raise for an error of h5py on opening: the system's say nothing of what the file holds, others that it is
+        corrupt."""
+        if getattr(error, "errno", None):
+            return DataError(
+                f"{self.path}: cannot open the {self.what} ({reason(error)}); see to the disk and try again"
+            )
+        return Corrupt(str(error))
+
     def _create(self) -> None:
         """Make an empty file under a temporary name and rename it, so that no half-made one is ever found."""
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        temporary = self.path.with_name(f"{self.path.name}.tmp")
         try:
             with h5py.File(temporary, "w") as file:
                 file.attrs["format"] = self.format
                 self._fill_new(file)
+            sync(temporary)
             os.replace(temporary, self.path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            why = error if self.path.parent.is_dir() else f"there is no folder {self.path.parent}"
-            raise DataError(f"{self.path}: cannot make the {self.what} ({why}); name another file") from error
+            sync(self.path.parent)
+        except (OSError, RuntimeError) as error:
+            with suppress(OSError):  # the error on hand matters more than one of cleaning up
+                temporary.unlink(missing_ok=True)
+            why = reason(error) if self.path.parent.is_dir() else f"there is no folder {self.path.parent}"
+            raise DataError(
+                f"{self.path}: cannot make the {self.what} ({why}); free space, or name another file"
+            ) from error
 
     def _append(self, end: int, block: Any, rows: Any) -> None:
-        """Write a block of data behind the first `end` entries, then the rows of the index that point into it. Raises what
-        h5py raises (OSError, RuntimeError)."""
+        """Write a block of data behind the first `end` entries, then the rows of the index that point into it. WriteError."""
         data, index = self._data, self._file["index"]
-        data.resize(end + len(block), axis=0)
-        data[end:] = block
-        self._file.flush()  # the data must be there before any row points at it
-        index.resize((len(index) + len(rows),))
-        index[-len(rows) :] = rows
-        self._file.flush()
+        try:
+            data.resize(end + len(block), axis=0)
+            data[end:] = block
+            self._file.flush()  # the data must be there before any row points at it
+            index.resize((len(index) + len(rows),))
+            index[-len(rows) :] = rows
+            self._file.flush()
+        except (OSError, RuntimeError) as error:
+            self._is_broken = True
+            raise WriteError(getattr(error, "errno", None) or errno.EIO, reason(error), str(self.path)) from error
 
     def _require_open(self) -> None:
         if self._file is None:
@@ -185,8 +221,11 @@ class GrowingFile(ABC):
             if self._file:
                 try:
                     self._flush()
-                finally:
                     self._file.close()
+                except (OSError, RuntimeError) as error:
+                    if not self._is_broken:  # else it was told when it was written to
+                        raise DataError(f"{self.path}: cannot be written ({reason(error)}); see to the disk") from error
+                finally:
                     with _open_lock:
                         _open_paths.discard(self._real)
 

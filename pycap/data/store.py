@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from pycap.data import DataError, Example
+from pycap.data.disk import WriteError
 from pycap.data.growing import NAME, READ_ERRORS, Corrupt, GrowingFile
 from pycap.data.images import JPEG_QUALITY, ImageError
 from pycap.data.items import Reference
@@ -148,9 +149,11 @@ class ImageStore(GrowingFile):
             offset += len(jpeg)
         try:
             self._append(self._end, np.frombuffer(block, np.uint8), rows)
-        except (OSError, RuntimeError) as error:
+        except WriteError as error:
             self.writable = False
-            self._note(f"{self.path}: cannot write to the image store ({error}); no more images are stored in this run")
+            self._note(
+                f"{self.path}: cannot write to the image store ({error.strerror}); no more images are stored in this run"
+            )
         else:
             for key, row in zip(self._pending, rows, strict=True):
                 self._index[key] = (int(row["offset"]), int(row["length"]), int(row["crc"]))

@@ -22,11 +22,18 @@ class RunFolderError(OSError):
 
 def remedy(folder: Path) -> str:
     """What to do once the disk has failed under a run."""
+    if last := saved(folder):
+        return f"{last} is whole: free space or see to the disk, then go on with --resume {folder}"
+    return "free space or see to the disk and start again, or give another --out-dir"
+
+
+def saved(folder: Path) -> Path | None:
+    """The checkpoint that a run can be resumed from, if it has come to one."""
     try:
-        saved = checkpoint.find(folder, prefer="last")
+        found = checkpoint.find(folder, prefer="last")
     except checkpoint.CheckpointError:
-        return "free space or mend the disk and start again, or give another --out-dir"
-    return f"{saved} is whole: free space or mend the disk, then go on with --resume {folder}"
+        return None
+    return found if "last" in found.name else None
 
 
 def make_room(folder: Path) -> Path | None:

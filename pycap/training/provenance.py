@@ -27,7 +27,7 @@ from typing import Any
 from pycap import config as configuration
 from pycap import provenance
 from pycap.config import TrainConfig
-from pycap.data.disk import sync
+from pycap.data.disk import sync, writing
 from pycap.device import cpu_count, to_host
 from pycap.distributed import Ranks
 from pycap.training.start import Start
@@ -85,9 +85,9 @@ def describe(
 
 
 def append(folder: Path, record: Mapping[str, Any]) -> None:
-    """Add a record to those of the run in `folder`, and have the system put it on the disk. OSError where it cannot."""
+    """Add a record to those of the run in `folder`, and have the system put it on the disk. WriteError where it cannot."""
     path = folder / NAME
-    with open(path, "ab+") as file:
+    with writing(path), open(path, "ab+") as file:
         file.seek(0)
         held = file.read()
         if whole := len(held) - (held.rfind(b"\n") + 1):  # a start that was killed as it wrote

@@ -7,7 +7,7 @@ from typing import Any
 from pycap import __version__, checkpoint, distributed
 from pycap import config as configuration
 from pycap.config import TrainConfig
-from pycap.data.disk import writing
+from pycap.data.disk import sync, writing
 from pycap.data.images import PreprocessSpec
 from pycap.data.vocab import Vocabulary
 from pycap.device import to_host
@@ -58,6 +58,9 @@ class Record:
         """What a run's folder says of its data and its options."""
         path = self.folder / run_folder.LOG
         if resumed:
+            for name in ("best", "last"):  # what a kill left beside them
+                with writing(self.folder / name):
+                    checkpoint.recover(self.folder / name)
             self._log = Log(path, self._trainer.step_number, resumed.state.get("log_rows"))
             if self._log.missing > 0:
                 self.write("remark", text=f"{self._log.missing} rows before this one have been lost from {path}")
@@ -69,6 +72,7 @@ class Record:
             self._vocab.save(self.folder / "vocab.json")
         with writing(self.folder / "config.yaml"):
             configuration.save(self._config, self.folder / "config.yaml")
+            sync(self.folder)
 
     def close(self) -> None:
         if self._log is not None:
@@ -170,7 +174,8 @@ class Record:
                 preprocess=self._spec.to_dict(),
             )
         except checkpoint.CheckpointError as error:
-            raise checkpoint.CheckpointError(f"{error}; {run_folder.remedy(self.folder)}") from error
+            then = f"go on with --resume {self.folder}" if run_folder.saved(self.folder) else "start again"
+            raise checkpoint.CheckpointError(f"{error}; see to the disk, then {then}") from error
 
 
 def _on_host(arrays: dict[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,8 @@ class Position:
 def run(config: TrainConfig, watch: Watch | None = None) -> RunResult:
     """Train as `config` says, in its run folder, together with the other ranks of this job. watch: told of it as it goes.
 
-    Raises the errors of its parts, RunFolderError where a file of the run cannot be written, and Stopped after Ctrl-C or SIGTERM.
+    Raises the errors of its parts, RunFolderError where a file of the run cannot be written, and Stopped after Ctrl-C or
+    SIGTERM.
     """
     config.validate()
     ranks = distributed.current()
