@@ -1,0 +1,204 @@
+"""Training that is killed (SIGKILL) again and again and resumed each time, against the same run left alone.
+
+    python -m tests.faults.kills --kills 100 --seed 0
+
+Three sources of kills: a random moment (`moment`), the same for a `python train.py` of its own (`process`), and a file call of
+a random kind, before, in the middle of or after it (`call`), as `disk.c` counts them. The result goes into
+benchmarks/results/faults.json, beside that of `tests.faults.writes`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from tests.faults import runs, shim
+from tests.faults.server import ROOT, Outcome, Server
+from tests.faults.shim import Call, Fault
+
+RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
+ACTS = ("before", "middle", "after")
+#: Of 20 kills so many are of each source.
+SOURCES = {"moment": 7, "process": 3, "call": 10}
+
+
+@dataclass
+class Tally:
+    """kills: by source and where they fell. differences: what was not alike, by run."""
+
+    kills: Counter[tuple[str, str]] = field(default_factory=Counter)
+    runs: Counter[str] = field(default_factory=Counter)
+    restarts: int = 0  # from the beginning: nothing had been saved
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        return self.kills.total()
+
+
+@dataclass
+class Reference:
+    """A run left alone: its folder, how long it took, and its file calls."""
+
+    folder: Path
+    seconds: float
+    calls: list[Call]
+
+
+class Killer:
+    """Runs of several kinds, each killed and resumed until it has ended."""
+
+    def __init__(self, server: Server, work: Path, seed: int) -> None:
+        self.server, self.work, self.random, self.tally = server, work, random.Random(seed), Tally()
+        self.data = runs.make_data(work / "set")
+        self._references: dict[str, Reference] = {}
+
+    def reference(self, name: str) -> Reference:
+        if name not in self._references:
+            cwd = self.work / name / "whole"
+            cwd.mkdir(parents=True)
+            done = self.server.run(self.options(name), cwd, cwd / "run")
+            assert done.code == 0, done.said
+            self._references[name] = Reference(cwd / "run", done.seconds, done.calls)
+        return self._references[name]
+
+    def options(self, name: str) -> list[str]:
+        return runs.options(name, self.data, self.reference("joint").folder if name == "scst" else None)
+
+    def kill_and_compare(self, name: str, sources: Iterator[str], enough: Callable[[], bool]) -> None:
+        """One run of this kind, killed by the next `sources` until it gets through, or `enough` is true."""
+        reference = self.reference(name)
+        self.tally.runs[name] += 1
+        cwd = self.work / name / f"killed{self.tally.runs[name]}"
+        cwd.mkdir()
+        run, arguments = cwd / "run", self.options(name)
+        for _ in range(200):
+            source = "" if enough() else next(sources)
+            done, where = self._once(source, arguments, cwd, reference)
+            if done.was_killed:
+                self.tally.kills[source, where] += 1
+                resumable = runs.is_resumable(run)
+                self.tally.restarts += not resumable
+                arguments = ["--resume", "run"] if resumable else self.options(name)
+            elif done.code:
+                self.tally.problems.append(f"{name}: exit status {done.code}: {done.said.strip()[-400:]}")
+                return
+            else:
+                self.tally.problems += [f"{name}: {text}" for text in runs.differences(run, reference.folder)]
+                return
+        self.tally.problems.append(f"{name}: never ended")
+
+    def _once(self, source: str, arguments: list[str], cwd: Path, reference: Reference) -> tuple[Outcome, str]:
+        """Start or resume; returns also where the kill fell."""
+        run = cwd / "run"
+        if source == "moment":
+            done = self.server.run(arguments, cwd, run, kill_after=self.random.uniform(0.0, 1.1 * reference.seconds))
+            return done, done.phase
+        if source == "process":
+            done = self._process(arguments, cwd, self.random.uniform(0.0, reference.seconds))
+            return done, f"after {done.calls[-1].name} {done.calls[-1].place}" if done.calls else "before any file call"
+        if source == "call":
+            (name, place), times = self.random.choice(sorted(shim.kinds(reference.calls).items()))
+            chosen = self.random.randint(1, min(times, 4))
+            number, path = _matching(reference.calls, name, place, chosen)
+            act = self.random.choice(ACTS)
+            done = self.server.run(arguments, cwd, run, Fault(number, act, name, path))
+            return done, f"{act} {name} {place}"
+        return self.server.run(arguments, cwd, run), ""
+
+    def _process(self, arguments: list[str], cwd: Path, seconds: float) -> Outcome:
+        """`python train.py` itself, killed after so many seconds."""
+        record, said = cwd / "record", cwd / "said.txt"
+        record.unlink(missing_ok=True)
+        begun = time.monotonic()
+        own = {**shim.environment(cwd / "run", record), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(ROOT / "train.py"), *arguments]
+        with open(said, "w", encoding="utf-8") as out:
+            process = subprocess.Popen(command, cwd=cwd, env=own, stdout=out, stderr=out)
+            # Python's start takes longer than the run: three of four kills are to fall behind it.
+            waits = self.random.random() < 0.75
+            while waits and process.poll() is None and not record.exists():
+                time.sleep(0.01)
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        return Outcome(process.returncode, said.read_text("utf-8"), time.monotonic() - begun, "", shim.calls(record))
+
+
+def _matching(calls: list[Call], name: str, place: str, chosen: int) -> tuple[int, str]:
+    """How a layer that looks for a part of a path counts to the `chosen`-th call of this name at this place."""
+    path = next(call.path for call in calls if (call.name, call.place) == (name, place))
+    part = "" if place == "folder" else path[path.rfind("/") :]
+    if part.startswith("/.tmp"):
+        part = "/.tmp"
+    of_name = [call for call in calls if call.name == name and part in call.path]
+    numbers = [i for i, call in enumerate(of_name, 1) if call.place == place]
+    return numbers[min(chosen, len(numbers)) - 1], part
+
+
+def sources(rng: random.Random) -> Iterator[str]:
+    while True:
+        turn = [name for name, count in SOURCES.items() for _ in range(count)]
+        rng.shuffle(turn)
+        yield from turn
+
+
+def told(tally: Tally) -> dict[str, Any]:
+    """For the file of results."""
+    by_source: dict[str, dict[str, int]] = {}
+    for (source, where), count in sorted(tally.kills.items()):
+        by_source.setdefault(source, {})[where] = count
+    return {
+        "kills": tally.total, "runs": dict(tally.runs), "begun_again": tally.restarts, "where": by_source,
+        "differences": tally.problems,
+    }  # fmt: skip
+
+
+def keep(part: str, result: dict[str, Any]) -> None:
+    """Put a part of the results into the file."""
+    whole = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    whole["machine"] = {
+        "commit": machine.commit(), "cpu": machine.cpu_name(), "cpus": os.cpu_count(),
+        "versions": machine.versions(("numpy", "h5py", "safetensors")),
+    }  # fmt: skip
+    whole[part] = result
+    RESULTS.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", default=",".join(runs.RUNS), help="kinds of runs, in turn")
+    asked = parser.parse_args()
+    names = asked.runs.split(",")
+    with tempfile.TemporaryDirectory() as folder, Server(Path(folder) / "scratch") as server:
+        killer = Killer(server, Path(folder), asked.seed)
+        turn = sources(killer.random)
+        begun, number = time.monotonic(), 0
+        while killer.tally.total < asked.kills:
+            killer.kill_and_compare(names[number % len(names)], turn, lambda: killer.tally.total >= asked.kills)
+            number += 1
+            print(f"{number} runs, {killer.tally.total} kills, {len(killer.tally.problems)} differences", flush=True)
+        result = {"seed": asked.seed, "seconds": round(time.monotonic() - begun), **told(killer.tally)}
+    keep("kills", result)
+    print(json.dumps(result, indent=1))
+    sys.exit(bool(killer.tally.problems))
+
+
+if __name__ == "__main__":
+    main()
