@@ -9,6 +9,7 @@ from pycap.data import SPLITS, DataError, Problem
 from pycap.data.layout import Entry, Listed, contents, layout_error, read_json
 
 YEARS = ("2017", "2014")
+_ALL = "pycap doctor DIR, with the data set's folder, tells all such entries"
 
 
 def _annotation_file(root: Path, split: str, year: str) -> Path:
@@ -77,11 +78,13 @@ def _require_list(body: Any, key: str, file: Path) -> list[Any]:
 
 def _require_keys(entry: Any, keys: tuple[str, ...], where: str, file: Path) -> None:
     if not isinstance(entry, dict):
-        raise DataError(f"{file}: not COCO's JSON: {where} is a {type(entry).__name__}, not an object")
+        raise DataError(f"{file}: not COCO's JSON: {where} is a {type(entry).__name__}, not an object; {_ALL}")
     for key in keys:
         if key not in entry:
             hint = "; this looks like an instances file, captions are in captions_*.json" if "bbox" in entry else ""
-            raise DataError(f'{file}: not COCO\'s captions: {where} lacks "{key}" (it has: {", ".join(entry)}){hint}')
+            raise DataError(
+                f'{file}: not COCO\'s captions: {where} lacks "{key}" (it has: {", ".join(entry)}){hint}; {_ALL}'
+            )
 
 
 def read_captions(file: Path) -> tuple[list[tuple[int | str, str]], dict[int | str, list[Any]], list[Problem]]:
@@ -100,7 +103,7 @@ def read_captions(file: Path) -> tuple[list[tuple[int | str, str]], dict[int | s
         image_id, name = image["id"], image["file_name"]
         if not isinstance(image_id, (int, str)) or not isinstance(name, str) or not name:
             raise DataError(
-                f"{file}: images[{i}] has id {image_id!r} and file_name {name!r}; they must be an id and a file name"
+                f"{file}: images[{i}] has id {image_id!r} and file_name {name!r}; they must be an id and a file name; {_ALL}"
             )
         if image_id in names:
             reason = f'image id {image_id} stands twice in "images" ({names[image_id]} and {name}); the first is used'

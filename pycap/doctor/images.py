@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import warnings
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -131,8 +132,11 @@ def see(picture: Picture) -> Seen:
     path = picture.path
     nothing = (0, 0)
     try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            return Seen([("unreadable-image", f"{path} is no file")], 0, None, "", nothing)
+        large = status.st_size > LARGEST
         with open(path, "rb") as file:
-            large = os.fstat(file.fileno()).st_size > LARGEST
             content = b"" if large else file.read()
     except FileNotFoundError:
         return Seen([("missing-image", f"{path} (a link that leads nowhere)")], 0, None, "", nothing)

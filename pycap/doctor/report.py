@@ -103,11 +103,15 @@ def as_markdown(examined: Sequence[Examined]) -> str:
             names = "".join(f"* {_code(n['name'])} {_code(n['detail']) if n['detail'] else ''}\n" for n in f["first"])
             rest = f"* and {f['count'] - len(f['first'])} more\n" if f["count"] > len(f["first"]) else ""
             parts.append(
-                f"### {f['severity']}: {f['count']} {f['what']}\n\n{f['why'].capitalize()}. Remedy: {f['remedy']}.\n\n"
+                f"### {f['severity']}: {f['count']} {f['what']}\n\n{_sentence(f['why'])} Remedy: {f['remedy']}.\n\n"
                 f"{names}{rest}"
             )
         parts.append(f"{verdict(each.findings, each.stopped)}\n")
     return "\n".join(parts)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _code(text: str) -> str:
@@ -126,7 +130,7 @@ def as_page(examined: Sequence[Examined]) -> str:
             rest = f'\n<p class="note">and {more} more</p>' if more > 0 else ""
             body.append(
                 f"<section>\n<h3>{pages.badge(f['severity'], _STATES[f['severity']])} {f['count']} "
-                f"{escaped(f['what'])}</h3>\n<p>{escaped(f['why'])}.<br>Remedy: {escaped(f['remedy'])}.</p>\n"
+                f"{escaped(f['what'])}</h3>\n<p>{escaped(_sentence(f['why']))}<br>Remedy: {escaped(f['remedy'])}.</p>\n"
                 f"<details{' open' if f['severity'] == ERROR else ''}><summary>which</summary>\n<ul>\n{names}\n</ul>{rest}\n"
                 "</details>\n</section>"
             )

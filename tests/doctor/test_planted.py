@@ -433,3 +433,46 @@ def test_photographs_saved_anew_are_found_and_others_are_not(tmp_path: Path) -> 
     val.write()
     found = names(examined(root))
     assert found.pop("other-format") and found == {"leak-pixels": expected}
+
+
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        ({"captions.txt": "image,caption\na.jpg,a red circle\n", "Images/a.jpg": ""}, "flickr8k"),
+        ({"captions.txt": "a.jpg#0\ta red circle\n", "images/a.jpg": ""}, "flickr8k"),
+        ({"captions.txt": "a\ta red circle\n", "images/a.jpg": ""}, "imageclef"),
+        ({"captions.json": "{}", "images/a.jpg": ""}, "imageclef"),
+        ({"results.csv": "", "flickr30k_images/a.jpg": ""}, "flickr30k"),
+        ({"dataset_mine.json": "", "a.jpg": ""}, "coco"),
+        ({"train2014/a.jpg": ""}, "coco"),
+        ({"train/a/a.jpg": ""}, "pretrain"),
+        ({"train/a/a.txt": "", "a.jpg": ""}, ""),
+        ({"coco/train2014/a.jpg": "", "flickr8k/Flickr8k_text/x": "", "picks.jsonl": ""}, "coco+flickr8k+picks"),
+    ],
+)
+def test_layouts_are_recognised_by_their_files(tmp_path: Path, files: dict[str, str], kind: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert layouts.recognise(tmp_path).kind == kind
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    root = clean("coco", tmp_path)
+    name = sorted(os.listdir(root / "train2017"))[0]
+    (root / "train2017" / name).unlink()
+    os.mkfifo(root / "train2017" / name)
+    assert names(examined(root)) == {"unreadable-image": {name}}
+
+
+def test_many_of_a_kind_are_counted_and_the_first_named(tmp_path: Path) -> None:
+    root = clean("coco", tmp_path)
+    shutil.rmtree(root / "train2017")
+    (root / "train2017").mkdir()
+    found = examined(root)
+    (finding,) = [finding for finding in found.findings.sorted() if finding.kind == "unreadable-file"]
+    assert "none of 60 images can be used" in finding.first[0][1]
+    for name in sorted(os.listdir(root / "val2017"))[:1]:
+        shutil.copyfile(root / "val2017" / name, root / "train2017" / "000000000001.jpg")
+    (finding,) = [finding for finding in examined(root).findings.sorted() if finding.kind == "missing-image"]
+    assert finding.count == 59 and len(finding.first) == 50
