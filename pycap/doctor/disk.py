@@ -73,7 +73,23 @@ def check(config: TrainConfig, vocabulary: int) -> dict[str, Any]:
     asked: dict[str, int] = {"run": wanted["checkpoints"] + wanted["log"]}
     for name in ("store", "features"):
         asked[name if name in by_name else "run"] = asked.get(name if name in by_name else "run", 0) + wanted[name]
-    return {"places": where, "needs": wanted, "findings": [*_shortages(by_name, asked, wanted), *remarks(where)]}
+    found = [*_taken(config), *_shortages(by_name, asked, wanted), *remarks(where)]
+    return {"places": where, "needs": wanted, "findings": found}
+
+
+def _taken(config: TrainConfig) -> Iterable[dict[str, str]]:
+    """The folder of a run must be none, empty, or an earlier run's, which is moved aside."""
+    out = config.run_dir
+    try:
+        names = os.listdir(out) if os.path.isdir(out) else []
+    except OSError as error:
+        yield finding(
+            "error", f"{out} (run) cannot be read ({error.strerror})", "chmod u+rwx, or give another --out-dir"
+        )
+        return
+    if names and not config.resume and "log.jsonl" not in names:
+        what = f"{out} (run) holds other things than an earlier run, so that no run starts there"
+        yield finding("error", what, "give another --out-dir")
 
 
 def remarks(where: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
@@ -151,7 +167,7 @@ def _stores(config: TrainConfig, images: int) -> bool:
 
 def _place(name: str, path: Path) -> dict[str, Any]:
     there = path.expanduser().absolute()
-    while not there.exists():
+    while not os.path.exists(there):  # false too where a folder above may not be entered
         there = there.parent
     usage = shutil.disk_usage(there)
     inodes = os.statvfs(there) if hasattr(os, "statvfs") else None

@@ -144,13 +144,15 @@ def verdict(findings: Findings, stopped: bool = False) -> str:
     counts = findings.counts()
     told = ", ".join(f"{count} {name}{'s' if count != 1 else ''}" for name, count in counts.items() if count)
     what = told or "nothing found"
+    if stopped:
+        return f"stopped before all was seen; so far {what}"
     if counts[ERROR]:
         what += ": do not train before the errors are settled"
     elif counts[WARNING]:
         what += ": it can be trained on; see whether the warnings are meant"
     else:
         what += ": ready to train"
-    return f"stopped before all was seen; so far {what}" if stopped else what
+    return what
 
 
 def _facts(each: Examined) -> dict[str, str]:

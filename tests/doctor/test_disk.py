@@ -12,9 +12,10 @@ import pytest
 import pycap
 from pycap import device
 from pycap.cli import main
-from pycap.config import TrainConfig, parse_args
+from pycap.config import ConfigError, TrainConfig, parse_args
 from pycap.data import demo
 from pycap.doctor import disk, machine
+from pycap.training.folder import make_room
 from tests.train.runs import tiny
 
 SMALL: dict[str, Any] = {
@@ -94,6 +95,19 @@ def test_a_folder_in_memory_or_far_away_is_told(monkeypatch, tmp_path) -> None:
     assert kinds["quick"][0] == "tmpfs" and "lies in memory (tmpfs)" in kinds["quick"][1][0]
     assert kinds["far away"][0] == "nfs4" and "network disk (nfs4)" in kinds["far away"][1][0]
     assert kinds["quicker"] == ("ext4", [])
+
+
+def test_a_folder_that_holds_other_things_is_told(monkeypatch, tmp_path) -> None:
+    usage(monkeypatch, 1 << 40)
+    config = TrainConfig(**SMALL, out_dir=tmp_path)
+    assert disk.check(config, 100)["findings"] == []
+    (tmp_path / "notes.txt").write_text("mine")
+    (found,) = disk.check(config, 100)["findings"]
+    assert found["severity"] == "error" and "no run starts there" in found["what"]
+    with pytest.raises(ConfigError, match="holds other things than an earlier run"):  # as training says it
+        make_room(tmp_path)
+    (tmp_path / "log.jsonl").write_text("")
+    assert disk.check(config, 100)["findings"] == []
 
 
 def test_few_files_left_and_no_right_to_write(monkeypatch, tmp_path) -> None:

@@ -100,6 +100,9 @@ def spoil_files(c: Captions, expected: Expected) -> None:
     image, _ = c.take()
     image["width"] += 7
     expected["size-differs"] = {image["file_name"]}
+    image, _ = c.take()  # turned by EXIF: annotated as people see it
+    c.path(image).write_bytes(saved(photograph(76, 60, 40)))
+    image.update(width=40, height=60)
     image, _ = c.take()
     c.path(image).unlink()
     expected["missing-image"] = {image["file_name"]}
