@@ -89,14 +89,14 @@ def run(config: TrainConfig, watch: Watch | None = None) -> RunResult:
     backends.select(config.device, config.backend)
     backends.set_threads(config.threads or cpu_count())
     try:
-        return _Run(config, ranks, watch or Watch()).go()
+        return _Run(config, ranks, watch).go()
     except WriteError as error:
         raise RunFolderError(f"{error}; {run_folder.remedy(config.run_dir)}") from error
 
 
 class _Run:
-    def __init__(self, config: TrainConfig, ranks: distributed.Ranks, watch: Watch) -> None:
-        self.ranks, self.watch = ranks, watch
+    def __init__(self, config: TrainConfig, ranks: distributed.Ranks, watch: Watch | None = None) -> None:
+        self.ranks, self.watch = ranks, watch or Watch()
         self.say: Callable[[str], None] = _printed if ranks.rank == 0 else _unsaid
         begun = start.find(config, self.say, ranks)
         config, self.source, self.vocab, self.spec = begun.config, begun.source, begun.vocab, begun.spec
@@ -131,13 +131,13 @@ class _Run:
             self._continue(resumed)
         shares.require_same(ranks, self.model.state_arrays() | self.trainer.optimizer.state_arrays())
         self.record = Record(
-            ranks, config, self.model, self.trainer, self.vocab, self.spec, self.source, watch, resumed=resumed
+            ranks, config, self.model, self.trainer, self.vocab, self.spec, self.source, self.watch, resumed=resumed
         )
         self.is_new = resumed is None
         step, position = self.trainer.step_number, asdict(self.position)
         origin = provenance.describe(passes, begun, self.model.state_arrays(), step, position, ranks)
         shares.led(ranks, lambda: provenance.append(self.folder, origin))
-        watch.begins(origin)
+        self.watch.begins(origin)
         self.task = (
             Classification(self.model, self.vocab, self.spec, config, self.source, ranks)
             if isinstance(self.model, Classifier)
