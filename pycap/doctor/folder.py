@@ -175,7 +175,7 @@ def _unnamed(recognised: Recognised, reads: Sequence[Read], root: Path) -> list[
 
 def _look_at(placed: Sequence[Placed], found: Examined, watch: Watch, sample: int, workers: int, by_name: bool) -> bool:
     """Have all images looked at (or a sample), and what is twice among them told; false where the user stopped it."""
-    # A path that two splits name is looked at for each of them: it is one file, but a leak.
+    # A path that two splits name is one file.
     first: dict[Path, int] = {}
     for place, image in enumerate(placed):
         first.setdefault(image.picture.path, place)
@@ -208,6 +208,8 @@ def _look_at(placed: Sequence[Placed], found: Examined, watch: Watch, sample: in
     }
     if not going:
         return False
+    for place, image in enumerate(placed):
+        looks.repeat(first[image.picture.path], place)
     stopped: list[str] = []
 
     def step(what: str) -> bool:

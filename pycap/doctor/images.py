@@ -80,6 +80,11 @@ class Looks:
         if self.largest is None or area > self.largest[0] * self.largest[1]:
             self.largest = seen.size
 
+    def repeat(self, seen: int, place: int) -> None:
+        """What was found of the picture at `seen` holds for the one at `place`: it is the same file."""
+        self.digests[place], self.decoded[place] = self.digests[seen], self.decoded[seen]
+        self.thumbs[place] = self.thumbs[seen]
+
 
 def look_at(
     pictures: Sequence[Picture], places: Iterable[int], looks: Looks, findings: Findings, workers: int = 0

@@ -135,6 +135,9 @@ def test_what_a_container_allows(monkeypatch, tmp_path) -> None:
     (groups / "one" / "memory.current").write_text(f"{3 << 30}\n")
     (groups / "one" / "memory.stat").write_text(f"anon 7\ninactive_file {1 << 30}\n")
     assert machine.memory()["limit_bytes"] == 4 << 30 and machine.memory()["available_bytes"] == 2 << 30
+    (inner / "memory.max").write_text(f"{3 << 30}\n")
+    (inner / "memory.current").write_text(f"{1 << 30}\n")
+    assert machine.memory()["limit_bytes"] == 3 << 30 and machine.memory()["available_bytes"] == 2 << 30
     (proc / "self" / "cgroup").write_text("4:cpu,memory:/elsewhere\n5:memory:/old\n")
     old = groups / "memory" / "old"
     old.mkdir(parents=True)

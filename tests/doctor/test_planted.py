@@ -9,11 +9,16 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pycap.data import demo
-from pycap.doctor import folder, kinds, layouts
+from pycap.doctor import files, folder, kinds, layouts
+from pycap.doctor.findings import Findings
 from pycap.doctor.folder import Examined, Watch
+from pycap.doctor.images import Picture, see
+from pycap.doctor.leaks import near
 from tests.doctor import planting
 from tests.doctor.planting import FILES, SIDE, clean, karpathy, photograph, saved
 
@@ -138,8 +143,9 @@ def spoil_keys(c: Captions, expected: Expected) -> None:
     expected["id-types"] = {repr(str(image["id"]))}
     broken = len(c.images), len(c.annotations)
     c.images += [{"id": 556}, {"id": None, "file_name": "none.jpg"}, {"id": 557, "file_name": ""}, "train.jpg"]
+    c.images.append({"id": True, "file_name": "true.jpg"})
     c.annotations += [["a red circle"], {"image_id": 1}, {"image_id": 1.5, "caption": "a red circle"}]
-    expected["broken-entry"] = {f"captions_train2017.json: images[{broken[0] + i}]" for i in range(4)}
+    expected["broken-entry"] = {f"captions_train2017.json: images[{broken[0] + i}]" for i in range(5)}
     expected["broken-entry"] |= {f"captions_train2017.json: annotations[{broken[1] + i}]" for i in range(3)}
     image, _ = c.take()
     c.rename(image, "../../outside.jpg")
@@ -151,6 +157,9 @@ def spoil_splits(train: Captions, val: Captions, expected: Expected) -> None:
     one, (other, _) = train.take()[0], val.take()
     val.rename(other, one["file_name"])
     shutil.copyfile(train.path(one), val.path(other))
+    for annotation in val.annotations:  # the id goes with the name
+        annotation["image_id"] = one["id"] if annotation["image_id"] == other["id"] else annotation["image_id"]
+    other["id"] = one["id"]
     expected["leak-name"] = {one["file_name"]}
     one, (other, _) = train.take()[0], val.take()
     shutil.copyfile(train.path(one), val.path(other))
@@ -479,3 +488,74 @@ def test_many_of_a_kind_are_counted_and_the_first_named(tmp_path: Path) -> None:
         shutil.copyfile(root / "val2017" / name, root / "train2017" / "000000000001.jpg")
     (finding,) = [finding for finding in examined(root).findings.sorted() if finding.kind == "missing-image"]
     assert finding.count == 59 and len(finding.first) == 50
+
+
+def test_leaks_between_any_two_splits(tmp_path: Path) -> None:
+    root = clean("flickr8k", tmp_path)
+    listed = {
+        split: (root / f"Flickr8k_text/Flickr_8k.{split}Images.txt").read_text().split()
+        for split in ("train", "dev", "test")
+    }
+    expected: dict[str, set[str]] = {"leak-pixels": set(), "leak-bytes": set()}
+    place = 0
+    for one, other in (("train", "dev"), ("train", "test"), ("dev", "test")):
+        for kind in expected:
+            ours, theirs = (root / "Flicker8k_Dataset" / listed[split][place] for split in (one, other))
+            picture = photograph(90 + place, 200, 150)
+            ours.write_bytes(saved(picture, quality=95))
+            theirs.write_bytes(ours.read_bytes() if kind == "leak-bytes" else saved(picture, quality=60))
+            expected[kind].add(ours.name)
+            place += 1
+    assert names(examined(root)) == expected
+
+
+def test_pictures_that_are_alike_in_little_only_are_no_leak(tmp_path: Path) -> None:
+    """The same large forms under another texture."""
+    root = clean("coco", tmp_path)
+    train, val = Captions(root, "train"), Captions(root, "val")
+    smooth = np.asarray(photograph(95, 192, 192), np.float32)
+    thumbs = []
+    for c, seed in ((train, 1), (val, 2)):
+        image, _ = c.take()
+        texture = np.random.default_rng(seed).normal(0, 25, smooth.shape)
+        textured = np.clip(smooth / 2 + 64 + texture, 0, 255).astype(np.uint8)
+        c.path(image).write_bytes(saved(Image.fromarray(textured), quality=95))
+        image.update(width=192, height=192)
+        c.write()
+        thumbs.append(see(Picture("", c.path(image), None)).thumb)
+    # Which only the closer look tells apart.
+    assert list(near(np.stack(thumbs), np.array([0]), np.array([1]))) == [(0, 1)]
+    assert names(examined(root)) == {}
+
+
+def test_small_forms_are_near_only_where_they_differ_by_few_levels() -> None:
+    one = np.full((8, 8, 3), 100, np.uint8)
+    everywhere, somewhere, little = one + 3, one.copy(), one + 1
+    somewhere[0, 0, 0] += 11
+    thumbs = np.stack([one, everywhere, somewhere, little])
+    assert list(near(thumbs, np.array([0]), np.array([1, 2, 3]))) == [(0, 3)]
+
+
+def test_what_comes_in_numbers_is_counted(tmp_path: Path) -> None:
+    root = clean("flickr8k", tmp_path)
+    tokens, lines = token_file(root, "Flickr8k_text/Flickr8k.token.txt")
+    key = lines[0].partition("\t")[0]
+    lines += ["77_abcdef.jpg.1#0\ta red circle", "77_abcdef.jpg.1#1\ta circle", f"{key}\ta circle", f"{key}\ta red one"]
+    lines += [f"no tab {number}" for number in range(60)]  # each split's reader meets them again
+    tokens.write_text("\n".join(lines) + "\n")
+    found = {finding.kind: finding.count for finding in examined(root).findings.sorted()}
+    assert found == {"broken-key": 2, "annotation-id-twice": 2, "broken-line": 60}
+
+
+def test_caption_files_are_read_once_and_whatever_their_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = karpathy(tmp_path, clean("coco", tmp_path))
+    parsed: list[Path] = []
+    parse = files.parse_json
+    monkeypatch.setattr(files, "parse_json", lambda path, text: parsed.append(path) or parse(path, text))
+    assert names(examined(root)) == {} and parsed == [root / "dataset_coco.json"]
+    for encoding in ("cp1252", "utf-16", "utf-8-sig"):
+        file = tmp_path / "captions.txt"
+        file.write_text("1\ta \u201ccaf\u00e9\u201d\n", encoding)
+        assert files.CheckedFiles(Findings()).text(file) == "1\ta \u201ccaf\u00e9\u201d\n"
