@@ -72,7 +72,9 @@ def test_a_full_disk_is_told_before_the_run(monkeypatch, tmp_path, capsys, room,
     usage(monkeypatch, room(wanted["checkpoint"], wanted["checkpoints"] + wanted["log"]))
     with pytest.raises(SystemExit) as exit:
         main(["doctor", "--plan", "--json", "--device", "cpu", "--out-dir", str(tmp_path / "run"), *options])
-    found = json.loads(capsys.readouterr().out)["disk"]["findings"]
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["bytes"].keys() == {"weights", "optimizer"} and planned["no_gpu"] == "--device cpu"
+    found = planned["disk"]["findings"]
     assert exit.value.code == int(bool(said))
     assert [said in finding["what"] and "free space" in finding["remedy"] for finding in found] == [True] * bool(said)
 
@@ -142,6 +144,7 @@ def test_what_a_container_allows(monkeypatch, tmp_path) -> None:
     old = groups / "memory" / "old"
     old.mkdir(parents=True)
     (old / "memory.limit_in_bytes").write_text(f"{9223372036854771712}\n")
+    assert machine.memory()["limit_bytes"] is None  # how version 1 writes that there is none
     (groups / "memory" / "memory.limit_in_bytes").write_text(f"{8 << 30}\n")
     (groups / "memory" / "memory.usage_in_bytes").write_text(f"{1 << 30}\n")
     assert machine.memory()["limit_bytes"] == 8 << 30 and machine.memory()["available_bytes"] == 7 << 30

@@ -9,63 +9,14 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from pycap.data import demo
-from pycap.doctor import files, folder, kinds, layouts
+from pycap.doctor import files, kinds, layouts
 from pycap.doctor.findings import Findings
-from pycap.doctor.folder import Examined, Watch
-from pycap.doctor.images import Picture, see
-from pycap.doctor.leaks import near
 from tests.doctor import planting
-from tests.doctor.planting import FILES, SIDE, clean, karpathy, photograph, saved
-
-Expected = dict[str, set[str]]
-
-
-def examined(path: Path, stage: str = "", **options: Any) -> Examined:
-    recognised = layouts.as_kind(path, stage) if stage else layouts.recognise(path)
-    return folder.examine(str(path), recognised, Watch(), **{"threshold": 2, "workers": 2} | options)
-
-
-def names(found: Examined) -> Expected:
-    """The findings' names by kind; a kind's count must be that of its names."""
-    told = {finding.kind: finding for finding in found.findings.sorted()}
-    for finding in told.values():
-        assert finding.count == len(finding.first), (finding.kind, finding.count, finding.first)
-    return {kind: {name for name, _ in finding.first} for kind, finding in told.items()}
-
-
-class Captions:
-    """The captions file of a split in COCO's form, to be spoilt."""
-
-    def __init__(self, root: Path, split: str) -> None:
-        self.root, self.split = root, split
-        self.file = root / "annotations" / f"captions_{split}2017.json"
-        self.body = json.loads(self.file.read_text())
-        self.images: list[Any] = self.body["images"]
-        self.annotations: list[Any] = self.body["annotations"]
-        self.next = 0  # the first image that no defect was planted in
-
-    def take(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Another image, and its captions."""
-        image = self.images[self.next]
-        self.next += 1
-        whole = (a for a in self.annotations if isinstance(a, dict))
-        return image, [a for a in whole if a.get("image_id") == image["id"]]
-
-    def path(self, image: dict[str, Any]) -> Path:
-        return self.root / f"{self.split}2017" / image["file_name"]
-
-    def rename(self, image: dict[str, Any], name: str) -> None:
-        self.path(image).unlink()
-        image["file_name"] = name
-
-    def write(self, encoding: str = "utf-8") -> None:
-        """With an e acute, and nothing else, as `encoding` has it; the rest is escaped."""
-        self.file.write_text(json.dumps(self.body).replace("\\u00e9", "\u00e9"), encoding=encoding)
+from tests.doctor.examining import Captions, Expected, examined, names, token_file
+from tests.doctor.planting import FILES, clean, karpathy, photograph, saved
 
 
 def spoil_captions(c: Captions, expected: Expected) -> None:
@@ -220,10 +171,6 @@ def test_clean_sets_of_other_forms(tmp_path: Path) -> None:
     (tmp_path / "dataset_coco.json").unlink(missing_ok=True)
     together = examined(tmp_path)
     assert names(together) == {} and together.kind == "coco+flickr8k+imageclef"
-
-
-def token_file(root: Path, name: str) -> tuple[Path, list[str]]:
-    return root / name, (root / name).read_text().splitlines()
 
 
 def test_flickr8k_with_all_defects(tmp_path: Path) -> None:
@@ -421,32 +368,6 @@ def test_a_file_of_all_unknown_ids_is_refused_as_training_does(tmp_path: Path) -
     assert "come from different files" in found.findings.sorted()[0].first[0][1]
 
 
-def test_photographs_saved_anew_are_found_and_others_are_not(tmp_path: Path) -> None:
-    """Of one photograph, saved in other qualities and sizes, all are found; of fifty different ones none."""
-    root = clean("coco", tmp_path)
-    train, val = Captions(root, "train"), Captions(root, "val")
-    forms: list[tuple[dict[str, Any], tuple[int, int]]] = [
-        ({"quality": 95}, (300, 200)), ({"quality": 50}, (300, 200)), ({"quality": 85}, (150, 100)),
-        ({"quality": 75, "subsampling": 2}, (600, 400)), ({"form": "PNG"}, (300, 200)),
-    ]  # fmt: skip
-    expected = set()
-    for number, (options, size) in enumerate(forms):
-        (one, _), (other, _) = train.take(), val.take()
-        picture = photograph(200 + number, 300, 200)
-        train.path(one).write_bytes(saved(picture, quality=90))
-        val.path(other).write_bytes(saved(picture.resize(size), **options))
-        one.update(width=300, height=200)
-        other.update(width=size[0], height=size[1])
-        expected.add(one["file_name"])
-    for number in range(50):
-        train.path(image := train.take()[0]).write_bytes(saved(photograph(300 + number)))
-        image.update(width=SIDE, height=SIDE)
-    train.write()
-    val.write()
-    found = names(examined(root))
-    assert found.pop("other-format") and found == {"leak-pixels": expected}
-
-
 @pytest.mark.parametrize(
     ("files", "kind"),
     [
@@ -488,52 +409,6 @@ def test_many_of_a_kind_are_counted_and_the_first_named(tmp_path: Path) -> None:
         shutil.copyfile(root / "val2017" / name, root / "train2017" / "000000000001.jpg")
     (finding,) = [finding for finding in examined(root).findings.sorted() if finding.kind == "missing-image"]
     assert finding.count == 59 and len(finding.first) == 50
-
-
-def test_leaks_between_any_two_splits(tmp_path: Path) -> None:
-    root = clean("flickr8k", tmp_path)
-    listed = {
-        split: (root / f"Flickr8k_text/Flickr_8k.{split}Images.txt").read_text().split()
-        for split in ("train", "dev", "test")
-    }
-    expected: dict[str, set[str]] = {"leak-pixels": set(), "leak-bytes": set()}
-    place = 0
-    for one, other in (("train", "dev"), ("train", "test"), ("dev", "test")):
-        for kind in expected:
-            ours, theirs = (root / "Flicker8k_Dataset" / listed[split][place] for split in (one, other))
-            picture = photograph(90 + place, 200, 150)
-            ours.write_bytes(saved(picture, quality=95))
-            theirs.write_bytes(ours.read_bytes() if kind == "leak-bytes" else saved(picture, quality=60))
-            expected[kind].add(ours.name)
-            place += 1
-    assert names(examined(root)) == expected
-
-
-def test_pictures_that_are_alike_in_little_only_are_no_leak(tmp_path: Path) -> None:
-    """The same large forms under another texture."""
-    root = clean("coco", tmp_path)
-    train, val = Captions(root, "train"), Captions(root, "val")
-    smooth = np.asarray(photograph(95, 192, 192), np.float32)
-    thumbs = []
-    for c, seed in ((train, 1), (val, 2)):
-        image, _ = c.take()
-        texture = np.random.default_rng(seed).normal(0, 25, smooth.shape)
-        textured = np.clip(smooth / 2 + 64 + texture, 0, 255).astype(np.uint8)
-        c.path(image).write_bytes(saved(Image.fromarray(textured), quality=95))
-        image.update(width=192, height=192)
-        c.write()
-        thumbs.append(see(Picture("", c.path(image), None)).thumb)
-    # Which only the closer look tells apart.
-    assert list(near(np.stack(thumbs), np.array([0]), np.array([1]))) == [(0, 1)]
-    assert names(examined(root)) == {}
-
-
-def test_small_forms_are_near_only_where_they_differ_by_few_levels() -> None:
-    one = np.full((8, 8, 3), 100, np.uint8)
-    everywhere, somewhere, little = one + 3, one.copy(), one + 1
-    somewhere[0, 0, 0] += 11
-    thumbs = np.stack([one, everywhere, somewhere, little])
-    assert list(near(thumbs, np.array([0]), np.array([1, 2, 3]))) == [(0, 3)]
 
 
 def test_what_comes_in_numbers_is_counted(tmp_path: Path) -> None:
