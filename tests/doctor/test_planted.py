@@ -434,3 +434,14 @@ def test_caption_files_are_read_once_and_whatever_their_encoding(
         file = tmp_path / "captions.txt"
         file.write_text("1\ta \u201ccaf\u00e9\u201d\n", encoding)
         assert files.CheckedFiles(Findings()).text(file) == "1\ta \u201ccaf\u00e9\u201d\n"
+
+
+def test_a_file_that_is_named_twice_is_read_once_and_an_error_told_once(tmp_path: Path) -> None:
+    root = clean("flickr8k", tmp_path)
+    train, trained = token_file(root, "Flickr8k_text/Flickr_8k.trainImages.txt")
+    _, held = token_file(root, "Flickr8k_text/Flickr_8k.devImages.txt")
+    train.write_text("\n".join([*trained, held[0]]) + "\n")
+    found = examined(root)
+    assert names(found) == {"leak-name": {held[0]}} and found.images["looked_at"] == found.images["named"] == 60
+    (tmp_path / "bare" / "scaleconcepts16_images").mkdir(parents=True)
+    assert names(examined(tmp_path / "bare")) == {"unreadable-file": {"train"}}
