@@ -187,7 +187,11 @@ def test_winograd_errs_as_its_definition_in_float32_does(shape):
     "shape", [(1, 28, 64, 64), (1, 14, 512, 256), (1, 33, 3, 64), (1, 80, 64, 32), (3, 40, 160, 160), (5, 39, 64, 64)]
 )
 def test_bfloat16_errs_by_its_roundings_only(backend, shape):
-    """In norm and in the worst element, against float64 with unrounded filters (docs/math/conv2d.md)."""
+    """In norm and in the worst element, against float64 with unrounded filters (docs/math/conv2d.md).
+
+    Without tiles numbers are widened, and dw, which is not rounded to bfloat16, is float32's: where that is Winograd's, it
+    errs as Winograd does.
+    """
     n, side, c, k = shape
     rng = np.random.default_rng(8)
     x = np.maximum(rng.standard_normal((n, side, side, c)), 0).astype(bfloat16())
@@ -202,17 +206,31 @@ def test_bfloat16_errs_by_its_roundings_only(backend, shape):
             kernels.conv2d_forward(outputs[0], images, filters, None, 1, 1, False)
             kernels.conv2d_backward_data(outputs[1], gradient, filters, None, None, 1, 1, 0.0)
             kernels.conv2d_backward_weight(outputs[2], None, gradient, images, None, None, 1, 1, 0.0, 0.0)
-    for name, got, exact, norm, worst in zip(
-        ["y", "dx", "dw"], made, true, (3e-3, 3e-3, 3e-7), (6e-3, 6e-3, 6e-7), strict=True
-    ):
-        error = got.astype(np.float64) - exact
-        assert np.linalg.norm(error) <= norm * np.linalg.norm(exact), name
-        assert np.abs(error).max() <= worst * np.abs(exact).max(), name
+        by_winograd = backend == "cpp" and backends.bfloat16_unit() == "float32" and c % 16 == k % 16 == 0
+    bounds = {"y": (3e-3, 6e-3), "dx": (3e-3, 6e-3), "dw": (3e-7, 6e-7)}
+    if by_winograd:
+        plain = errors(winograd.backward_weight(dy.astype(np.float32), x.astype(np.float32)), true[2])
+        bounds["dw"] = tuple(min(2 * own, most) for own, most in zip(plain, (2e-6, 4e-6), strict=True))
+    for (name, allowed), got, exact in zip(bounds.items(), made, true, strict=True):
+        assert all(e <= most for e, most in zip(errors(got, exact), allowed, strict=True)), name
+
+
+def errors(got: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
+    """Norm of the error over norm of the exact array, worst element of the error over the largest exact one."""
+    error = got.astype(np.float64) - exact
+    return float(np.linalg.norm(error) / np.linalg.norm(exact)), float(np.abs(error).max() / np.abs(exact).max())
 
 
 def test_an_image_is_the_same_alone_and_in_a_batch(backend):
-    """More tiles than are transformed at a time: the parts join without a seam."""
+    """More tiles than are transformed at a time: the parts join without a seam.
+
+    NumPy's BLAS may add in another order for another number of rows, so the reference gets integers, whose sums are exact in
+    every order; our kernels give the same bits for whatever numbers.
+    """
     x, w, b = (a.astype(np.float32) for a in draw(3, 50, 52, 512, 256, 3, 3))
+    if backend == "reference":
+        x, w, b = np.rint(x), np.rint(w * 60), np.rint(b * 9)
+        assert 9 * 512 * np.abs(x).max() * np.abs(w).max() + np.abs(b).max() < 2**24
     with backends.use(backend):
         together = ops.conv2d(Tensor(x), Tensor(w), Tensor(b), relu=True).data
         for i in range(3):
