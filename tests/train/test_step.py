@@ -102,6 +102,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_losses_are_those_of_the_step_on_the_host(options: dict[str, Any]) -> None:
+    """Gradients that are zero but for rounding make steps as small as they are, with the larger epsilon: else RMSprop and Adam
+    divide them by their own size, and a BLAS's order of sums shows in the fifth loss (6e-6; with it 2e-7)."""
+    options = {"epsilon": 1e-3} | options
     with backends.use("reference"):
         plain, resident = trainer(False, **options), trainer(True, **options)
         norms = [t.step(batch(7)).norms for t in (plain, resident)]
