@@ -63,7 +63,7 @@ def assert_same(one: Path, several: Path) -> None:
         assert row.keys() == expected.keys()
         for name, value in expected.items():
             if name == "norms":
-                assert row[name] == pytest.approx(value, rel=1e-4)
+                assert row[name] == pytest.approx(value, rel=1e-5)
             elif isinstance(value, float) and name not in ("images_per_s", "waited"):
                 assert row[name] == pytest.approx(value, rel=1e-5, abs=1e-9), (name, row["step"])
             elif not isinstance(value, float):
@@ -91,19 +91,21 @@ def error(folder: Path, rank: int) -> str:
     return folder.with_name(f"{folder.name}.error.{rank}").read_text()
 
 
-# Adam and RMSprop divide a gradient by its own size. Where it is zero but for rounding, their first steps are as large as ever,
-# and rounding decides their sign; the larger epsilon keeps such steps small.
+# Adam and RMSprop divide a gradient by its own size. Where it is zero but for rounding, their steps are as large as ever, and
+# rounding decides their sign. The larger epsilon keeps such steps small: of six epochs of "joint", no norm then differs by more
+# than 4e-7 on a CPU with AVX2 (else by 1e-4, and in bfloat16 by 1e-3 in the third step).
+EPSILON = 1e-3
 KINDS: dict[str, dict[str, Any]] = {
     "joint": {"epochs": 6, "save_checkpoint_every": 7, "lr_schedule": "plateau", "plateau_patience": 0},
     "passes": {"micro_batch": 3, "grad_clip": 0.5, "grad_clip_mode": "norm", "cnn_optimizer": "sgd", "epochs": 1},
-    "words": {"pretrain_words": 1, "finetune_cnn_after": 1, "optimizer": "rmsprop", "epsilon": 1e-3},
-    "merge": {"model": "merge", "epochs": 1, "max_steps": 3, "epsilon": 1e-3},
+    "words": {"pretrain_words": 1, "finetune_cnn_after": 1, "optimizer": "rmsprop"},
+    "merge": {"model": "merge", "epochs": 1, "max_steps": 3},
     "features": {"freeze_cnn": True, "features": "auto", "epochs": 1},
     "bf16": {"precision": "bf16", "epochs": 1},
     "store": {"store": "images.h5", "epochs": 1},
     "scst": {"stage": "scst", "datasets": "coco", "init_from": Path("joint"), "epochs": 1, "drop_prob_lm": 0.0,
              "drop_prob_cnn": 0.0, "optimizer": "sgd", "learning_rate": 1e-2},
-    "pretrain": {"stage": "pretrain", "epochs": 2, "epsilon": 1e-3, "save_best_on": "top-1"},
+    "pretrain": {"stage": "pretrain", "epochs": 2, "save_best_on": "top-1"},
     "demo": {"demo_train": 9, "demo_val": 4, "max_steps": 1},
 }  # fmt: skip
 
@@ -118,7 +120,7 @@ def runs(hurt: Path, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     root = tmp_path_factory.mktemp("runs")
 
     def config(kind: str, out: str) -> TrainConfig:
-        made = tiny(tree if kind == "pretrain" else hurt, Path(out), **KINDS[kind])
+        made = tiny(tree if kind == "pretrain" else hurt, Path(out), epsilon=EPSILON, **KINDS[kind])
         return replace(made, data=None) if kind == "demo" else made
 
     with pytest.MonkeyPatch.context() as patch:
