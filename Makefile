@@ -25,6 +25,8 @@ JOBS ?= $(shell nproc)
 GPU_TESTS := "triton>=3.9" "cupy-cuda13x>=14"
 # More options of benchmarks.run, as in make bench BENCH_ARGS="--op lstm".
 BENCH_ARGS ?=
+# More options of tests.fuzz, as in make fuzz FUZZ_ARGS="--reader keras pth --seed 7".
+FUZZ_ARGS ?=
 # Names of steps of `make gpu`: only those.
 STEPS ?=
 
@@ -37,7 +39,7 @@ MODULE = $(firstword $(wildcard pycap/_cpu.*.so))
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CSRC_CPP := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
 
-.PHONY: help dev run paper test lint format bench load gpu cubins emulation wheel clean
+.PHONY: help dev run paper test lint format bench load fuzz gpu cubins emulation wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +73,11 @@ bench: dev $(VENV)/.peers $(VENV)/.bench ## README's table of speed, beside PyTo
 load: dev ## pycap serve under 200 clients, and under ten thousand hostile requests, in three minutes (docs/serving.md)
 	$(PY) -m benchmarks.serving
 	$(PY) -m benchmarks.hostile
+
+fuzz: dev ## 10,000 files that nobody meant for each reader, by hypothesis and (where pip has it) atheris; an hour or two (docs/reliability.md)
+	@$(PIP) install --quiet "atheris>=3" 2>/dev/null || echo "atheris: not for this Python; hypothesis alone"
+	$(PY) -m tests.fuzz --runs 10000 --out benchmarks/results/fuzz.json $(FUZZ_ARGS)
+	@if $(PY) -c "import atheris" 2>/dev/null; then $(PY) -m tests.fuzz --runs 10000 --engine atheris --out benchmarks/results/fuzz.json $(FUZZ_ARGS); fi
 
 gpu: ## on a machine with an NVIDIA GPU: builds, tests and times its kernels; results in $$OUT or benchmarks/results/gpu; STEPS="build cuda" for some
 	$(if $(wildcard $(VENV)/.built),$(PY),$(PYTHON)) -m benchmarks.gpu_check $(STEPS)

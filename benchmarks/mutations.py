@@ -26,6 +26,10 @@ _ODD = (0, 1, 0x7F, 0x80, 0xFE, 0xFF)
 _ODD_SIZES = (0, 1, 2, 0x7FFF, 0x8000, 0xFFFF)
 
 
+#: Changes a file in place. The files: what another's end may be taken from.
+Change = Callable[[bytearray, random.Random, Mapping[str, bytes]], None]
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A changed image. how: the image that it was and what was done, in words."""
@@ -64,15 +68,24 @@ def mutate(images: Mapping[str, bytes], seed: int, number: int) -> Mutant:
     """One image of `images` after one to four changes, which `seed` and `number` determine."""
     rng = random.Random(f"{seed} {number}")
     name = rng.choice(sorted(images))
-    data, done = bytearray(images[name]), []
-    structure = _STRUCTURE[name.rpartition(".")[2]]
+    return changed(images, name, rng, structure_of(name))
+
+
+def changed(files: Mapping[str, bytes], name: str, rng: random.Random, structure: Mapping[str, Change]) -> Mutant:
+    """One of `files`, of any form, after one to four changes to its bytes or, twice as often each, to its form's structure."""
+    data, done = bytearray(files[name]), []
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
-        kind = rng.choice((*_ANY, *structure * 2))
-        change = _ANY.get(kind) or _FORMS[kind]
+        kind = rng.choice((*_ANY, *tuple(structure) * 2))
+        change = _ANY.get(kind) or structure[kind]
         if data:
-            change(data, rng, images)
+            change(data, rng, files)
             done.append(kind)
     return Mutant(bytes(data), f"{name}: {', '.join(done)}")
+
+
+def structure_of(name: str) -> Mapping[str, Change]:
+    """The changes to the structure of an image, by the end of its name; none for a format that has none here."""
+    return {kind: _FORMS[kind] for kind in _STRUCTURE.get(name.rpartition(".")[2], ())}
 
 
 def _encode(image: Image.Image, form: str, **how: object) -> bytes:
@@ -82,8 +95,6 @@ def _encode(image: Image.Image, form: str, **how: object) -> bytes:
 
 
 # Changes to any bytes -------------------------------------------------------------------------------------------------
-
-Change = Callable[[bytearray, random.Random, Mapping[str, bytes]], None]
 
 
 def _piece(data: bytearray, rng: random.Random) -> slice:

@@ -328,7 +328,7 @@ def _member(saved: checkpoint.Checkpoint, precision: str | None) -> Captioner:
     model = build_model(saved.config, len(saved.vocab), draw=False, word_head="word_head.weight" in saved.model)
     load_weights(model, saved, copy=False)
     model.train(False)
-    return Captioner(model, saved.vocab, PreprocessSpec.from_dict(saved.preprocess), saved.config, precision)
+    return Captioner(model, saved.vocab, saved.spec, saved.config, precision)
 
 
 class EnsembleCaptioner(Captioner):

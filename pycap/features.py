@@ -66,13 +66,12 @@ def _cnn(source: Path, resize: int | None) -> tuple[VGG, PreprocessSpec, str | N
     crop, so that nothing is cut off.
     """
     from pycap import checkpoint, weights
-    from pycap.data.images import PreprocessSpec
     from pycap.models.vgg import BLOCKS, VGG
 
     found = weights.load(source)
     if source.is_dir():
         saved = checkpoint.load(source)
-        config, spec = saved.config, PreprocessSpec.from_dict(saved.preprocess)
+        config, spec = saved.config, saved.spec
         size, width, precision = config.image_size, config.cnn_width, config.precision
         stage = None if config.classifies else config.reads
     else:

@@ -28,7 +28,7 @@ from pycap.bulk.journal import (
 from pycap.bulk.share import WHOLE, Passed, Shard, Share
 from pycap.bulk.target import Kept, Target
 from pycap.data import DataError
-from pycap.data.forms import image_id
+from pycap.data.forms import FORMATS, check_separator, image_id
 from pycap.data.inputs import Inputs
 from pycap.data.items import Item, Reference
 from pycap.progress import Display
@@ -39,6 +39,11 @@ _NAMED = 20  # arguments that a header tells
 _WAITING = 16  # batches between the thread that computes and the one that writes
 
 Row = dict[str, Any]
+#: What a job's header has for whoever goes on with it, and of which kinds.
+_HEADER: dict[str, tuple[type, ...]] = {
+    "batch_size": (int,), "shard": (str,), "inputs": (list,), "skip_existing": (dict, bool, type(None)), "_format": (str,),
+    "_separator": (str,), "_output": (str,),
+}  # fmt: skip
 
 
 class Captioned(Protocol):
@@ -135,7 +140,7 @@ def run(job: Job) -> Standing | None:
                 raise NoImages(job.inputs)
             journal.complete(passed.images, passed.digest())
         if job.shard.count == 1:
-            finish(target, lambda: read_rows(path), read_header(path), path)
+            finish(target, lambda: read_rows(path), read_job(path), path)
             path.unlink()
         return journal.standing
 
@@ -157,6 +162,28 @@ def finish(target: Target, rows: Callable[[], Iterator[Row]], header: Header, jo
     except OSError as error:
         path = Path(error.filename).parent if target.beside and error.filename else target.file
         raise unwritable(path, error, journal) from error
+
+
+def read_job(path: Path) -> Row:
+    """The header of a job's journal. JournalError where there is none, or something is missing in it or of another kind."""
+    header = read_header(path)
+    for key, kinds in _HEADER.items():
+        if key not in header or type(header[key]) not in kinds:
+            raise JournalError(
+                f"{path}: its header is damaged: {key!r} is missing or no {kinds[0].__name__}; remove the file"
+            )
+    kept = header["skip_existing"]
+    try:
+        Shard.parsed(header["shard"])
+        check_separator(header["_separator"])
+        sound = header["batch_size"] > 0 and header["_format"] in FORMATS
+        if isinstance(kept, dict):
+            sound = sound and type(kept["size"]) is int and kept["size"] >= 0 and type(kept["sha256"]) is str
+    except (ValueError, KeyError) as error:
+        raise JournalError(f"{path}: its header is damaged ({error}); remove the file") from error
+    if not sound:
+        raise JournalError(f"{path}: its header is damaged: no job has such numbers; remove the file")
+    return header
 
 
 def shard_files(target: Target) -> list[Path]:
@@ -190,7 +217,7 @@ def _began(job: Job) -> Row | None:
     if not begun(path):
         return None
     if job.resume:
-        return read_header(path)
+        return read_job(path)
     if not job.skip_existing or job.shard.count > 1:
         raise JournalError(
             f"{path}: is there already, of a job that is not {'merged' if job.shard.count > 1 else 'done'}; "

@@ -46,6 +46,8 @@ class Standing:
 
 
 Header = Mapping[str, Any]
+Row = dict[str, Any]
+_FOOTER = {"complete": bool, "rows": int, "failed": int, "images": int, "names": str}
 
 
 class Journal:
@@ -132,8 +134,8 @@ def read_header(path: Path) -> dict[str, Any]:
         raise JournalError(f"{path}: is no journal of pycap caption; move it away, or name another file")
     if header["journal"] != VERSION:
         raise JournalError(
-            f"{path}: a journal of version {header['journal']}, and this pycap writes version {VERSION}; go on with the pycap "
-            "that began it"
+            f"{path}: a journal of version {_shown(header['journal'])}, and this pycap writes version {VERSION}; "
+            "go on with the pycap that began it"
         )
     return header
 
@@ -146,7 +148,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             row = _parsed(line)
             if row is None and not line.endswith(b"\n"):
                 return
-            if row is None or not ("file_name" in row or "complete" in row):
+            if row is None or not (is_row(row) or "complete" in row):
                 raise JournalError(
                     f"{path}: line {number} is no row of a journal: the file is damaged; `head -n {number - 1}` of it can be "
                     "continued"
@@ -188,23 +190,40 @@ def begun(path: Path) -> bool:
 def _measure(path: Path) -> tuple[int, Standing]:
     """(bytes of whole lines, standing)."""
     end = rows = failed = 0
-    footer: dict[str, Any] | None = None
+    complete, footer = False, None
     with open(path, "rb") as file:
         for number, line in enumerate(file):
             if not line.endswith(b"\n"):
                 break
             end += len(line)
             if number and line.startswith(b'{"complete"'):
-                footer = _parsed(line)
+                complete, footer = True, _parsed(line)
             elif number:
                 rows += 1
                 failed += line.startswith(b'{"file_name"')
-    if footer and (footer["rows"], footer["failed"]) != (rows, failed):
+    if not complete:
+        return end, Standing(rows, failed, False)
+    if footer is None or not _is_footer(footer):
+        raise JournalError(
+            f"{path}: its last line is none of a journal: the file is damaged; remove that line, and go on"
+        )
+    if (footer["rows"], footer["failed"]) != (rows, failed):
         raise JournalError(
             f"{path}: holds {rows} rows, {failed} of them failures, and its last line says {footer['rows']} and "
             f"{footer['failed']}: the file is damaged; remove it, and caption these images again"
         )
-    return end, Standing(**footer) if footer else Standing(rows, failed, False)
+    return end, Standing(**footer)
+
+
+def _is_footer(footer: Row) -> bool:
+    kinds = {key: type(value) for key, value in footer.items()}
+    return {"complete", "rows", "failed"} <= kinds.keys() and kinds.items() <= _FOOTER.items()
+
+
+def is_row(row: Row) -> bool:
+    """Whether it says of an image what its caption is, or why it has none."""
+    said = row.get("error", row.get("caption"))
+    return isinstance(row.get("file_name"), str) and isinstance(said, str)
 
 
 def differences(before: Header, now: Header, of: str = "") -> Iterator[tuple[str, str, str]]:
@@ -235,7 +254,7 @@ def _shown(value: Any) -> str:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 

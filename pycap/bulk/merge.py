@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pycap.bulk.job import finish, shard_file, shard_files
-from pycap.bulk.journal import JournalError, differences, read_header, read_rows, standing
+from pycap.bulk.job import finish, read_job, shard_file, shard_files
+from pycap.bulk.journal import JournalError, differences, read_rows, standing
 from pycap.bulk.share import Shard
 from pycap.bulk.target import Target
 
@@ -27,7 +27,7 @@ def merge(output: Path, form: str | None = None, separator: str | None = None) -
         raise JournalError(
             f"{output}: there are no shards {place.file.name}.shard-I-of-N beside it; name the --output of the shards"
         )
-    header = read_header(found[0])
+    header = read_job(found[0])
     target = Target(output if header["_output"] else None, form or header["_format"], separator or header["_separator"])
     count = Shard.parsed(header["shard"]).count
     shards = [shard_file(place, Shard(number, count)) for number in range(1, count + 1)]
@@ -52,13 +52,13 @@ def merge(output: Path, form: str | None = None, separator: str | None = None) -
 
 def _problems(shards: Sequence[Path], first: Path) -> Iterator[str]:
     """Why the shards do not make a whole. first: one that is there."""
-    header, whole = read_header(first), None
+    header, whole = read_job(first), None
     for number, path in enumerate(shards, 1):
         shard = Shard(number, len(shards))
         if not path.exists():
             yield f"{path.name} is missing: caption it with --shard {shard}"
             continue
-        for what, here, there in differences(read_header(path), {**header, "shard": str(shard)}):
+        for what, here, there in differences(read_job(path), {**header, "shard": str(shard)}):
             yield f"{path.name} is of another job: {what} is {here}, and in {first.name} {there}"
         done = standing(path)
         if not done.complete:

@@ -17,6 +17,7 @@ from pycap.bulk.names import Names
 from pycap.data import DataError
 from pycap.data.forms import TAB, check_separator, image_id, json_line, pieces, replace, require_place
 from pycap.data.items import Reference
+from pycap.data.layout import is_id
 
 _COCO_END = b"\n]\n"
 _COPIED = 1 << 20
@@ -164,12 +165,16 @@ class Target:
         if self.form == "csv":
             text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
             reader = csv.reader(text)
-            columns = next(reader, [])
-            if "file_name" not in columns:
-                raise DataError(f"{self.file}: {wrong}")
-            at = columns.index("file_name")
-            yield from (row[at] for row in reader if len(row) > at)
-            text.detach()
+            try:
+                columns = next(reader, [])
+                if "file_name" not in columns:
+                    raise DataError(f"{self.file}: {wrong}")
+                at = columns.index("file_name")
+                yield from (row[at] for row in reader if len(row) > at)
+            except csv.Error as error:
+                raise DataError(f"{self.file}: line {reader.line_num} {wrong}") from error
+            finally:
+                text.detach()
             return
         for number, line in enumerate(file, 1):
             try:
@@ -180,8 +185,11 @@ class Target:
                     yield name
                 elif line not in (b"[\n", b"]\n", b"[]\n"):
                     row = json.loads(line.rstrip(b",\n") if self.form == "coco" else line)
-                    yield str(row["image_id"]) if self.form == "coco" else self.key(row["file_name"])
-            except (ValueError, KeyError, TypeError) as error:
+                    name = row["image_id"] if self.form == "coco" else row["file_name"]
+                    if not is_id(name) or (self.form == "jsonl" and not isinstance(name, str)):
+                        raise ValueError(name)
+                    yield str(name) if self.form == "coco" else self.key(name)
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
                 raise DataError(f"{self.file}: line {number} {wrong}") from error
 
     def finish(self, rows: Iterable[dict[str, Any]], kept: Any = None) -> None:

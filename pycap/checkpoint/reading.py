@@ -28,6 +28,7 @@ from pycap.checkpoint.layout import (
 from pycap.checkpoint.writing import YAML_END
 from pycap.config import ConfigError, TrainConfig
 from pycap.data import DataError
+from pycap.data.images import PreprocessSpec
 from pycap.data.vocab import Vocabulary
 from pycap.tensorfile import TensorFileError, arrays_of, map_file
 
@@ -49,6 +50,14 @@ class Checkpoint:
     preprocess: dict[str, Any]
     save_id: str
     sums: dict[str, str] | None = None
+
+    @property
+    def spec(self) -> PreprocessSpec:
+        """How images are prepared. CheckpointError where `preprocess` does not say it."""
+        try:
+            return PreprocessSpec.from_dict(self.preprocess)
+        except DataError as error:
+            raise CheckpointError(f"{self.folder / CONFIG}: {error}; use another checkpoint of the run") from error
 
     @cached_property
     def optimizer(self) -> dict[str, np.ndarray] | None:

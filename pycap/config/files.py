@@ -9,10 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pycap.config.options import FIELDS, TYPES, ConfigError, TrainConfig, check_value, did_you_mean
+from pycap.config.options import FIELDS, TYPES, ConfigError, TrainConfig, check_value, did_you_mean, shown
 
 _EXTRA_KEYS = ("preprocess",)  # what a checkpoint's config.yaml holds besides options
 _MOST_BYTES = 64 << 10  # twenty times what all options take; PyYAML reads some 100 kB a second
+_DEEPEST = 20
+_LONGEST = 100  # letters of an option's name
 
 
 def recipes_dir() -> Path:
@@ -117,11 +119,19 @@ def _read_yaml(path: Path) -> Mapping[Any, Any]:
             raise ConfigError(
                 f"{path}: more than {_MOST_BYTES} bytes, which no options take; give lines of `option: value`"
             )
-        raw = yaml.load(content.decode("utf-8"), _plain_loader())
+        text, depth = content.decode("utf-8"), 0
+        for event in yaml.parse(text, yaml.SafeLoader):  # the loader takes time with the square of the depth
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise ConfigError(f"{path}: lists in lists, more than {_DEEPEST} deep; options are values")
+        raw = yaml.load(text, _plain_loader())
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
-    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: no UTF-8, no number, no date
-        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    except ConfigError:
+        raise
+    # PyYAML lets through what its constructors raise: of a 13th month, a number of thousands of digits, `!!timestamp x`.
+    except (yaml.YAMLError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:500]}") from error
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path}: holds {type(raw).__name__}, not lines of `option: value`")
     return raw
@@ -131,11 +141,11 @@ def read_options(path: Path) -> dict[str, Any]:
     """Options of a YAML file, with the types of TrainConfig. Unknown keys and wrong types are errors."""
     options: dict[str, Any] = {}
     for key, value in _read_yaml(path).items():
-        name = str(key).replace("-", "_")
+        name = key.replace("-", "_") if isinstance(key, str) and len(key) <= _LONGEST else ""
         if name in _EXTRA_KEYS:
             continue
         if name not in FIELDS:
-            raise ConfigError(f"{path}: unknown option {key}{did_you_mean(name, FIELDS)}")
+            raise ConfigError(f"{path}: unknown option {key if name else shown(key)}{did_you_mean(name, FIELDS)}")
         options[name] = _coerce(name, value)
         try:
             check_value(FIELDS[name], options[name])
@@ -150,7 +160,10 @@ def _coerce(name: str, value: Any) -> Any:
     if Path in kinds and isinstance(value, str):
         return Path(value)
     if float in kinds and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # a number of hundreds of digits: check_value names it
+            return value
     if float in kinds and isinstance(value, str):
         try:
             return float(value)
@@ -181,14 +194,18 @@ def resumed(path: str | os.PathLike[str], **changes: Any) -> TrainConfig:
 
 def load(path: str | os.PathLike[str]) -> TrainConfig:
     """Read what `save` wrote (a checkpoint's config.yaml too); options that the file lacks have their defaults."""
-    return TrainConfig(**read_options(Path(path))).validate()
+    options = read_options(Path(path))
+    try:
+        return TrainConfig(**options).validate()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def load_extra(path: str | os.PathLike[str], key: str) -> dict[str, Any]:
     """The mapping that a checkpoint's config.yaml holds under `key` besides the options ("preprocess")."""
     value = _read_yaml(Path(path)).get(key)
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: has no {key}: (found {value!r}); it is not a checkpoint's config.yaml")
+        raise ConfigError(f"{path}: has no {key}: (found {shown(value)}); it is not a checkpoint's config.yaml")
     return value
 
 

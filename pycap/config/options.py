@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -244,6 +245,8 @@ class TrainConfig:
                 )
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100
 FIELDS: dict[str, Field[Any]] = {f.name: f for f in fields(TrainConfig)}
 TYPES: dict[str, Any] = {name: t for name, t in get_type_hints(TrainConfig).items() if name in FIELDS}
 PATHS = tuple(name for name, t in TYPES.items() if t == Path | None)
@@ -252,6 +255,14 @@ PATHS = tuple(name for name, t in TYPES.items() if t == Path | None)
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), 1, 0.5)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def shown(value: Any) -> str:
+    """A value for a message: of YAML, a few letters may stand for millions, and a number may be too long to be written."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:
+        return f"a {type(value).__name__} of thousands of digits"
 
 
 def type_name(name: str) -> str:
@@ -266,11 +277,13 @@ def check_value(f: Field[Any], value: Any) -> None:
         type(value) in kinds or (float in kinds and type(value) is int) or (Path in kinds and isinstance(value, Path))
     )
     if not fits:
-        raise ConfigError(f"{f.name}: {value!r} is not of type {type_name(f.name)}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{f.name}: {value} is not a finite number")
+        raise ConfigError(f"{f.name}: {shown(value)} is not of type {type_name(f.name)}")
+    if isinstance(value, (int, float)) and not (
+        math.isfinite(value) if isinstance(value, float) else abs(value) < 1 << 63
+    ):
+        raise ConfigError(f"{f.name}: {shown(value)} is not a finite number, or of more than 64 bits")
     choices, low = f.metadata["choices"], f.metadata["low"]
     if choices and value is not None and value not in choices:
-        raise ConfigError(f"{f.name}: no {value!r}{did_you_mean(value, choices)}; one of {', '.join(choices)}")
+        raise ConfigError(f"{f.name}: no {shown(value)}{did_you_mean(value, choices)}; one of {', '.join(choices)}")
     if low is not None and value is not None and value < low:
         raise ConfigError(f"{f.name}: {value} is below {low}")

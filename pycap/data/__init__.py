@@ -14,6 +14,7 @@
 | `resize.py` | the one resize: Pillow's arithmetic, by a kernel where there is one |
 | `store.py` | HDF5 store of resized JPEG bytes |
 | `features.py` | HDF5 file of a CNN's fc7 vectors |
+| `hdf5.py` | HDF5 files looked through by another process, since damaged ones can take a process down |
 | `growing.py` | what both HDF5 files are: they grow by whole records, and survive a kill |
 | `loader.py` | shuffled, prefetched, resumable batches |
 | `demo.py` | drawn scenes with captions, in COCO's layout |

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pycap.data import SPLITS, DataError, Problem
-from pycap.data.layout import Entry, Listed, contents, layout_error, read_json
+from pycap.data.layout import Entry, Listed, contents, is_id, layout_error, read_json
 
 YEARS = ("2017", "2014")
 _ALL = "pycap doctor DIR, with the data set's folder, tells all such entries"
+_SHOWN = 100  # letters of a value in a message
 
 
 def _annotation_file(root: Path, split: str, year: str) -> Path:
@@ -62,15 +63,23 @@ def detect_year(root: Path, split: str) -> str:
     raise layout_error(root, "coco", "; ".join(missing))
 
 
+def _shown(value: Any) -> str:
+    """A value for a message: nobody reads thousands of letters."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _keys(entry: dict[str, Any]) -> str:
+    return ", ".join(key if len(key) <= _SHOWN else f"{key[:_SHOWN]}..." for key in list(entry)[:8])
+
+
 def _require_list(body: Any, key: str, file: Path) -> list[Any]:
     if not isinstance(body, dict):
         raise DataError(
             f"{file}: not COCO's JSON: a {type(body).__name__} at the top, not an object with images and annotations"
         )
     if key not in body:
-        raise DataError(
-            f'{file}: not COCO\'s JSON: the key "{key}" is missing (found: {", ".join(list(body)[:8]) or "none"})'
-        )
+        raise DataError(f'{file}: not COCO\'s JSON: the key "{key}" is missing (found: {_keys(body) or "none"})')
     if not isinstance(body[key], list):
         raise DataError(f'{file}: not COCO\'s JSON: "{key}" is a {type(body[key]).__name__}, not a list')
     return body[key]
@@ -83,7 +92,7 @@ def _require_keys(entry: Any, keys: tuple[str, ...], where: str, file: Path) -> 
         if key not in entry:
             hint = "; this looks like an instances file, captions are in captions_*.json" if "bbox" in entry else ""
             raise DataError(
-                f'{file}: not COCO\'s captions: {where} lacks "{key}" (it has: {", ".join(entry)}){hint}; {_ALL}'
+                f'{file}: not COCO\'s captions: {where} lacks "{key}" (it has: {_keys(entry)}){hint}; {_ALL}'
             )
 
 
@@ -101,9 +110,10 @@ def read_captions(file: Path) -> tuple[list[tuple[int | str, str]], dict[int | s
     for i, image in enumerate(image_list):
         _require_keys(image, ("id", "file_name"), f"images[{i}]", file)
         image_id, name = image["id"], image["file_name"]
-        if not isinstance(image_id, (int, str)) or not isinstance(name, str) or not name:
+        if not is_id(image_id) or not isinstance(name, str) or not name:
             raise DataError(
-                f"{file}: images[{i}] has id {image_id!r} and file_name {name!r}; they must be an id and a file name; {_ALL}"
+                f"{file}: images[{i}] has id {_shown(image_id)} and file_name {_shown(name)}; "
+                f"they must be an id and a file name; {_ALL}"
             )
         if image_id in names:
             reason = f'image id {image_id} stands twice in "images" ({names[image_id]} and {name}); the first is used'
@@ -115,13 +125,13 @@ def read_captions(file: Path) -> tuple[list[tuple[int | str, str]], dict[int | s
     for i, annotation in enumerate(annotations):
         _require_keys(annotation, ("image_id", "caption"), f"annotations[{i}]", file)
         image_id = annotation["image_id"]
-        if isinstance(image_id, (int, str)) and image_id in captions:
+        if is_id(image_id) and image_id in captions:
             captions[image_id].append(annotation["caption"])
         else:
             unknown.append(image_id)
     if unknown:
         share = f"{len(unknown)} of {len(annotations)}"
-        reason = f'{share} annotations name image ids that "images" lacks (first: {unknown[0]!r})'
+        reason = f'{share} annotations name image ids that "images" lacks (first: {_shown(unknown[0])})'
         if len(unknown) == len(annotations):
             raise DataError(
                 f'{file}: {reason}; "images" and "annotations" come from different files, fetch the original again '

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pycap.data import DataError, Example
 from pycap.data.disk import WriteError
-from pycap.data.growing import NAME, READ_ERRORS, Corrupt, GrowingFile
+from pycap.data.growing import NAME, READ_ERRORS, Corrupt, GrowingFile, tables
 from pycap.data.images import ImageError, PreprocessSpec
 from pycap.data.items import Reference
 
@@ -67,8 +67,11 @@ def read_origin(file: h5py.File, path: str | Path) -> Origin:
             f"{path}: version {file.attrs['version']} of a feature file, and this pycap reads version {VERSION}; "
             "name another file"
         )
-    preprocess = PreprocessSpec.from_dict(json.loads(file.attrs["preprocess"]))
-    return Origin(str(file.attrs["cnn"]), str(file.attrs["weights"]), preprocess, int(file["data"].shape[1]))
+    data, _ = tables(file, "<f4", 2, _INDEX_DTYPE)
+    cnn, weights, size = file.attrs["cnn"], file.attrs["weights"], int(data.shape[1])
+    if not isinstance(cnn, str) or not isinstance(weights, str) or not size:
+        raise Corrupt(f"it is said to hold {size} numbers an image, of the CNN {cnn!r}")
+    return Origin(cnn, weights, PreprocessSpec.from_dict(json.loads(file.attrs["preprocess"])), size)
 
 
 class FeatureStore(GrowingFile):
@@ -179,7 +182,9 @@ def _key(example: Example) -> bytes:
 def stored_vectors(file: h5py.File, path: str) -> Iterator[Reference]:
     """The vectors of a file that is open for `reading`, in its order, named PATH/NAME by the images' names. Damaged ones are
     items that cannot be read."""
-    index, data = file["index"], file["data"]
+    data, index = tables(file, "<f4", 2, _INDEX_DTYPE)
+    if len(index) > len(data):
+        raise Corrupt(f"the index points at row {len(index)} of {len(data)}")
     for first in range(0, len(index), _READ_ROWS):
         for row, known in enumerate(index[first : first + _READ_ROWS], first):
             name = f"{path}/{os.fsdecode(known['name'])}"

@@ -31,7 +31,7 @@ SPLITS_30K = ("flickr30k_{}.txt", "{}.txt")
 def hash_split(names: list[str], split: str) -> list[str]:
     """The names of one split when a copy has no split files: see the file's docstring. In the order of `names`."""
     held = min(1000, len(names) // 8)
-    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
     part = {"test": ranked[:held], "val": ranked[held : 2 * held], "train": ranked[2 * held :]}
     chosen = set(part[split])
     return [name for name in names if name in chosen]
@@ -53,12 +53,20 @@ def _csv_lines(text: str) -> Iterator[tuple[int, str | None, str]]:
     """Kaggle's copies, `image,caption` or `image_name,comment_number,comment`, by their header -> as `_token_lines`."""
     rows = csv.reader(io.StringIO(text))
     columns = 2
-    for row in rows:
+    while (row := _next_row(rows)) is not None:
         if rows.line_num == 1 and row and row[0].strip().lower() in ("image", "image_name"):
             columns = len(row)
         elif row:
             whole = len(row) == columns
             yield (rows.line_num, row[0].strip(), row[-1]) if whole else (rows.line_num, None, ",".join(row))
+
+
+def _next_row(rows: Any) -> list[str] | None:
+    """A row of CSV; None at the end. One that `csv` cannot read, as with quotes that open and do not close, has no columns."""
+    try:
+        return next(rows, None)
+    except csv.Error as error:
+        return [f"({error})"]
 
 
 def _pipe_lines(text: str) -> Iterator[tuple[int, str | None, str]]:

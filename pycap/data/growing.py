@@ -19,8 +19,9 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import h5py
+import numpy as np
 
-from pycap.data import DataError
+from pycap.data import DataError, hdf5
 from pycap.data.disk import WriteError, sync
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,13 @@ log = logging.getLogger(__name__)
 _open_paths: set[str] = set()
 _open_lock = threading.Lock()
 
+
+class Corrupt(Exception):
+    """The file is not a whole one; the message says why."""
+
+
 #: What h5py raises where a file is not what it should be.
-READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError)
+READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, Corrupt)
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"  # the first bytes of HDF5 files
 #: The field of an index that holds the name of an image's file, in UTF-8, cut off where it is longer. Names of a fixed length:
 #: those of variable length lie in a heap, which a kill between two writes leaves in pieces.
@@ -49,14 +55,23 @@ def reason(error: Exception) -> str:
     return said[1] if said else str(error).partition("\n")[0]
 
 
-class Corrupt(Exception):
-    """The file is not a whole one; the message says why."""
+def tables(file: h5py.File, values: Any, dimensions: int, rows: np.dtype[Any]) -> tuple[h5py.Dataset, h5py.Dataset]:
+    """`data`, of the dtype `values` and so many dimensions, and `index`, of the dtype `rows`. Corrupt where they are not so."""
+    data, index = file.get("data"), file.get("index")
+    if not isinstance(data, h5py.Dataset) or not isinstance(index, h5py.Dataset):
+        raise Corrupt("its data or its index is missing")
+    if index.dtype != rows or data.dtype != values:
+        raise Corrupt(f"index of {index.dtype}, data of {data.dtype}")
+    if index.maxshape != (None,) or data.ndim != dimensions or data.maxshape[0] is not None:
+        raise Corrupt(f"an index of the shape {index.shape}, data of {data.shape}, that do not grow")
+    return data, index
 
 
 @contextmanager
 def reading(path: str | Path, *formats: str) -> Iterator[h5py.File]:
     """A file of one of these formats, open for reading: several processes may read it at once, while none writes to it.
     DataError for anything else, and where reading shows that it is corrupt."""
+    hdf5.require_sound(path)
     try:
         file = h5py.File(path, "r", rdcc_nbytes=0)
     except BlockingIOError as error:
@@ -66,9 +81,10 @@ def reading(path: str | Path, *formats: str) -> Iterator[h5py.File]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read as an HDF5 file ({error}); make it anew, or name another") from error
     with file:
-        if file.attrs.get("format") not in formats:
-            raise DataError(f"{path}: an HDF5 file, but none of {', '.join(formats)}; name another")
         try:
+            kind = file.attrs.get("format")
+            if not isinstance(kind, str) or kind not in formats:
+                raise DataError(f"{path}: an HDF5 file, but none of {', '.join(formats)}; name another")
             yield file
         except DataError:
             raise
@@ -139,6 +155,10 @@ class GrowingFile(ABC):
                 raise Corrupt("the file is empty")  # HDF5 would take it for a new file
             if start != _SIGNATURE:
                 raise DataError(f"{self.path}: not an HDF5 file, so no {self.what}; name another file")
+            try:
+                hdf5.require_sound(self.path)
+            except DataError as error:
+                raise Corrupt(str(error).removeprefix(f"{self.path}: ")) from error
         try:
             # No chunk cache: a random read of a few kB must not fetch its whole chunk, and writes must reach the file.
             file = h5py.File(self.path, "r+" if self.writable else "r", rdcc_nbytes=0)
@@ -158,7 +178,7 @@ class GrowingFile(ABC):
             self._check(file)
         except BaseException as error:
             file.close()
-            if isinstance(error, READ_ERRORS) and not isinstance(error, DataError):
+            if isinstance(error, READ_ERRORS) and not isinstance(error, (DataError, Corrupt)):
                 raise self._unusable(error) from error
             raise
         return file
@@ -182,6 +202,7 @@ class GrowingFile(ABC):
             sync(temporary)
             os.replace(temporary, self.path)
             sync(self.path.parent)
+            hdf5.written(self.path)
         except (OSError, RuntimeError) as error:
             with suppress(OSError):  # the error on hand matters more than one of cleaning up
                 temporary.unlink(missing_ok=True)

@@ -31,7 +31,9 @@ def splits(root: Path) -> list[str]:
 
 def held_out(ids: list[str]) -> set[str]:
     """The quarter (rounded down) that is not trained on: the first ids by SHA-256 of the split's seed and the id."""
-    ranked = sorted(ids, key=lambda image_id: hashlib.sha256(f"{SPLIT_SEED} {image_id}".encode()).digest())
+    ranked = sorted(
+        ids, key=lambda image_id: hashlib.sha256(f"{SPLIT_SEED} {image_id}".encode("utf-8", "surrogatepass")).digest()
+    )
     return set(ranked[: len(ids) // 4])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pycap.data import SPLITS, DataError
 from pycap.data.flickr import IMAGE_FOLDERS
-from pycap.data.layout import Entry, Listed, contents, find_folder, read_json
+from pycap.data.layout import Entry, Listed, contents, find_folder, is_id, read_json
 
 STANDARD = ("dataset_coco.json", "dataset_flickr8k.json", "dataset_flickr30k.json")
 # restval: COCO val2014 images that are in neither of Karpathy's val and test; everyone trains on them.
@@ -35,13 +35,15 @@ def _captions(image: dict[str, Any], where: str, file: Path) -> list[Any]:
     for k, sentence in enumerate(image["sentences"]):
         if not isinstance(sentence, dict) or not ("raw" in sentence or "tokens" in sentence):
             raise DataError(f'{file}: not Karpathy\'s JSON: {where}.sentences[{k}] has neither "raw" nor "tokens"')
-        captions.append(sentence["raw"] if "raw" in sentence else " ".join(map(str, sentence["tokens"])))
+        tokens = sentence.get("tokens")
+        words = " ".join(map(str, tokens)) if isinstance(tokens, list) else tokens
+        captions.append(sentence.get("raw", words))
     return captions
 
 
 def splits(file: Path) -> list[str]:
     """The splits that a Karpathy file has images of."""
-    present = {image.get("split") for image in _images(file) if isinstance(image, dict)}
+    present = {str(image.get("split")) for image in _images(file) if isinstance(image, dict)}
     return [split for split in SPLITS if present.intersection(SPLIT_NAMES[split])]
 
 
@@ -76,6 +78,14 @@ def listed(root: Path, split: str, file: Path) -> Listed:
         if image["split"] not in SPLIT_NAMES[split]:
             continue
         name = image["filename"]
+        for key, kind, fits in (
+            ("filepath", "a folder", isinstance(image.get("filepath", ""), str)),
+            ("cocoid", "an id", is_id(image.get("cocoid", 0))),
+        ):
+            if not fits:
+                raise DataError(
+                    f'{file}: not Karpathy\'s JSON: {where} has the "{key}" {image[key]!r}, which is not {kind}'
+                )
         folder = root / image["filepath"] if "filepath" in image else flickr_folder
         file_name = f"{image['filepath']}/{name}" if "filepath" in image else name
         image_id = image["cocoid"] if "cocoid" in image else Path(name).stem

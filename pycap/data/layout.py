@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from pycap.data import DataError, Example, Problem
 from pycap.data.vocab import has_words
 
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character of two halves, or one by itself
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 
 EXPECTED = {
@@ -34,6 +36,11 @@ def is_image_name(name: str) -> bool:
     """Whether a file of this name, without its folder, is looked at as an image: its suffix is an image's, and it is not
     hidden."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+def is_id(value: Any) -> bool:
+    """Whether an image may be called so: a whole number (which a boolean is to Python) or a text."""
+    return type(value) in (int, str)
 
 
 class Entry(NamedTuple):
@@ -121,7 +128,8 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The parsed JSON of a file. DataError (file, line, column) if it is empty or not JSON."""
+    """The parsed JSON of a file. DataError (file, line, column) if it is empty or not JSON, or nothing that anyone means: a
+    number of thousands of digits, brackets in brackets without end, halves of characters."""
     files = _files.get()
     return parse_json(path, read_text(path)) if files is None else files.json(path)
 
@@ -129,7 +137,7 @@ def read_json(path: Path) -> Any:
 def parse_json(path: Path, text: str) -> Any:
     """As `read_json`, of what the file holds."""
     try:
-        return json.loads(text)
+        body = json.loads(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise DataError(
@@ -137,6 +145,19 @@ def parse_json(path: Path, text: str) -> Any:
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in brackets without end
         raise DataError(f"{path}: no JSON that can be read ({error}); fetch it again") from error
+    if _HALF.search(text) and (half := unwritable(body)):
+        raise DataError(f"{path}: holds half of a character (such as {half}), which no text can have; fetch it again")
+    return body
+
+
+def unwritable(value: Any) -> str:
+    """Of parsed JSON, a half of a character that no text can have, as JSON writes it; nothing where there is none. Halves that
+    stand for the bytes of a file's name that is no UTF-8 (`\\udcff`) are none of these."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        return f"\\u{ord(error.object[error.start]):04x}"
+    return ""
 
 
 def find_folder(root: Path, names: Iterable[str]) -> Path | None:
@@ -167,12 +188,17 @@ class Listing:
     def has(self, path: Path) -> bool:
         folder = path.parent
         if folder not in self._folders:
-            names: frozenset[str] = frozenset()
-            if folder.is_dir():
-                with os.scandir(folder) as entries:
-                    names = frozenset(entry.name for entry in entries if not _is_folder(entry))
-            self._folders[folder] = names
+            self._folders[folder] = _names_in(folder)
         return path.name in self._folders[folder]
+
+
+def _names_in(folder: Path) -> frozenset[str]:
+    """The names of the files in a folder; none where there is no such folder, or can be none of that name."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if not _is_folder(entry))
+    except (OSError, ValueError):  # not there, not to be read, too long a name; a NUL in it
+        return frozenset()
 
 
 def usable(
@@ -180,11 +206,13 @@ def usable(
 ) -> tuple[list[Example], list[Problem]]:
     """Make examples of entries, leaving out and listing what cannot be used.
 
-    Left out: captions without a word, images without captions, images without a file. `problems` holds what the caller
+    Left out: captions without a word, images without captions, images without a file, and a second image with an id.
+    `problems` holds what the caller
     found already; the list returned continues it. DataError when no example is left, with the first problems.
     """
     listing = Listing()
     examples: list[Example] = []
+    names: dict[int | str, str] = {}
     count = 0
     for image_id, file_name, path, raw in images:
         count += 1
@@ -202,7 +230,11 @@ def usable(
         elif not listing.has(path):
             reason = f"no image file {path}; it is left out"
             problems.append({"kind": "missing-image", "file": file_name, "path": str(path), "reason": reason})
+        elif image_id in names:
+            reason = f"its image id {image_id} is that of {names[image_id]}, too; it is left out"
+            problems.append({"kind": "repeated-image-id", "file": file_name, "reason": reason})
         else:
+            names[image_id] = file_name
             examples.append(Example(image_id, file_name, path, tuple(captions)))
     if not examples:
         first = "; ".join(f"{p['file']}: {p['reason']}" for p in problems[:3]) or "the list of images is empty"

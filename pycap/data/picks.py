@@ -84,7 +84,7 @@ def rows(content: bytes) -> Iterator[tuple[int, Row | None, str]]:
             continue
         try:
             row: Any = json.loads(line.decode())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             torn = number == len(lines) and line.startswith(b"{")
             yield number, None, TORN if torn else f"not JSON ({error})"
             continue

@@ -13,7 +13,7 @@ from typing import Any
 from pycap.data import DataError
 from pycap.data.forms import CSV_COLUMNS, TAB, check_separator
 from pycap.data.imageclef import read_sentences
-from pycap.data.layout import IMAGE_SUFFIXES, read_json, read_text
+from pycap.data.layout import IMAGE_SUFFIXES, is_id, read_json, read_text
 
 
 def read_results(path: Path, separator: str | None = None) -> dict[int | str, str]:
@@ -25,13 +25,13 @@ def read_results(path: Path, separator: str | None = None) -> dict[int | str, st
     text = read_text(path)
     if text.lstrip().startswith("["):
         rows = read_json(path)
-        if not all(isinstance(row, dict) and {"image_id", "caption"} <= row.keys() for row in rows):
+        if not all(map(_is_row, rows)):
             raise DataError(f'{path}: not COCO results; they look like [{{"image_id": 1, "caption": "..."}}]')
         pairs = [(row["image_id"], row["caption"]) for row in rows]
     elif text.lstrip().startswith("{"):
         pairs = _json_lines(path, text)
     elif text.startswith(",".join(CSV_COLUMNS)):
-        pairs = [(row["image_id"], row["caption"]) for row in csv.DictReader(io.StringIO(text, newline=""))]
+        pairs = _table(path, text)
     else:
         pairs = _run(path, text, separator)
     results = dict(pairs)
@@ -53,8 +53,10 @@ def read_references(path: Path) -> dict[int | str, list[str]]:
         )
     references: dict[int | str, list[str]] = {}
     for number, row in enumerate(annotations):
-        if not isinstance(row, dict) or not {"image_id", "caption"} <= row.keys():
-            raise DataError(f'{path}: annotations[{number}] lacks "image_id" or "caption"; give a COCO captions file')
+        if not _is_row(row):
+            raise DataError(
+                f'{path}: annotations[{number}] lacks "image_id" (a number or a name) or "caption"; give a COCO captions file'
+            )
         references.setdefault(row["image_id"], []).append(row["caption"])
     return references
 
@@ -72,6 +74,26 @@ def renamed(results: Mapping[int | str, str], known: Collection[int | str]) -> d
     return found
 
 
+def _is_row(row: Any) -> bool:
+    """Whether parsed JSON says of one image what was said of it."""
+    return isinstance(row, dict) and is_id(row.get("image_id")) and isinstance(row.get("caption"), str)
+
+
+def _table(path: Path, text: str) -> list[tuple[str, str]]:
+    pairs = []
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        for row in rows:
+            if row["image_id"] is None or row["caption"] is None:
+                raise DataError(
+                    f"{path}: line {rows.line_num} has fewer columns than the first ({','.join(CSV_COLUMNS)})"
+                )
+            pairs.append((row["image_id"], row["caption"]))
+    except csv.Error as error:
+        raise DataError(f"{path}: line {rows.line_num} is no CSV ({error}); write the file again") from error
+    return pairs
+
+
 def _plain(name: int | str) -> str:
     text = str(name)
     suffix = Path(text).suffix
@@ -86,11 +108,13 @@ def _json_lines(path: Path, text: str) -> list[tuple[Any, str]]:
             continue
         try:
             row = json.loads(line)
-            pairs.append((row["image_id"], row["caption"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError):
+            row = None
+        if not _is_row(row):
             raise DataError(
                 f'{path}: line {number} is not {{"image_id": ..., "caption": ...}}, as pycap caption writes it'
-            ) from error
+            )
+        pairs.append((row["image_id"], row["caption"]))
     return pairs
 
 

@@ -18,9 +18,13 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MAX_BYTES = (
     1 << 29
 )  # of a member, which is held in memory; the largest image that is decoded, uncompressed, has half of it
+_MOST_HEADER = 1 << 20  # of bytes that say what the next member is called, and the like
+_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
 _GZIP = b"\x1f\x8b"
 # What reading an archive raises on bytes that are not what they should be.
-_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, RecursionError)
+_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, LookupError, OverflowError, RecursionError)
 
 
 def is_compressed(path: str) -> bool:
@@ -43,7 +47,7 @@ def images_in(path: str) -> Iterator[Reference]:
     try:
         with open(path, "rb") as raw, gzip.GzipFile(fileobj=raw) if is_compressed(path) else raw as stream:
             # Reads the first header, and so tells what is no archive.
-            archive = tarfile.TarFile(path, fileobj=stream)
+            archive = tarfile.TarFile(path, fileobj=stream, tarinfo=_Member)
             archive.offset = 0
             while True:
                 at = archive.offset
@@ -63,6 +67,15 @@ def images_in(path: str) -> Iterator[Reference]:
         yield failure(path, f"the archive is corrupt or cut short {where} ({reason}); fetch it again")
 
 
+class _Member(tarfile.TarInfo):
+    """A header, which may have headers before it: of long names, or with any keys. These are read as a whole."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _HEADERS and self.size > _MOST_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+
+
 def _next(archive: tarfile.TarFile, stream: gzip.GzipFile | io.BufferedReader) -> tarfile.TarInfo | None:
     """The next member's header; None at the archive's end. Raises _ERRORS.
 
@@ -71,7 +84,7 @@ def _next(archive: tarfile.TarFile, stream: gzip.GzipFile | io.BufferedReader) -
     at = archive.offset
     stream.seek(at)
     try:
-        member = tarfile.TarInfo.fromtarfile(archive)
+        member = _Member.fromtarfile(archive)
     except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
         while stream.read(1 << 20):  # what follows is padding; a compressed archive is checked at its end
             pass
@@ -87,6 +100,10 @@ def _load(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes
     """A member's bytes, or why there are none."""
     if not member.isreg():
         return ImageError(name, "a link or a device, not an image; what a link in an archive points at is not followed")
+    if member.issparse():  # a few bytes of such stand for any number of zeros
+        return ImageError(
+            name, "stored in pieces with holes between, as no image is; make the archive without --sparse"
+        )
     if member.size > MAX_BYTES:
         return ImageError(name, f"{member.size:,} bytes are more than {MAX_BYTES:,}; shrink the image first")
     try:

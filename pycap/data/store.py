@@ -14,13 +14,15 @@ import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from pycap.data import DataError, Example
 from pycap.data.disk import WriteError
-from pycap.data.growing import NAME, READ_ERRORS, Corrupt, GrowingFile
+from pycap.data.growing import NAME, READ_ERRORS, Corrupt, GrowingFile, tables
 from pycap.data.images import JPEG_QUALITY, ImageError
 from pycap.data.items import Reference
 
@@ -63,15 +65,10 @@ class ImageStore(GrowingFile):
                 f"{self.path}: the store holds version {found[0]}, {found[1]} px, quality {found[2]}; wanted are "
                 f"version {VERSION}, {self.size} px, quality {JPEG_QUALITY}; name another file, or delete this one"
             )
-        if "data" not in file or "index" not in file:
-            raise Corrupt("its data or its index is missing")
-        data, rows = file["data"], file["index"][:]
-        total = int(data.shape[0])
-        if rows.dtype != INDEX_DTYPE or data.dtype != np.uint8:
-            raise Corrupt(f"index of {rows.dtype}, data of {data.dtype}")
-        ends = rows["offset"] + rows["length"]
-        if len(rows) and int(ends.max()) > total:
-            raise Corrupt(f"the index points at byte {int(ends.max())} of {total}")
+        data, index = tables(file, np.uint8, 1, INDEX_DTYPE)
+        rows, total = index[:], int(data.shape[0])
+        if (beyond := _beyond(rows, total)) is not None:
+            raise Corrupt(f"the index points at byte {beyond} of {total}")
         keys = rows["key"].tobytes()
         self._end = total
         self._index = {
@@ -162,10 +159,19 @@ class ImageStore(GrowingFile):
         self._pending_bytes = 0
 
 
+def _beyond(rows: NDArray[Any], total: int) -> int | None:
+    """The last byte at which rows of an index point beyond so many; None where none does. Sums of 64 bits would wrap around."""
+    ends = np.minimum(rows["offset"], np.uint64(1 << 62)) + rows["length"]
+    last = int(ends.max()) if len(rows) else 0
+    return last if last > total else None
+
+
 def stored_images(file: h5py.File, path: str) -> Iterator[Reference]:
     """The images of a store that is open for `reading`, in its order, named PATH/NAME by the images' names. Damaged ones are
     items that cannot be read."""
-    index, data = file["index"], file["data"]
+    data, index = tables(file, np.uint8, 1, INDEX_DTYPE)
+    if (beyond := _beyond(index[:], len(data))) is not None:
+        raise Corrupt(f"the index points at byte {beyond} of {len(data)}")
     for first in range(0, len(index), _READ_ROWS):
         for row in index[first : first + _READ_ROWS]:
             name = f"{path}/{os.fsdecode(row['name'])}"

@@ -174,7 +174,12 @@ class Vocabulary:
             raise DataError(
                 f"{path}: words must begin with {', '.join(SPECIALS)}, not {words[:4]}; copy it from the run again"
             )
+        threshold, report = body.get("threshold", 1), body.get("report") or {}
+        if type(threshold) is not int or threshold < 1 or not isinstance(report, dict):
+            raise DataError(
+                f'{path}: "threshold" must be a number from 1 on, and "report" an object; copy the vocab.json of the run again'
+            )
         try:
-            return cls(words[4:], body.get("threshold", 1), body.get("report"))
+            return cls(words[4:], threshold, report)
         except DataError as error:
             raise DataError(f"{path}: {error}") from error

@@ -137,7 +137,7 @@ def _spec(config: TrainConfig, saved: Checkpoint | None, vgg: weights.VGGWeights
     ImageNet's."""
     spec = sources.preprocess_spec(config)
     if saved is not None:
-        before = PreprocessSpec.from_dict(saved.preprocess)
+        before = saved.spec
         return before if config.resume else replace(spec, mean=before.mean, std=before.std)
     return replace(spec, mean=vgg.mean, std=vgg.std) if vgg else spec
 

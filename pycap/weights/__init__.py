@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -55,8 +56,16 @@ def _holds_npy(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return all(name.endswith(".npy") for name in archive.namelist())
-    except (zipfile.BadZipFile, ValueError, RuntimeError) as error:  # the last: of another zip version
-        raise WeightsError(f"{path}: not a whole zip file ({error}); it is damaged, fetch it again") from error
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        struct.error,
+    ) as error:  # RuntimeError: of another version
+        raise WeightsError(
+            f"{path}: not a whole zip file ({str(error)[:300]}); it is damaged, fetch it again"
+        ) from error
 
 
 def _hashed(read: Callable[[Path], VGGWeights]) -> Callable[[Path], VGGWeights]:

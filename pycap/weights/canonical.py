@@ -28,7 +28,7 @@ CAFFE_MEAN, CAFFE_STD = (123.68, 116.779, 103.939), (1.0, 1.0, 1.0)
 #: torchvision's and timm's, of pixels 0..1 there.
 TORCH_MEAN, TORCH_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _CONVOLUTION = re.compile(r"conv([1-9]\d?)_([1-9]\d?)\.(weight|bias)")
-_NAMED = 6
+_NAMED, _LONGEST = 6, 100  # names, and letters of a name, in a message
 
 
 class WeightsError(DataError):
@@ -103,7 +103,7 @@ def which(path: Path, present: set[str], layers: Mapping[str, Iterable[str]]) ->
 
 def listed(names: Iterable[str]) -> str:
     """The first few names, for a message."""
-    names = list(names)
+    names = [name.encode("ascii", "backslashreplace").decode()[:_LONGEST] for name in names]
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 

@@ -55,6 +55,8 @@ def _datasets(path: Path) -> dict[str, np.ndarray]:
     """Every array of the file by its whole name, those of an optimiser left out."""
     import h5py
 
+    from pycap.data import hdf5
+
     found: dict[str, np.ndarray] = {}
 
     def visit(name: str, item: object) -> None:
@@ -62,10 +64,11 @@ def _datasets(path: Path) -> dict[str, np.ndarray]:
             found[name] = np.asarray(item[()])
 
     try:
+        hdf5.require_sound(path)
         with h5py.File(path, "r") as file:
             file.visititems(visit)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py's, of damaged files
-        raise WeightsError(f"{path}: not a whole HDF5 file ({error}); fetch it again") from error
+        raise WeightsError(f"{path}: not a whole HDF5 file ({str(error)[:300]}); fetch it again") from error
     return found
 
 

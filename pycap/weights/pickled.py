@@ -9,6 +9,7 @@ row of pickles before it, in which torchvision's oldest VGGs lie.
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import struct
 import zipfile
@@ -20,6 +21,7 @@ from typing import IO, Any, NoReturn
 
 import numpy as np
 
+from pycap.weights import opcodes
 from pycap.weights.canonical import WeightsError
 
 #: How the row of pickles begins: torch's magic number, pickled with protocol 2.
@@ -70,7 +72,7 @@ class _Tensor(_Inert):
     def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any) -> None:
         for numbers in ((offset,), shape, strides):
             if not isinstance(numbers, tuple) or not all(type(n) is int and n >= 0 for n in numbers):
-                raise pickle.UnpicklingError(f"a tensor with the offset, shape or strides {numbers!r}")
+                raise pickle.UnpicklingError(f"a tensor with the offset, shape or strides {repr(numbers)[:200]}")
         if not isinstance(storage, _Storage) or len(shape) != len(strides):
             raise pickle.UnpicklingError(f"a tensor of the shape {shape} and the strides {strides} over {storage!r}")
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
@@ -115,7 +117,7 @@ _ANSWERS: dict[tuple[str, str], object] = {
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: IO[bytes], path: Path) -> None:
-        super().__init__(file, encoding="utf-8")
+        super().__init__(opcodes.checked(file), encoding="utf-8")
         self.path = path
         self.storages: dict[str, _Storage] = {}
 
@@ -132,7 +134,7 @@ class _Unpickler(pickle.Unpickler):
         kind, storage_type, key, _place, length, *view = pid
         known = kind == "storage" and isinstance(storage_type, _StorageType) and isinstance(key, str)
         if not known or type(length) is not int or length < 0 or any(v is not None for v in view):
-            raise pickle.UnpicklingError(f"refers to {pid!r}, which is no storage of a tensor")
+            raise pickle.UnpicklingError(f"refers to {repr(pid)[:200]}, which is no storage of a tensor")
         new = _Storage(storage_type.dtype, key, length)
         before = self.storages.setdefault(key, new)
         if (before.dtype, before.length) != (new.dtype, new.length):
@@ -156,7 +158,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         raise
     except (*_PICKLE_ERRORS, zipfile.BadZipFile) as error:
         raise WeightsError(
-            f"{path}: not a state dict, or damaged ({type(error).__name__}: {error}); {_REMEDY}"
+            f"{path}: not a state dict, or damaged ({type(error).__name__}: {str(error)[:300]}); {_REMEDY}"
         ) from error
 
 
@@ -165,6 +167,8 @@ def _read_zip(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     packed = [name for name, info in entries.items() if info.compress_type != zipfile.ZIP_STORED]
     if packed:  # and so could grow to any size
         raise WeightsError(f"{path}: {packed[0]} in it is compressed, which torch.save never does; {_REMEDY}")
+    if sum(info.file_size for info in entries.values()) > os.stat(path).st_size:
+        raise WeightsError(f"{path}: its parts are said to have more bytes than it has; {_REMEDY}")
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise WeightsError(
@@ -191,7 +195,7 @@ def _read_row(path: Path, file: IO[bytes]) -> dict[str, np.ndarray]:
     _Unpickler(file, path).load()  # the magic number, by which the form was known
     protocol, machine = _Unpickler(file, path).load(), _Unpickler(file, path).load()
     if protocol != _LEGACY_PROTOCOL or not isinstance(machine, dict) or machine.get("little_endian") is not True:
-        raise WeightsError(f"{path}: of torch's protocol {protocol}, written on {machine!r}; {_REMEDY}")
+        raise WeightsError(f"{path}: of torch's protocol {protocol}, written on {repr(machine)[:200]}; {_REMEDY}")
     unpickler = _Unpickler(file, path)
     tensors = _tensors(path, unpickler.load())
     stored: dict[str, bytes] = {}

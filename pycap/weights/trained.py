@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from pycap import checkpoint
-from pycap.data.images import PreprocessSpec
 from pycap.weights.canonical import VGGWeights, WeightsError
 
 _PREFIX = "cnn."
@@ -15,11 +14,11 @@ def read(path: Path) -> VGGWeights:
     """A checkpoint, or the best (else the last) one of a run; its arrays lie in a mapping of the file."""
     try:
         saved = checkpoint.load(path)
+        spec = saved.spec
     except checkpoint.CheckpointError as error:
         raise WeightsError(f"{error}, or give a file of weights") from error
     ours = {name.removeprefix(_PREFIX): array for name, array in saved.model.items() if name.startswith(_PREFIX)}
     sha256 = checkpoint.sha256(saved.folder, checkpoint.MODEL)
-    spec = PreprocessSpec.from_dict(saved.preprocess)
     return VGGWeights(
         ours,
         saved.folder,
