@@ -177,7 +177,8 @@ class GrowingFile(ABC):
                 file[name].id.get_num_chunks()
             self._check(file)
         except BaseException as error:
-            file.close()
+            with suppress(OSError, RuntimeError):  # what is wrong with the file is known
+                file.close()
             if isinstance(error, READ_ERRORS) and not isinstance(error, (DataError, Corrupt)):
                 raise self._unusable(error) from error
             raise

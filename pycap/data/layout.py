@@ -232,7 +232,8 @@ def usable(
             problems.append({"kind": "missing-image", "file": file_name, "path": str(path), "reason": reason})
         elif image_id in names:
             reason = f"its image id {image_id} is that of {names[image_id]}, too; it is left out"
-            problems.append({"kind": "repeated-image-id", "file": file_name, "reason": reason})
+            kind = "image-twice" if names[image_id] == file_name else "image-id-twice"
+            problems.append({"kind": kind, "file": file_name, "reason": reason})
         else:
             names[image_id] = file_name
             examples.append(Example(image_id, file_name, path, tuple(captions)))
