@@ -18,6 +18,7 @@ import pytest
 import pycap
 from pycap.cli import main
 from pycap.data.loader import Batch
+from pycap.reproduce.original import read
 from pycap.training import provenance
 from pycap.training.provenance import NAME
 from pycap.training.run import Stopped
@@ -288,6 +289,14 @@ def test_a_demo_set_that_is_gone_is_drawn_again_and_no_recipe_changes_the_option
     shutil.rmtree(tmp_path / "data")
     code, told = as_json(capsys, tmp_path / "run")
     assert (code, told["verdict"]) == (0, "same"), told
+
+
+def test_threads_are_as_many_as_then(run: Path) -> None:
+    def all_of_three(record: dict[str, Any]) -> None:
+        record["config"]["threads"], record["kernels"]["threads"] = 0, 3
+
+    edit(run, all_of_three)
+    assert read(run).segments[0].config.threads == 3
 
 
 def test_a_signal_stops_it_and_leaves_the_run(
