@@ -20,8 +20,8 @@ _DTYPES = {
     "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
-#: Bytes of a header; safetensors' own limit is 100 MB. A VGG19 captioner's has 7 kB and Adam's 15, so this is room for
-#: thousands of arrays; what a hostile one becomes in Python takes some 40 times as much at most.
+#: Bytes of a header; safetensors' own limit is 100 MB. A VGG16 captioner's has 7 kB, so this is room for thousands of arrays;
+#: what a hostile one becomes in Python takes 27 times as much at most.
 HEADER_LIMIT = 1 << 20
 _MOST_BYTES = 1 << 62  # of an array, those of none included: NumPy counts them in 63 bits
 _MOST_DIMENSIONS = 32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -300,6 +301,18 @@ def test_zero_byte_checkpoint(trained: Path, tmp_path: Path, capsys: pytest.Capt
     (run / "last" / "model.safetensors").write_bytes(b"")
     code, text = fails(capsys, "--resume", str(run))
     assert code and "model.safetensors" in text
+
+
+def test_a_damaged_optimiser_is_told_before_the_data_is_read(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = damaged(trained, tmp_path)
+    path = run / "last" / "optimizer.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    monkeypatch.setattr("pycap.training.sources.find", lambda *_: 1 / 0)
+    code, text = fails(capsys, "--resume", str(run))
+    assert code and re.search(r"optimizer\.safetensors: tensor \S+ is damaged", text)
 
 
 def test_checkpoint_of_another_architecture(trained: Path, data: Path, tmp_path: Path) -> None:
