@@ -26,8 +26,8 @@ from typing import Any
 from benchmarks import bulk_images, machine
 from benchmarks.report import markdown_table
 from pycap.data import demo
+from pycap.data.disk import write_whole
 from pycap.device import cpu_count
-from pycap.training.folder import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_GROWTH = 0.1  # of the peak, from a tenth of the images to all of them
@@ -308,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "versions": machine.versions(("numpy", "pillow", "h5py")),
         **record,
     }
-    write_text(own.out, json.dumps(result, indent=1) + "\n")
+    write_whole(own.out, json.dumps(result, indent=1) + "\n")
     small, large = record["uninterrupted"].values()
     print(
         f"{own.images} images, {own.kills} kills: the same bytes; {large['peak_mib']:.0f} MiB at most, "

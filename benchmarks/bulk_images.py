@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from pycap.data import demo
+from pycap.data.disk import write_whole
 from pycap.data.inputs import images_below
-from pycap.training.folder import write_text
 
 SEED = 8
 MANIFEST = "bulk.json"  # written last
@@ -80,7 +80,7 @@ def make(place: Path, count: int, photographs: Path | None = None, scene_size: i
                 entry.size = len(data)
                 (tar if kind == 8 else compressed).addfile(entry, io.BytesIO(data))
     images = Images(tuple(map(str, inputs)), count, broken, real, size)
-    write_text(manifest, json.dumps({"settings": settings, "images": vars(images)}) + "\n")
+    write_whole(manifest, json.dumps({"settings": settings, "images": vars(images)}) + "\n")
     return images
 
 

@@ -29,7 +29,7 @@ from benchmarks import bulk, machine
 from benchmarks.http_client import BOUNDARY, Answer, Client, Connection, Dropped, get, multipart, post, predict_request
 from benchmarks.mutations import mutate, seeds
 from benchmarks.service import ROOT, Service, ServiceError
-from pycap.training.folder import write_text
+from pycap.data.disk import write_whole
 
 MOST_GROWTH = 0.05  # of the memory, from the second third of the changed images to the last
 AT_ONCE = 8
@@ -364,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "memory_mib": {"begin": round(memory[0], 1), "end": round(memory[-1], 1), "peak": round(usage.peak_mib, 1)},
             "faults": faults,
         }
-        write_text(own.out, json.dumps(record, indent=1) + "\n")
+        write_whole(own.out, json.dumps(record, indent=1) + "\n")
     return 1 if faults else 0
 
 

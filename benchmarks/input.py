@@ -34,12 +34,12 @@ from PIL import Image
 from benchmarks import machine
 from benchmarks.joint_work import smooth_image
 from pycap.data import DataError, Example
+from pycap.data.disk import write_whole
 from pycap.data.images import PreprocessSpec, decode_image, encode_jpeg
 from pycap.data.inputs import images_below
 from pycap.data.loader import Loader
 from pycap.data.store import ImageStore
 from pycap.data.vocab import Vocabulary
-from pycap.training.folder import write_text
 
 BATCH = 64
 CAPTIONS = ("a photograph",)
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "what": f"{own.images} images to {own.resize} px, batches of {BATCH}; medians of {own.rounds} rounds",
             "versions": machine.versions(("numpy", "pillow", "h5py", "torch", "torchvision")),
         }
-        write_text(own.out, json.dumps(about | found, indent=1) + "\n")
+        write_whole(own.out, json.dumps(about | found, indent=1) + "\n")
     return 0
 
 

@@ -27,8 +27,8 @@ from benchmarks import machine
 from pycap import config as configuration
 from pycap import metrics
 from pycap.data import load_split
+from pycap.data.disk import write_whole
 from pycap.device import cpu_count
-from pycap.training.folder import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 _SHOWN = 6  # images whose captions go into the record
@@ -93,7 +93,7 @@ def train(system: System, runs: Path, data: Path, threads: int) -> None:
     begin = time.perf_counter()
     command = [sys.executable, "train.py", *options, "--threads", str(threads)]
     subprocess.run(command, check=True, cwd=ROOT)
-    write_text(folder / "minutes.txt", f"{(time.perf_counter() - begin) / 60:.2f}\n")
+    write_whole(folder / "minutes.txt", f"{(time.perf_counter() - begin) / 60:.2f}\n")
 
 
 def minutes(folder: Path) -> float | None:
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         "captioners": rows,
     }
-    write_text(own.json, json.dumps(result, indent=1) + "\n")
+    write_whole(own.json, json.dumps(result, indent=1) + "\n")
     print(table(rows))
     return 0
 

@@ -36,6 +36,7 @@ from pycap.bulk.merge import merge
 from pycap.captioner import Captioner
 from pycap.config import TrainConfig
 from pycap.data import Example
+from pycap.data.disk import write_whole
 from pycap.data.features import FeatureStore, Origin
 from pycap.data.images import PreprocessSpec, decode_image
 from pycap.data.inputs import find
@@ -43,7 +44,6 @@ from pycap.data.store import ImageStore
 from pycap.data.vocab import SPECIALS, Vocabulary
 from pycap.device import cpu_count
 from pycap.models.nic import NIC
-from pycap.training.folder import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 FEATURES = 4096
@@ -347,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "versions": machine.versions(("numpy", "pillow", "h5py")),
             "rates": {each: rates[each] for each in MEASURES if each in rates},
         }
-        write_text(own.out, json.dumps(found, indent=1) + "\n")
+        write_whole(own.out, json.dumps(found, indent=1) + "\n")
     return 0
 
 

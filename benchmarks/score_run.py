@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.real_run import scored, unpacked
 from pycap.data import DataError, load_split
-from pycap.training.folder import write_text
+from pycap.data.disk import write_whole
 
 
 def score(record: dict[str, Any], data: Path) -> int:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, OSError, ImportError) as error:
         print(error, file=sys.stderr)
         return 1
-    write_text(own.record, json.dumps(record, indent=1) + "\n")
+    write_whole(own.record, json.dumps(record, indent=1) + "\n")
     print(f"{done} scored; best: {record.get('best', {}).get('scores')}")
     return 0
 

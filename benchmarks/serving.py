@@ -34,10 +34,10 @@ from benchmarks.service import ROOT, Service, ServiceError, Usage
 from pycap import checkpoint as checkpoints
 from pycap.captioner import build_model
 from pycap.config import TrainConfig
+from pycap.data.disk import write_whole
 from pycap.data.images import PreprocessSpec
 from pycap.data.inputs import images_below
 from pycap.device import cpu_count
-from pycap.training.folder import write_text
 
 WARM_S = 2.0  # before anything is counted
 MOST_GROWTH = 0.02  # of the memory, from the first third of the time to the last
@@ -291,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "versions": machine.versions(("numpy", "pillow", "starlette", "uvicorn", "python-multipart")),
             "models": {**kept, name: {"commit": machine.commit(), **record}},
         }
-        write_text(own.out, json.dumps(about, indent=1) + "\n")
+        write_whole(own.out, json.dumps(about, indent=1) + "\n")
     return 1 if faults else 0
 
 

@@ -29,8 +29,8 @@ import pycap
 from benchmarks import machine
 from pycap import checkpoint
 from pycap.data import demo
+from pycap.data.disk import write_whole
 from pycap.data.vocab import Vocabulary
-from pycap.training.folder import write_text
 from tests.train.runs import tiny
 
 OUT = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "flips.json"
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         "versions": machine.versions(("numpy",)),
         **found,
     }
-    write_text(own.out, json.dumps(record, indent=1) + "\n")
+    write_whole(own.out, json.dumps(record, indent=1) + "\n")
     flipped, kinds = found["flips"]["all"], found["damage"]["kinds"]
     print(
         f"{flipped['flips']} flips: {flipped['detected']} detected, {flipped['file_named']} with their file named; of "
