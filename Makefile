@@ -39,7 +39,7 @@ MODULE = $(firstword $(wildcard pycap/_cpu.*.so))
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CSRC_CPP := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
 
-.PHONY: help dev run paper test lint format bench load fuzz gpu cubins emulation wheel clean
+.PHONY: help dev run paper test lint format bench load faults fuzz gpu cubins emulation wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,10 @@ bench: dev $(VENV)/.peers $(VENV)/.bench ## README's table of speed, beside PyTo
 load: dev ## pycap serve under 200 clients, and under ten thousand hostile requests, in three minutes (docs/serving.md)
 	$(PY) -m benchmarks.serving
 	$(PY) -m benchmarks.hostile
+
+faults: dev ## a hundred kills of training, each resumed, and disks that fail at each of their calls, in a quarter of an hour (docs/reliability.md)
+	$(PY) -m tests.faults.kills
+	$(PY) -m tests.faults.writes
 
 fuzz: dev ## 10,000 files that nobody meant for each reader, by hypothesis and (where pip has it) atheris; an hour or two (docs/reliability.md)
 	@$(PIP) install --quiet "atheris>=3" 2>/dev/null || echo "atheris: not for this Python; hypothesis alone"

@@ -144,7 +144,7 @@ class Chain:
             self.say(f"{told}: done")
             return
         options = self._config(stage)
-        if (folder / "last" / "state.json").is_file():  # of this identity: there was room when it began
+        if run_folder.saved(folder):  # of this identity: there was room when it began
             options = config.resumed(folder, **{name: getattr(options, name) for name in MACHINE})
             told += ", continued"
         self.say(f"{told}. {self._remaining(stage)}")

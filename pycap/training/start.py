@@ -15,6 +15,7 @@ from pycap.data.vocab import Vocabulary
 from pycap.distributed import ALONE, Ranks
 from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
+from pycap.training import folder as run_folder
 from pycap.training import sources
 from pycap.training.extend import extend
 from pycap.training.sources import Source
@@ -65,6 +66,11 @@ def find(config: TrainConfig, say: Callable[[str], None], ranks: Ranks = ALONE) 
     """
     saved = None
     if config.resume:
+        if (config.resume / run_folder.LOG).is_file() and not run_folder.saved(config.resume):
+            raise ConfigError(
+                f"resume: {config.resume} was stopped before its first checkpoint, and its first step: nothing is lost; start "
+                "it again with its options, without --resume"
+            )
         saved = checkpoint.load(config.resume, prefer="last", optimizer=True)
     elif config.init_from:
         saved = checkpoint.load(config.init_from)

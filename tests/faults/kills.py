@@ -2,8 +2,9 @@
 
     python -m tests.faults.kills --kills 100 --seed 0
 
-Three sources of kills: a random moment (`moment`), the same for a `python train.py` of its own (`process`), and a file call of
-a random kind, before, in the middle of or after it (`call`), as `disk.c` counts them. The result goes into
+Sources of kills: a random moment (`moment`), the same for a `python train.py` of its own (`process`) and for one of two that
+mpirun started (`rank`), and a file call of a random kind, before, in the middle of or after it (`call`), as `disk.c` counts
+them. The result goes into
 benchmarks/results/faults.json, beside that of `tests.faults.writes`.
 """
 
@@ -13,17 +14,20 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
+from tests.conftest import MPIRUN
 from tests.faults import runs, shim
 from tests.faults.server import ROOT, Outcome, Server
 from tests.faults.shim import Call, Fault
@@ -69,7 +73,10 @@ class Killer:
         if name not in self._references:
             cwd = self.work / name / "whole"
             cwd.mkdir(parents=True)
-            done = self.server.run(self.options(name), cwd, cwd / "run")
+            if name == runs.RANKS:
+                done = self._ranks(self.options(name), cwd, 300.0)
+            else:
+                done = self.server.run(self.options(name), cwd, cwd / "run")
             assert done.code == 0, done.said
             self._references[name] = Reference(cwd / "run", done.seconds, done.calls)
         return self._references[name]
@@ -86,7 +93,12 @@ class Killer:
         run, arguments = cwd / "run", self.options(name)
         for _ in range(200):
             source = "" if enough() else next(sources)
-            done, where = self._once(source, arguments, cwd, reference)
+            if name == runs.RANKS:
+                source = source and "rank"
+                done = self._ranks(arguments, cwd, self.random.uniform(0.0, reference.seconds) if source else 300.0)
+                where = "of two"
+            else:
+                done, where = self._once(source, arguments, cwd, reference)
             if done.was_killed:
                 self.tally.kills[source, where] += 1
                 resumable = runs.is_resumable(run)
@@ -120,23 +132,75 @@ class Killer:
 
     def _process(self, arguments: list[str], cwd: Path, seconds: float) -> Outcome:
         """`python train.py` itself, killed after so many seconds."""
-        record, said = cwd / "record", cwd / "said.txt"
-        record.unlink(missing_ok=True)
-        begun = time.monotonic()
-        own = {**shim.environment(cwd / "run", record), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(ROOT / "train.py"), *arguments]
-        with open(said, "w", encoding="utf-8") as out:
-            process = subprocess.Popen(command, cwd=cwd, env=own, stdout=out, stderr=out)
-            # Python's start takes longer than the run: three of four kills are to fall behind it.
-            waits = self.random.random() < 0.75
-            while waits and process.poll() is None and not record.exists():
+        # Python's start takes longer than the run: three of four kills are to fall behind it.
+        waits = self.random.random() < 0.75
+        with _started([sys.executable, str(ROOT / "train.py"), *arguments], cwd) as job:
+            while waits and job.process.poll() is None and not job.has_begun():
                 time.sleep(0.01)
             try:
-                process.wait(seconds)
+                job.process.wait(seconds)
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        return Outcome(process.returncode, said.read_text("utf-8"), time.monotonic() - begun, "", shim.calls(record))
+                job.process.kill()
+            return job.ended()
+
+    def _ranks(self, arguments: list[str], cwd: Path, seconds: float) -> Outcome:
+        """Two processes of mpirun, of which one is killed after so many seconds of the run; the other one ends then."""
+        command = [str(MPIRUN), "-n", "2", sys.executable, str(ROOT / "train.py"), *arguments]
+        with _started(command, cwd) as job:
+            while job.process.poll() is None and not job.has_begun():
+                time.sleep(0.01)
+            try:
+                job.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                os.kill(self.random.choice(_programs(job.process.pid)), signal.SIGKILL)
+                job.process.wait(60)
+                return replace(job.ended(), code=shim.KILLED)
+            return job.ended()
+
+
+@dataclass
+class _Job:
+    process: subprocess.Popen[bytes]
+    record: Path
+    said: Path
+    begun: float
+
+    def has_begun(self) -> bool:
+        """Whether it has called anything below its folder."""
+        return self.record.exists() and self.record.stat().st_size > 0
+
+    def ended(self) -> Outcome:
+        code, seconds = self.process.wait(), time.monotonic() - self.begun
+        return Outcome(code, self.said.read_text("utf-8"), seconds, "", shim.calls(self.record))
+
+
+@contextmanager
+def _started(command: list[str], cwd: Path) -> Iterator[_Job]:
+    """A program under `disk.c`, which ends with this."""
+    record, said = cwd / "record", cwd / "said.txt"
+    record.unlink(missing_ok=True)
+    own = {**shim.environment(cwd / "run", record), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with open(said, "w", encoding="utf-8") as out:
+        process = subprocess.Popen(command, cwd=cwd, env=own, stdout=out, stderr=out)
+    try:
+        yield _Job(process, record, said, time.monotonic())
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _programs(launcher: int) -> list[int]:
+    """The ids of what a launcher has started, at the end of each chain of processes."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(status.parent.name)] = int(status.read_text("utf-8").rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):  # ended meanwhile
+            continue
+    below = {launcher}
+    while more := {pid for pid, parent in parents.items() if parent in below} - below:
+        below |= more
+    return sorted(pid for pid in below if pid not in parents.values())
 
 
 def _matching(calls: list[Call], name: str, place: str, chosen: int) -> tuple[int, str]:
@@ -183,7 +247,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", default=",".join(runs.RUNS), help="kinds of runs, in turn")
+    kinds = [*runs.RUNS, *([runs.RANKS] if MPIRUN.exists() else [])]
+    parser.add_argument("--runs", default=",".join(kinds), help="kinds of runs, in turn")
     asked = parser.parse_args()
     names = asked.runs.split(",")
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder) / "scratch") as server:

@@ -31,6 +31,8 @@ RUNS: dict[str, dict[str, object]] = {
     "merge": {"epochs": 2, "model": "merge", "finetune-cnn-after": 1},
     "scst": {"stage": "scst", "epochs": 1, "max-steps": 4, "datasets": "coco"},
 }  # fmt: skip
+#: Trained by two processes, started with mpirun.
+RANKS = "ranks"
 #: Of the rows of a log, what is measured by a clock.
 MEASURED = ("images_per_s", "waited")
 #: Files that say of each start when and where it was; and checksums, which `checkpoint.load` compares: of ids of saves, too.
@@ -47,7 +49,7 @@ def make_data(folder: Path) -> Path:
 
 def options(name: str, data: Path, base: Path | None = None) -> list[str]:
     """The command line of a run. base: a captioner that `scst` starts from."""
-    own: dict[str, object] = {**COMMON, **RUNS[name], "data": data}
+    own: dict[str, object] = {**COMMON, **(RUNS[name] if name != RANKS else {"epochs": 3}), "data": data}
     if base is not None:
         own["init-from"] = base
     return [text for key, value in own.items() for text in (f"--{key}", str(value))]

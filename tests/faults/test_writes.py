@@ -40,17 +40,17 @@ def test_the_layer_catches_what_python_rust_and_hdf5_write(server: Server, tmp_p
 
 
 def test_no_fault_in_a_save_costs_a_checkpoint(server: Server, tmp_path: Path) -> None:
-    tally = each_call_of_a_save(server, tmp_path, every=5)
+    tally = each_call_of_a_save(server, tmp_path, every=7)
     assert tally.problems == [] and tally.lost == 0
-    assert tally.faults.total() > 20 and len(tally.faults) > 5
+    assert tally.faults.total() > 15 and len(tally.faults) > 5
 
 
 def test_a_run_on_a_disk_that_fails_says_so_and_goes_on_later(killer: Killer) -> None:
     tally = Tally()
     possible = list(faults_of_a_run(killer.reference("features").calls))
-    each_kind_of_call_of_a_run(killer, "features", possible[3 :: len(possible) // 8], tally)
+    each_kind_of_call_of_a_run(killer, "features", possible[3 :: len(possible) // 5], tally)
     assert tally.problems == [] and tally.lost == 0
-    assert tally.faults.total() >= 7
+    assert tally.faults.total() >= 4
 
 
 def test_a_log_line_that_does_not_fit_is_not_there(killer: Killer, tmp_path: Path) -> None:
@@ -65,11 +65,41 @@ def test_a_log_line_that_does_not_fit_is_not_there(killer: Killer, tmp_path: Pat
     assert runs.differences(run, killer.reference("stopped").folder) == []
 
 
+def test_a_log_line_that_is_taken_in_halves_is_whole(killer: Killer, tmp_path: Path) -> None:
+    done = killer.server.run(
+        killer.options("stopped"), tmp_path, tmp_path / "run", Fault(5, "short", "write", "/log.jsonl")
+    )
+    assert done.code == 0 and [call.act for call in done.calls].count("short") == 1, done.said
+    assert runs.differences(tmp_path / "run", killer.reference("stopped").folder) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (
+            Fault(2, f"{errno.ENOSPC}+", "write", "/features.h5.tmp"),
+            "cannot make the feature file (No space left on device)",
+        ),
+        (Fault(5, str(errno.EIO), "write", "/features.h5"), "cannot open the feature file (Input/output error)"),
+        (Fault(8, f"{errno.ENOSPC}+", "write", "/features.h5"), "cannot write features (No space left on device)"),
+    ],
+)
+def test_a_feature_file_survives_a_disk_that_fails(killer: Killer, tmp_path: Path, fault: Fault, told: str) -> None:
+    """One line is said, nothing is taken for corrupt, and the file serves the run that goes on."""
+    run, arguments = tmp_path / "run", killer.options("features")
+    done = killer.server.run(arguments, tmp_path, run, fault)
+    assert done.code == 1, done.said
+    assert told in done.said.splitlines()[-1] and "Traceback" not in done.said
+    again = killer.server.run(["--resume", "run"] if runs.is_resumable(run) else arguments, tmp_path, run)
+    assert again.code == 0, again.said
+    assert not (run / "features.h5.tmp").exists() and "corrupt" not in done.said
+
+
 def test_what_a_checkpoint_presupposes_is_on_the_disk_before_it_is_moved_in(killer: Killer) -> None:
     """By the order of calls: files' bytes, the folder's names and the log before the rename, the rename before the rest."""
     made = killer.reference("stopped").calls
     moves = [i for i, call in enumerate(made) if call.name == "rename" and call.path in ("/last", "/best")]
-    assert len(moves) >= 5
+    assert len(moves) >= 4
     begin = 0
     for move in moves:
         new = f"/.{made[move].path[1:]}.pycap-new"
@@ -101,7 +131,15 @@ def test_every_other_file_is_synced_before_it_takes_its_name(killer: Killer) -> 
             before = [c for c in made[:i] if c.path == f"{call.path}.tmp"]
             assert before[-1].name == "fsync", call
             assert (made[i + 1].name, made[i + 1].path) == ("fsync", ""), call
-    assert names >= {"/log.jsonl", "/vocab.json", "/config.yaml", "/samples.html", "/captions.jsonl", "/features.h5"}
+    assert names >= {
+        "/log.jsonl",
+        "/vocab.json",
+        "/config.yaml",
+        "/samples.html",
+        "/captions.jsonl",
+        "/features.h5",
+        "/skipped.jsonl",
+    }
 
 
 def test_the_compiler_is_the_one_that_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
