@@ -80,8 +80,8 @@ faults: dev ## a hundred kills of training, each resumed, and disks that fail at
 
 fuzz: dev ## 10,000 files that nobody meant for each reader, by hypothesis and (where pip has it) atheris; an hour or two (docs/reliability.md)
 	@$(PIP) install --quiet "atheris>=3" 2>/dev/null || echo "atheris: not for this Python; hypothesis alone"
-	$(PY) -m tests.fuzz --runs 10000 --out benchmarks/results/fuzz.json $(FUZZ_ARGS)
-	@if $(PY) -c "import atheris" 2>/dev/null; then $(PY) -m tests.fuzz --runs 10000 --engine atheris --out benchmarks/results/fuzz.json $(FUZZ_ARGS); fi
+	@ENGINE=hypothesis; if $(PY) -c "import atheris" 2>/dev/null; then ENGINE=both; fi; \
+	$(PY) -m tests.fuzz --runs 10000 --engine $$ENGINE --out benchmarks/results/fuzz.json $(FUZZ_ARGS)
 
 gpu: ## on a machine with an NVIDIA GPU: builds, tests and times its kernels; results in $$OUT or benchmarks/results/gpu; STEPS="build cuda" for some
 	$(if $(wildcard $(VENV)/.built),$(PY),$(PYTHON)) -m benchmarks.gpu_check $(STEPS)

@@ -8,8 +8,10 @@ memory than it may, raised what is no error of pycap's, or gave what cannot be r
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 import time
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
+from pycap.data import disk
 from tests.fuzz.readers import TARGETS
 from tests.fuzz.target import PATIENCE_S
 from tests.fuzz.watch import ROOT, Found, fuzz
@@ -52,16 +55,16 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    faults = 0
+    faults, commit = 0, machine.commit()  # as it is now: results that are written make a checkout differ
     with tempfile.TemporaryDirectory(dir=_SHM if _SHM.is_dir() else None, prefix="pycap-fuzz-") as scratch:
         print(f"{'reader':24} {'engine':10} " + " ".join(f"{name:>10}" for name in _COLUMNS), flush=True)
         for name in own.reader:
             for engine in ("hostile", *engines):
-                faults += _run(name, engine, own, Path(scratch))
+                faults += _run(name, engine, own, commit, Path(scratch))
     return 1 if faults else 0
 
 
-def _run(name: str, engine: str, own: argparse.Namespace, scratch: Path) -> int:
+def _run(name: str, engine: str, own: argparse.Namespace, commit: str, scratch: Path) -> int:
     target = TARGETS[name]
     if engine == "hostile" and not target.hostile():
         return 0
@@ -76,7 +79,7 @@ def _run(name: str, engine: str, own: argparse.Namespace, scratch: Path) -> int:
         )
     if own.out:
         row |= {"bound_mib": target.memory_mib, "seed": own.seed, "seconds": round(time.perf_counter() - begun, 1)}
-        _record(own.out, name, engine, row)
+        _record(own.out, name, engine, row | {"commit": commit, "cpu": machine.cpu_name()})
     return len(found.faults)
 
 
@@ -86,13 +89,19 @@ def _row(found: Found) -> dict[str, Any]:
 
 
 def _record(path: Path, name: str, engine: str, row: dict[str, Any]) -> None:
-    """Put a reader's figures among those that the file has, of other runs too."""
-    body = json.loads(path.read_text("utf-8")) if path.exists() else {"readers": {}}
-    row |= {"commit": machine.commit(), "cpu": machine.cpu_name()}
-    body["patience_s"] = PATIENCE_S
-    body["versions"] = machine.versions(("hypothesis", "atheris", "h5py", "numpy", "pillow", "PyYAML", "safetensors"))
-    body["readers"].setdefault(name, {})[engine] = row
-    path.write_text(json.dumps(body, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    """Put a reader's figures among those that the file has, of other runs too, which may go on beside this one."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        body = json.loads(path.read_text("utf-8")) if path.exists() else {"readers": {}}
+        body["patience_s"] = PATIENCE_S
+        body["versions"] = machine.versions(
+            ("hypothesis", "atheris", "h5py", "numpy", "pillow", "PyYAML", "safetensors")
+        )
+        body["readers"].setdefault(name, {})[engine] = row
+        disk.write_whole(path, json.dumps(body, indent=1, sort_keys=True) + "\n")
+    finally:
+        os.close(folder)
 
 
 def _one(name: str, path: Path) -> int:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 #: Of a child's address space, over what it had at first: what a reader asks for in vain ends in a MemoryError, not in the
 #: machine's memory.
 ADDRESS_MIB = 2048
-_BATCH = 250  # examples of hypothesis from one seed
+_BATCH = 250  # examples of hypothesis from one seed; inputs after which memory is counted anew
 #: What atheris watches the branches of.
 INSTRUMENTED = [
     "pycap.data",
@@ -94,7 +94,8 @@ class Watched:
         self.start()
 
     def start(self) -> None:
-        """What this process holds now is what it may hold; HDF5 keeps some kilobytes of each file that it refuses."""
+        """What this process holds now is what it may hold: HDF5 keeps some kilobytes of each file that it refuses, and atheris
+        those inputs that reach what none has reached."""
         Path("/proc/self/clear_refs").write_text("5")
         self._before = _status("VmRSS")
 
@@ -110,6 +111,8 @@ class Watched:
 
     def __call__(self, data: bytes) -> None:
         counted = self._counts
+        if counted[0] % _BATCH == 0:
+            self.start()
         counted[0] += 1
         self._map[:] = _COUNTS.pack(*counted)
         outcome = self.try_(data)
@@ -146,7 +149,6 @@ def by_hypothesis(watched: Watched, runs: int, seed: int) -> None:
     made = inputs(watched.target)
     for first in range(0, runs, _BATCH):
         left = min(_BATCH, runs - first)
-        watched.start()
 
         @hypothesis.seed(seed * 1_000_003 + first)
         @settings(
@@ -194,6 +196,7 @@ def by_atheris(watched: Watched, runs: int, seed: int, folder: Path) -> None:
         f"-max_len={1 << 20}",
         "-verbosity=0",
         "-print_final_stats=0",
+        f"-artifact_prefix={folder}/",
     ]
     atheris.Setup(["fuzz", *flags, str(corpus)], watched, custom_mutator=mutated)
     atheris.Fuzz()
