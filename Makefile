@@ -74,7 +74,7 @@ load: dev ## pycap serve under 200 clients, and under ten thousand hostile reque
 	$(PY) -m benchmarks.serving
 	$(PY) -m benchmarks.hostile
 
-faults: dev ## a hundred kills of training, each resumed, and disks that fail at each of their calls, in a quarter of an hour (docs/reliability.md)
+faults: dev ## a hundred kills of training, each resumed, and disks that fail, in a quarter of an hour (docs/reliability.md)
 	$(PY) -m tests.faults.kills
 	$(PY) -m tests.faults.writes
 

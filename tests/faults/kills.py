@@ -4,8 +4,7 @@
 
 Sources of kills: a random moment (`moment`), the same for a `python train.py` of its own (`process`) and for one of two that
 mpirun started (`rank`), and a file call of a random kind, before, in the middle of or after it (`call`), as `disk.c` counts
-them. The result goes into
-benchmarks/results/faults.json, beside that of `tests.faults.writes`.
+them. The result goes into benchmarks/results/faults.json after each run.
 """
 
 from __future__ import annotations
@@ -26,13 +25,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
 from tests.conftest import MPIRUN
 from tests.faults import runs, shim
+from tests.faults.results import Part
 from tests.faults.server import ROOT, Outcome, Server
 from tests.faults.shim import Call, Fault
 
-RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
 ACTS = ("before", "middle", "after")
 #: Of 20 kills so many are of each source.
 SOURCES = {"moment": 7, "process": 3, "call": 10}
@@ -67,6 +65,7 @@ class Killer:
     def __init__(self, server: Server, work: Path, seed: int) -> None:
         self.server, self.work, self.random, self.tally = server, work, random.Random(seed), Tally()
         self.data = runs.make_data(work / "set")
+        self.classes = runs.make_classes(work / "classes")
         self._references: dict[str, Reference] = {}
 
     def reference(self, name: str) -> Reference:
@@ -82,7 +81,8 @@ class Killer:
         return self._references[name]
 
     def options(self, name: str) -> list[str]:
-        return runs.options(name, self.data, self.reference("joint").folder if name == "scst" else None)
+        data = self.classes if name == "pretrain" else self.data
+        return runs.options(name, data, self.reference("joint").folder if name == "scst" else None)
 
     def kill_and_compare(self, name: str, sources: Iterator[str], enough: Callable[[], bool]) -> None:
         """One run of this kind, killed by the next `sources` until it gets through, or `enough` is true."""
@@ -232,17 +232,6 @@ def told(tally: Tally) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def keep(part: str, result: dict[str, Any]) -> None:
-    """Put a part of the results into the file."""
-    whole = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-    whole["machine"] = {
-        "commit": machine.commit(), "cpu": machine.cpu_name(), "cpus": os.cpu_count(),
-        "versions": machine.versions(("numpy", "h5py", "safetensors")),
-    }  # fmt: skip
-    whole[part] = result
-    RESULTS.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
@@ -251,16 +240,17 @@ def main() -> None:
     parser.add_argument("--runs", default=",".join(kinds), help="kinds of runs, in turn")
     asked = parser.parse_args()
     names = asked.runs.split(",")
+    part = Part("kills", "tests.faults.kills")
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder) / "scratch") as server:
         killer = Killer(server, Path(folder), asked.seed)
         turn = sources(killer.random)
-        begun, number = time.monotonic(), 0
+        number = 0
         while killer.tally.total < asked.kills:
             killer.kill_and_compare(names[number % len(names)], turn, lambda: killer.tally.total >= asked.kills)
             number += 1
+            result = {"seed": asked.seed, **told(killer.tally)}
+            part.keep(result, complete=killer.tally.total >= asked.kills)
             print(f"{number} runs, {killer.tally.total} kills, {len(killer.tally.problems)} differences", flush=True)
-        result = {"seed": asked.seed, "seconds": round(time.monotonic() - begun), **told(killer.tally)}
-    keep("kills", result)
     print(json.dumps(result, indent=1))
     sys.exit(bool(killer.tally.problems))
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import yaml
+from PIL import Image
 from safetensors import safe_open
 
 from pycap import checkpoint
@@ -30,6 +32,7 @@ RUNS: dict[str, dict[str, object]] = {
     "features": {"epochs": 3, "features": "auto", "freeze-cnn": "true", "drop-prob-lm": 0.5},
     "merge": {"epochs": 2, "model": "merge", "finetune-cnn-after": 1},
     "scst": {"stage": "scst", "epochs": 1, "max-steps": 4, "datasets": "coco"},
+    "pretrain": {"stage": "pretrain", "epochs": 3, "flip": "true", "save-best-on": "top-1"},
 }  # fmt: skip
 #: Trained by two processes, started with mpirun.
 RANKS = "ranks"
@@ -47,8 +50,23 @@ def make_data(folder: Path) -> Path:
     return folder
 
 
+def make_classes(folder: Path) -> Path:
+    """Noise around a colour for each of 3 classes, 8 + 3 images of each; one cannot be decoded."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3)):
+        for name, colour in (("red", (220, 40, 40)), ("green", (40, 220, 40)), ("blue", (40, 40, 220))):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(np.array(colour) + rng.normal(0, 60, (64, 64, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+    victim = folder / "train" / "green" / "4.png"
+    victim.write_bytes(victim.read_bytes()[:100])
+    return folder
+
+
 def options(name: str, data: Path, base: Path | None = None) -> list[str]:
-    """The command line of a run. base: a captioner that `scst` starts from."""
+    """The command line of a run. data: of `make_data`, for the stage pretrain of `make_classes`. base: a captioner that `scst`
+    starts from."""
     own: dict[str, object] = {**COMMON, **(RUNS[name] if name != RANKS else {"epochs": 3}), "data": data}
     if base is not None:
         own["init-from"] = base

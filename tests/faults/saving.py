@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from pycap.checkpoint import CheckpointError
-from tests.train.test_checkpoint import save
+from tests.train.checkpoints import save
 
 
 def over(arguments: list[str]) -> None:

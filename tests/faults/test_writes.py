@@ -12,7 +12,7 @@ from tests.faults import runs, shim
 from tests.faults.kills import Killer
 from tests.faults.server import Server
 from tests.faults.shim import Fault
-from tests.faults.writes import Tally, each_call_of_a_save, each_kind_of_call_of_a_run, faults_of_a_run
+from tests.faults.writes import Tally, faults_in_a_run, faults_in_a_save, faults_of_a_run, faults_of_a_save, sample
 from tests.train.runs import lines
 
 pytestmark = pytest.mark.faults
@@ -40,17 +40,21 @@ def test_the_layer_catches_what_python_rust_and_hdf5_write(server: Server, tmp_p
 
 
 def test_no_fault_in_a_save_costs_a_checkpoint(server: Server, tmp_path: Path) -> None:
-    tally = each_call_of_a_save(server, tmp_path, every=7)
+    tally = Tally()
+    chosen = sample(faults_of_a_save(server, tmp_path / "plain"), 17)
+    for _ in faults_in_a_save(server, tmp_path, chosen, tally):
+        pass
     assert tally.problems == [] and tally.lost == 0
-    assert tally.faults.total() > 15 and len(tally.faults) > 5
+    assert tally.faults.total() == 17 and len({act for act, _ in tally.faults}) > 5
 
 
 def test_a_run_on_a_disk_that_fails_says_so_and_goes_on_later(killer: Killer) -> None:
     tally = Tally()
-    possible = list(faults_of_a_run(killer.reference("features").calls))
-    each_kind_of_call_of_a_run(killer, "features", possible[3 :: len(possible) // 5], tally)
+    chosen = sample(list(faults_of_a_run(killer.reference("features").calls)), 4)
+    for _ in faults_in_a_run(killer, "features", chosen, tally):
+        pass
     assert tally.problems == [] and tally.lost == 0
-    assert tally.faults.total() >= 4
+    assert tally.faults.total() == 4 and tally.resumed >= 1
 
 
 def test_a_log_line_that_does_not_fit_is_not_there(killer: Killer, tmp_path: Path) -> None:

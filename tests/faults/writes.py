@@ -2,8 +2,8 @@
 
     python -m tests.faults.writes
 
-Every call of a save fails in every way; of a run, every kind of call on every kind of file. The result goes into
-benchmarks/results/faults.json, beside that of `tests.faults.kills`.
+Every call of a save fails in every way; of a run, a sample (`--faults 0`: all) of every kind of call on every kind of file.
+The result goes into benchmarks/results/faults.json after each fault.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,10 +21,11 @@ from typing import Any
 
 from pycap.checkpoint import CheckpointError
 from tests.faults import runs, shim
-from tests.faults.kills import Killer, keep
-from tests.faults.server import Server
+from tests.faults.kills import Killer
+from tests.faults.results import Part
+from tests.faults.server import Outcome, Server
 from tests.faults.shim import Fault
-from tests.train.test_checkpoint import save, whole
+from tests.train.checkpoints import save, whole
 
 EIO, ENOSPC = "5", "28+"  # one call fails; the disk is full and stays so
 ERRORS = (EIO, ENOSPC)
@@ -35,60 +35,73 @@ KILLS = ("before", "after")
 
 @dataclass
 class Tally:
-    """faults: how many were met, by act. lost: checkpoints that were not whole afterwards. problems: what was wrong."""
+    """faults: how many were met, by act and call. ended: processes that said so and ended; resumed: runs that then went on from
+    a checkpoint. lost: checkpoints that were not whole afterwards. problems: what was wrong."""
 
-    faults: Counter[str] = field(default_factory=Counter)
+    faults: Counter[tuple[str, str]] = field(default_factory=Counter)
+    ended: int = 0
+    resumed: int = 0
     lost: int = 0
     problems: list[str] = field(default_factory=list)
 
 
-def each_call_of_a_save(server: Server, work: Path, every: int = 1) -> Tally:
-    """A save over a whole checkpoint, met by each act at each call; afterwards one is whole, and the next save leaves nothing
-    beside it. every: of the faults only each so-manieth, a prime, so that all calls and acts have their turn."""
-    tally = Tally()
-    plain = _saved(server, work / "plain", None, tally)
+def faults_of_a_save(server: Server, run: Path) -> list[Fault]:
+    """Every call of a save over a checkpoint, met in every way."""
+    save(run / "last", 1)
+    plain = server.run([str(run / "last"), "2"], run, run, target="tests.faults.saving:over")
+    assert plain.code == 0 and whole(run / "last") == 2, plain.said
+    shutil.rmtree(run)
     writing = (*ERRORS, *KILLS, *WRITES, "middle")
-    faults = [
-        Fault(call.number, act) for call in plain for act in (writing if call.name == "write" else (*ERRORS, *KILLS))
+    return [
+        Fault(call.number, act)
+        for call in plain.calls
+        for act in (writing if call.name == "write" else (*ERRORS, *KILLS))
     ]
-    for number, fault in enumerate(faults[::every]):
-        _saved(server, work / str(number), fault, tally)
-    return tally
 
 
-def _saved(server: Server, run: Path, fault: Fault | None, tally: Tally) -> list[shim.Call]:
-    folder = run / "last"
-    save(folder, 1)
-    done = server.run([str(folder), "2"], run, run, fault, target="tests.faults.saving:over")
-    met = [call for call in done.calls if call.act]
-    where = f"{fault.act} at {met[0] if met else fault.at}" if fault else "no fault"
-    if fault:
-        tally.faults[fault.act] += bool(met)
-        if not met:
+def faults_in_a_save(server: Server, work: Path, chosen: list[Fault], tally: Tally) -> Iterator[None]:
+    """Saves over a whole checkpoint, met by one fault each; afterwards one is whole, and the next save leaves nothing beside
+    it."""
+    for number, fault in enumerate(chosen):
+        run = work / str(number)
+        folder = run / "last"
+        save(folder, 1)
+        done = server.run([str(folder), "2"], run, run, fault, target="tests.faults.saving:over")
+        met = next((call for call in done.calls if call.act), None)
+        where = f"{fault.act} at {met or fault.at}"
+        if met is None:
             tally.problems.append(f"{where}: was not met")
-    fails = fault is not None and (fault.act in ERRORS or fault.act in WRITES[1:])
-    if fails and fault and fault.act == EIO and (met[0].name, met[0].place) == ("mkdir", "folder"):
+        else:
+            tally.faults[fault.act, met.name] += 1
+        tally.ended += done.code == 1
+        try:
+            number_after = whole(folder)
+        except CheckpointError as error:
+            tally.lost += 1
+            tally.problems.append(f"{where}: {error}")
+        else:
+            tally.problems += [f"{where}: {text}" for text in _wrong(folder, fault, met, done, number_after)]
+            save(folder, 3)
+            if whole(folder) != 3 or [path.name for path in run.iterdir()] != ["last"]:
+                tally.problems.append(f"{where}: the next save left {sorted(path.name for path in run.iterdir())}")
+        shutil.rmtree(run)
+        yield
+
+
+def _wrong(folder: Path, fault: Fault, met: shim.Call | None, done: Outcome, number: float) -> Iterator[str]:
+    """What is not right of a save that met a fault, and left the checkpoint of this number."""
+    kills = fault.act in (*KILLS, "middle")
+    fails = fault.act in (*ERRORS, *WRITES[1:])
+    if fault.act == EIO and met and (met.name, met.place) == ("mkdir", "folder"):
         fails = False  # of the run's folder, which is there
-    try:
-        number = whole(folder)
-    except CheckpointError as error:
-        tally.lost += 1
-        tally.problems.append(f"{where}: {error}")
-        return done.calls
-    expected = shim.KILLED if fault and fault.act in (*KILLS, "middle") else int(fails)
-    if done.code != expected:
-        tally.problems.append(f"{where}: exit status {done.code}: {done.said[-300:]}")
+    if done.code != (shim.KILLED if kills else int(fails)):
+        yield f"exit status {done.code}: {done.said[-300:]}"
     if fails and not (
         "error: " in done.said and str(folder) in done.said and "earlier checkpoints are whole" in done.said
     ):
-        tally.problems.append(f"{where}: said {done.said[-300:]!r}")
+        yield f"said {done.said[-300:]!r}"
     if not fails and done.code == 0 and number != 2:
-        tally.problems.append(f"{where}: nothing was saved, and nothing said")
-    save(folder, 3)
-    if whole(folder) != 3 or [path.name for path in run.iterdir()] != ["last"]:
-        tally.problems.append(f"{where}: the next save left {sorted(path.name for path in run.iterdir())}")
-    shutil.rmtree(run)
-    return done.calls
+        yield "nothing was saved, and nothing said"
 
 
 def faults_of_a_run(made: list[shim.Call]) -> Iterator[Fault]:
@@ -106,7 +119,12 @@ def faults_of_a_run(made: list[shim.Call]) -> Iterator[Fault]:
             yield Fault(number, EIO if number % 2 else ENOSPC)
 
 
-def each_kind_of_call_of_a_run(killer: Killer, name: str, chosen: list[Fault], tally: Tally) -> None:
+def sample(faults: list[Fault], count: int) -> list[Fault]:
+    """`count` of them, at equal distances; all where it is 0."""
+    return [faults[i * len(faults) // count] for i in range(count)] if 0 < count < len(faults) else faults
+
+
+def faults_in_a_run(killer: Killer, name: str, chosen: list[Fault], tally: Tally) -> Iterator[None]:
     """Runs met by one fault each: they end with a message that names a file and what to do, or are none the worse; then they
     are continued, and nothing differs from the run that met none."""
     reference = killer.reference(name)
@@ -115,9 +133,14 @@ def each_kind_of_call_of_a_run(killer: Killer, name: str, chosen: list[Fault], t
         cwd.mkdir()
         run, arguments = cwd / "run", killer.options(name)
         done = killer.server.run(arguments, cwd, run, fault)
-        where = f"{name}: {fault.act} at {reference.calls[fault.at - 1]}"
-        tally.faults[fault.act] += any(call.act for call in done.calls)
+        met = next((call for call in done.calls if call.act), None)
+        where = f"{name}: {fault.act} at {met or fault.at}"
+        if met is None:
+            tally.problems.append(f"{where}: was not met")
+        else:
+            tally.faults[fault.act, met.name] += 1
         if done.code:
+            tally.ended += 1
             told = done.said.strip().splitlines()[-1]
             if (
                 not told.startswith("train.py: error: ")
@@ -130,6 +153,7 @@ def each_kind_of_call_of_a_run(killer: Killer, name: str, chosen: list[Fault], t
                 tally.lost += 1
                 tally.problems.append(f"{where}: no checkpoint is whole")
             if runs.is_resumable(run):
+                tally.resumed += 1
                 arguments = ["--resume", "run"]
             done = killer.server.run(arguments, cwd, run)
         if done.code:
@@ -137,6 +161,7 @@ def each_kind_of_call_of_a_run(killer: Killer, name: str, chosen: list[Fault], t
         else:
             tally.problems += [f"{where}: {text}" for text in runs.differences(run, reference.folder)]
         shutil.rmtree(cwd)
+        yield
 
 
 def _has_remedy(told: str) -> bool:
@@ -144,31 +169,38 @@ def _has_remedy(told: str) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", default="stopped,features", help="kinds of runs")
-    parser.add_argument("--every", type=int, default=1, help="of a run's faults only each so-manieth, a prime")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default="save,stopped,features", help="a save, and kinds of runs")
+    parser.add_argument("--faults", type=int, default=30, help="of each kind of run so many, or 0: all")
     asked = parser.parse_args()
-    begun = time.monotonic()
+    tallies = {}
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder) / "scratch") as server:
-        saves = each_call_of_a_save(server, Path(folder) / "saves")
-        print(f"saves: {saves}", flush=True)
-        of_runs = Tally()
+        parts = {name: Part(f"writes/{name}", "tests.faults.writes") for name in asked.parts.split(",")}
         killer = Killer(server, Path(folder), 0)
-        for name in asked.runs.split(","):
-            chosen = list(faults_of_a_run(killer.reference(name).calls))[:: asked.every]
-            each_kind_of_call_of_a_run(killer, name, chosen, of_runs)
-            print(f"{name}: {of_runs}", flush=True)
-    result = {"seconds": round(time.monotonic() - begun), "saves": told(saves), "runs": told(of_runs)}
-    keep("writes", result)
-    print(json.dumps(result, indent=1))
-    sys.exit(bool(saves.problems or of_runs.problems))
+        for name, part in parts.items():
+            tally = tallies[name] = Tally()
+            if name == "save":
+                possible = faults_of_a_save(server, Path(folder) / "plain")
+                chosen, turns = possible, faults_in_a_save(server, Path(folder) / "saves", possible, tally)
+            else:
+                possible = list(faults_of_a_run(killer.reference(name).calls))
+                chosen = sample(possible, asked.faults)
+                turns = faults_in_a_run(killer, name, chosen, tally)
+            part.begin()
+            for number, _ in enumerate(turns, 1):
+                part.keep({"possible": len(possible), **told(tally)}, complete=number == len(chosen))
+            print(f"{name}: {json.dumps(told(tally))}", flush=True)
+    sys.exit(any(tally.problems for tally in tallies.values()))
 
 
 def told(tally: Tally) -> dict[str, Any]:
     """For the file of results."""
+    by_act: dict[str, dict[str, int]] = {}
+    for (act, name), count in sorted(tally.faults.items()):
+        by_act.setdefault(act, {})[name] = count
     return {
-        "faults": tally.faults.total(), "by_act": dict(sorted(tally.faults.items())), "checkpoints_lost": tally.lost,
-        "problems": tally.problems,
+        "faults": tally.faults.total(), "by_act": by_act, "ended_with_status_1": tally.ended, "resumed": tally.resumed,
+        "checkpoints_lost": tally.lost, "problems": tally.problems,
     }  # fmt: skip
 
 
