@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults import shim
+from tests.faults.kills import Killer
 from tests.faults.server import Server
 
 
@@ -16,3 +17,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         pytest.skip("there is no C compiler (cc, gcc, clang) for tests/faults/disk.c")
     with Server(tmp_path_factory.mktemp("faults")) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def killer(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Killer:
+    """Its runs left alone are made once."""
+    return Killer(server, tmp_path_factory.mktemp("runs"), seed=7)

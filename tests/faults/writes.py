@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import shutil
 import sys
 import tempfile
@@ -120,8 +121,10 @@ def faults_of_a_run(made: list[shim.Call]) -> Iterator[Fault]:
 
 
 def sample(faults: list[Fault], count: int) -> list[Fault]:
-    """`count` of them, at equal distances; all where it is 0."""
-    return [faults[i * len(faults) // count] for i in range(count)] if 0 < count < len(faults) else faults
+    """`count` of them, the same ones each time; all where it is 0."""
+    if not 0 < count < len(faults):
+        return faults
+    return [faults[i] for i in sorted(random.Random(count).sample(range(len(faults)), count))]
 
 
 def faults_in_a_run(killer: Killer, name: str, chosen: list[Fault], tally: Tally) -> Iterator[None]:

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,24 @@ def test_other_picks_train_the_last_stage_anew_and_no_other(
     assert all(longer._identity(stage) != old[stage.name] for stage in longer.stages)
     machine = Chain(request(done, options={"workers": 1, "threads": 2}))
     assert all(machine._identity(stage) == old[stage.name] for stage in machine.stages)
+
+
+def test_a_stage_that_was_killed_while_its_checkpoint_was_replaced_goes_on(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(done.folder)
+    chain = Chain(dataclasses.replace(request(done), out=tmp_path))
+    (stage,) = (stage for stage in chain.stages if stage.name == STOPPED)
+    run = shutil.copytree(done.out / STOPPED, tmp_path / STOPPED)
+    shutil.copytree(run / "last", run / ".last.pycap-new")
+    (run / "last").rename(run / ".last.pycap-old")
+    chain.state["stages"][STOPPED] = {"identity": chain._identity(stage), "done": False, "seconds": 0.0}
+    asked: list[TrainConfig] = []
+    monkeypatch.setattr(training, "run", asked.append)
+    chain._train(stage, STOPPED)
+    assert [(options.run_dir, options.resume) for options in asked] == [(run, run)]
+    assert not (tmp_path / f"{STOPPED}.1").exists()  # it was not moved aside
+    assert checkpoint.load(asked[0].run_dir, prefer="last").optimizer is not None
 
 
 def test_the_time_that_is_left_is_that_of_the_stages_that_are_left(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
