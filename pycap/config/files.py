@@ -41,7 +41,7 @@ def check_stage(stage: str) -> None:
     """ConfigError, listing the stages, unless `stage` is one."""
     known = stages()
     if stage not in known:
-        raise ConfigError(f"stage: no stage {stage!r}{did_you_mean(stage, known)}; stages: {', '.join(known)}")
+        raise ConfigError(f"stage: no stage {shown(stage)}{did_you_mean(stage, known)}; stages: {', '.join(known)}")
 
 
 def recipe(name: str) -> dict[str, Any]:

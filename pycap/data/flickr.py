@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pycap.data import SPLITS, DataError, Problem
-from pycap.data.layout import IMAGE_SUFFIXES, Entry, Listed, find_folder, layout_error, read_text
+from pycap.data.layout import IMAGE_SUFFIXES, Entry, Listed, brief, find_folder, layout_error, read_text
 
 FOLDERS_8K = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
 FOLDERS_30K = ("flickr30k-images", "flickr30k_images", "Images", "images")
@@ -103,7 +103,8 @@ def read_captions(file: Path) -> tuple[dict[str, list[Any]], list[Problem]]:
         else:
             broken[name] = broken.get(name, 0) + 1
     if not captions:
-        first = problems[0]["reason"] if problems else f"keys that are no image names: {', '.join(list(broken)[:3])}"
+        keys = ", ".join(map(brief, list(broken)[:3]))
+        first = problems[0]["reason"] if problems else f"keys that are no image names: {keys}"
         raise DataError(f"{file}: no line has the form `{form}` ({first}); fetch the original file again")
     for name, count in broken.items():
         reason = f"the key {name!r} of {file.name} is no image name; its {count} captions are left out"

@@ -7,7 +7,7 @@ from typing import Any
 
 from pycap.data import SPLITS, DataError
 from pycap.data.flickr import IMAGE_FOLDERS
-from pycap.data.layout import Entry, Listed, contents, find_folder, is_id, read_json
+from pycap.data.layout import Entry, Listed, brief, contents, find_folder, is_id, read_json
 
 STANDARD = ("dataset_coco.json", "dataset_flickr8k.json", "dataset_flickr30k.json")
 # restval: COCO val2014 images that are in neither of Karpathy's val and test; everyone trains on them.
@@ -84,7 +84,7 @@ def listed(root: Path, split: str, file: Path) -> Listed:
         ):
             if not fits:
                 raise DataError(
-                    f'{file}: not Karpathy\'s JSON: {where} has the "{key}" {image[key]!r}, which is not {kind}'
+                    f'{file}: not Karpathy\'s JSON: {where} has the "{key}" {brief(repr(image[key]))}, which is not {kind}'
                 )
         folder = root / image["filepath"] if "filepath" in image else flickr_folder
         file_name = f"{image['filepath']}/{name}" if "filepath" in image else name
@@ -92,6 +92,6 @@ def listed(root: Path, split: str, file: Path) -> Listed:
         entries.append(Entry(image_id, file_name, folder / name, _captions(image, where, file)))
     if not entries:
         raise DataError(
-            f"{file}: no image is of split {split!r} (found: {', '.join(sorted(found)) or 'none'}); use one of those"
+            f"{file}: no image is of split {split!r} (found: {brief(', '.join(sorted(found))) or 'none'}); use one of those"
         )
     return Listed(entries, f"the images of {file.name}; the folder holds: {contents(root)}")

@@ -127,6 +127,11 @@ def read_text(path: Path) -> str:
     return text
 
 
+def brief(text: str) -> str:
+    """Text out of a file for an error's message: what is missing in a damaged file has names of any length."""
+    return text if len(text) <= 400 else f"{text[:200]}...{text[-200:]}"
+
+
 def read_json(path: Path) -> Any:
     """The parsed JSON of a file. DataError (file, line, column) if it is empty or not JSON, or nothing that anyone means: a
     number of thousands of digits, brackets in brackets without end, halves of characters."""
@@ -238,7 +243,7 @@ def usable(
             names[image_id] = file_name
             examples.append(Example(image_id, file_name, path, tuple(captions)))
     if not examples:
-        first = "; ".join(f"{p['file']}: {p['reason']}" for p in problems[:3]) or "the list of images is empty"
+        first = "; ".join(brief(f"{p['file']}: {p['reason']}") for p in problems[:3]) or "the list of images is empty"
         raise DataError(
             f"{root}: none of {count} images can be used (looked for {looked_for}). First problems: {first}. "
             "Put the images where they belong, or point --data at the folder that has both images and captions; "

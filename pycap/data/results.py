@@ -13,7 +13,7 @@ from typing import Any
 from pycap.data import DataError
 from pycap.data.forms import CSV_COLUMNS, TAB, check_separator
 from pycap.data.imageclef import read_sentences
-from pycap.data.layout import IMAGE_SUFFIXES, is_id, read_json, read_text
+from pycap.data.layout import IMAGE_SUFFIXES, brief, is_id, read_json, read_text
 
 
 def read_results(path: Path, separator: str | None = None) -> dict[int | str, str]:
@@ -69,7 +69,8 @@ def renamed(results: Mapping[int | str, str], known: Collection[int | str]) -> d
     for name, caption in results.items():
         own = name if name in known else names.get(_plain(name), name)
         if own in found:
-            raise DataError(f"two captions are of image {own!r}, one of them under the id {name!r}; keep one")
+            ids = f"image {brief(repr(own))}, one of them under the id {brief(repr(name))}"
+            raise DataError(f"two captions are of {ids}; keep one")
         found[own] = caption
     return found
 

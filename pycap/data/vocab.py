@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -72,7 +73,7 @@ class Vocabulary:
         self.report: dict[str, Any] = dict(report or {})
         if len(self.ids) != len(self.words):
             twice = next(word for word, n in Counter(self.words).items() if n > 1)
-            raise DataError(f"vocabulary: the word {twice!r} stands in it twice; each word needs one id")
+            raise DataError(f"vocabulary: the word {reprlib.repr(twice)} stands in it twice; each word needs one id")
 
     @classmethod
     def build(cls, captions: Iterable[str], threshold: int) -> Vocabulary:
@@ -164,16 +165,14 @@ class Vocabulary:
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise DataError(f'{path}: not a pycap vocabulary (no "format": "{FORMAT}"); name the vocab.json of a run')
         if body.get("version") != VERSION:
-            raise DataError(
-                f"{path}: vocabulary version {body.get('version')!r}, this pycap reads {VERSION}; update pycap"
-            )
+            version = reprlib.repr(body.get("version"))
+            raise DataError(f"{path}: vocabulary version {version}, this pycap reads {VERSION}; update pycap")
         words = body.get("words")
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise DataError(f'{path}: "words" must be a list of strings; copy the vocab.json of the run again')
         if tuple(words[:4]) != SPECIALS:
-            raise DataError(
-                f"{path}: words must begin with {', '.join(SPECIALS)}, not {words[:4]}; copy it from the run again"
-            )
+            begin = f"{', '.join(SPECIALS)}, not {reprlib.repr(words[:4])}"
+            raise DataError(f"{path}: words must begin with {begin}; copy it from the run again")
         threshold, report = body.get("threshold", 1), body.get("report") or {}
         if type(threshold) is not int or threshold < 1 or not isinstance(report, dict):
             raise DataError(

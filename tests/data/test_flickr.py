@@ -174,3 +174,22 @@ def test_real_flickr8k(data_root):
     examples, problems = load_split("flickr8k", data_root / "flickr8k", "train")
     assert (len(examples), problems) == (6000, [])
     assert len(load_split("flickr8k", data_root / "flickr8k", "val")[0]) == 1000
+
+
+@pytest.mark.parametrize("name", ["captions.txt", "results.csv", "Flickr8k_text/Flickr_8k.trainImages.txt"])
+def test_an_error_does_not_repeat_what_a_damaged_file_holds(tmp_path, name):
+    """Names of 200,000 letters: a file that lost its line ends has them."""
+    long = "x" * 200_000
+    write_jpeg(tmp_path / "Images" / "1000_abc.jpg")
+    if name == "results.csv":
+        text, stage = f"image_name| comment_number| comment\n{long}| 0| A dog .\n", "flickr30k"
+    else:
+        text, stage = f"{long}.jpg#0\tA dog .\n", "flickr8k"
+    (tmp_path / "Flickr8k_text").mkdir()
+    if name.endswith("trainImages.txt"):
+        (tmp_path / name).write_text(f"{long}.jpg\n")
+        text, name = "1000_abc.jpg#0\tA dog .\n", "Flickr8k_text/Flickr8k.token.txt"
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match="xxx") as caught:
+        load_split(stage, tmp_path, "train" if "text/" in name else "all")
+    assert len(str(caught.value)) < 1500

@@ -90,3 +90,15 @@ def test_bad_files_are_refused(coco_root, change, words):
     with pytest.raises(DataError, match=words) as caught:
         load_split("coco", coco_root, "val")
     assert "dataset_coco.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "says"), [("split", "no image is of split 'train'"), ("filepath", "which is not")])
+def test_an_error_does_not_repeat_what_a_damaged_file_holds(coco_root, key, says):
+    def change(body):
+        for image in body["images"]:
+            image[key] = "x" * 200_000 if key == "split" else ["x" * 200_000]
+
+    edit_json(coco_root / "dataset_coco.json", change)
+    with pytest.raises(DataError, match=f"{says}.*xxx|xxx.*{says}") as caught:
+        load_split("coco", coco_root, "train")
+    assert len(str(caught.value)) < 1000

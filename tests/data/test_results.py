@@ -153,3 +153,10 @@ def test_a_separator_that_is_taken_for_captions_is_named(tmp_path: Path) -> None
     assert read_results(path, "|") == {"a": "two dogs", "b": "a cat"}
     path.write_text('a "two dogs"\nb "a cat"\n', "utf-8")
     assert read_results(path) == {"a": '"two dogs"', "b": '"a cat"'}
+
+
+def test_an_error_does_not_repeat_a_long_id() -> None:
+    long = "x" * 200_000
+    with pytest.raises(DataError, match="two captions are of image 'xxx") as caught:
+        renamed({long: "a cat", f"{long}.jpg": "a dog"}, [long])
+    assert len(str(caught.value)) < 1000

@@ -154,6 +154,18 @@ def test_missing_file_is_named(tmp_path):
         Vocabulary.load(tmp_path / "vocab.json")
 
 
+LONG = "x" * 200_000
+
+
+@pytest.mark.parametrize("body", [{"version": LONG}, {"words": [LONG]}, {"words": [*GOOD["words"], LONG, LONG]}])
+def test_long_values_are_not_repeated_whole(tmp_path, body):
+    path = tmp_path / "vocab.json"
+    path.write_text(json.dumps(GOOD | body))
+    with pytest.raises(DataError, match=r"vocab\.json: .*xxx") as caught:
+        Vocabulary.load(path)
+    assert len(str(caught.value)) < 400
+
+
 @pytest.mark.realdata
 def test_size_on_flickr8k_is_the_published_one(data_root):
     examples, _ = load_split("flickr8k", data_root / "flickr8k", "train")

@@ -1,10 +1,11 @@
 """The process in which readers read: it says what it is about to do, so that whoever watches it knows what ended it.
 
-python -m tests.fuzz.child FOLDER ENGINE READER:RUNS:SEED ...
+python -m tests.fuzz.child FOLDER ENGINE MODULE READER:RUNS:SEED ... (the module has TARGETS)
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import mmap
 import os
@@ -12,7 +13,10 @@ import resource
 import struct
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # atheris must see pycap's modules first
+    from tests.fuzz.target import Target
 
 #: Of a child's address space, over what it had at first: what a reader asks for in vain ends in a MemoryError, not in the
 #: machine's memory.
@@ -50,6 +54,11 @@ def counts(folder: Path) -> Counts:
         return Counts()
 
 
+def input_of(folder: Path) -> Path:
+    """Where a child puts what it gives to the reader next."""
+    return folder / "input"
+
+
 def failures(folder: Path) -> list[dict[str, str]]:
     """What a child has found wrong, each with the file that shows it."""
     path = folder / "failures.jsonl"
@@ -64,10 +73,8 @@ def _status(key: str) -> float:
 class Watched:
     """A target in a folder, each of its inputs counted and judged."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        from tests.fuzz.readers import TARGETS
-
-        self.target, self._folder = TARGETS[name], folder
+    def __init__(self, folder: Path, target: Target) -> None:
+        self.target, self._folder = target, folder
         self._work = folder / "work"
         self._work.mkdir()
         self.target.prepare(self._work)
@@ -114,6 +121,7 @@ class Watched:
         if counted[0] % _BATCH == 0:
             self.start()
         counted[0] += 1
+        input_of(self._folder).write_bytes(data)  # the file that the reader is given may be one that it writes to
         self._map[:] = _COUNTS.pack(*counted)
         outcome = self.try_(data)
         counted[1] += 1
@@ -167,11 +175,14 @@ def by_hypothesis(watched: Watched, runs: int, seed: int) -> None:
 
 def by_atheris(watched: Watched, runs: int, seed: int, folder: Path) -> None:
     """So many inputs, led by what of pycap they reach; does not return."""
+    import atexit
     import random
+    import signal
 
     import atheris
 
     from benchmarks.mutations import changed, structure_of
+    from tests.fuzz.text_changes import CHANGES
 
     corpus = folder / "corpus"
     corpus.mkdir(exist_ok=True)
@@ -182,10 +193,14 @@ def by_atheris(watched: Watched, runs: int, seed: int, folder: Path) -> None:
 
     def mutated(data: bytes, size: int, own: int) -> bytes:
         rng = random.Random(own)
-        if rng.randrange(3) == 0 or not data:
+        if rng.randrange(4) == 0 or not data:
             return atheris.Mutate(data, size)
+        if CHANGES[target.form] and rng.randrange(2):  # one change alone: many leave text that cannot be read
+            made = bytearray(data)
+            rng.choice(list(CHANGES[target.form].values()))(made, rng, target.seeds)
+            return bytes(made)[:size]
         name = rng.choice(sorted(target.seeds))
-        structure = target.structure or structure_of(name)
+        structure = target.structure or CHANGES[target.form] or structure_of(name)
         return changed({**target.seeds, "": data}, "", rng, structure).data[:size]
 
     flags = [
@@ -194,10 +209,14 @@ def by_atheris(watched: Watched, runs: int, seed: int, folder: Path) -> None:
         "-timeout=0",
         "-rss_limit_mb=0",
         f"-max_len={1 << 20}",
+        "-mutate_depth=1",  # a step of `mutated` is several changes already
         "-verbosity=0",
         "-print_final_stats=0",
         f"-artifact_prefix={folder}/",
     ]
+    atexit.register((folder / "done").touch)
+    # libFuzzer's clock goes on ringing after Python has taken its handler away, which ends the process.
+    atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
     atheris.Setup(["fuzz", *flags, str(corpus)], watched, custom_mutator=mutated)
     atheris.Fuzz()
 
@@ -214,16 +233,15 @@ class Job(NamedTuple):
         return top / f"{self.name}-{self.seed}"
 
 
-def run(folder: Path, engine: str, job: Job) -> None:
+def run(folder: Path, engine: str, job: Job, target: Target) -> None:
     """One job, to its end; `done` in its folder says that it has come to it."""
-    watched = Watched(folder, job.name)
+    watched = Watched(folder, target)
     watched.sound()
     watched.limit()
     if engine == "hostile":
         for data in list(watched.target.hostile().values())[job.seed :]:
             watched(data)
     elif engine == "atheris":
-        (folder / "done").touch()  # it ends by itself; a crash has a status
         by_atheris(watched, job.runs, job.seed, folder)
     else:
         by_hypothesis(watched, job.runs, job.seed)
@@ -231,16 +249,17 @@ def run(folder: Path, engine: str, job: Job) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    top, engine = Path(arguments[0]), arguments[1]
-    jobs = [Job(name, int(runs), int(seed)) for name, runs, seed in (each.split(":") for each in arguments[2:])]
+    top, engine, module = Path(arguments[0]), *arguments[1:3]
+    jobs = [Job(name, int(runs), int(seed)) for name, runs, seed in (each.split(":") for each in arguments[3:])]
     if engine == "atheris":
         import atheris
 
         with atheris.instrument_imports(include=INSTRUMENTED):
-            import tests.fuzz.readers  # noqa: F401 (with all that it imports)
+            importlib.import_module(module)  # with all that it imports
+    targets = importlib.import_module(module).TARGETS
     for job in jobs:
         job.folder(top).mkdir()
-        run(job.folder(top), engine, job)
+        run(job.folder(top), engine, job, targets[job.name])
     sys.stdout.flush()
     os._exit(0)
 

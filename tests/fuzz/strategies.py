@@ -40,7 +40,7 @@ ODD_JSON = tuple(
         ),
     )
 )  # fmt: skip
-_SPOILT_TEXT = (b"\xef\xbb\xbf", b"\0", b"\xff", b"\xed\xa0\x80", b"\r", b"\r\n", b"\n\n", b"\xe2\x80\xa8", b"\t",
+SPOILT_TEXT = (b"\xef\xbb\xbf", b"\0", b"\xff", b"\xed\xa0\x80", b"\r", b"\r\n", b"\n\n", b"\xe2\x80\xa8", b"\t",
 b'"', b"\\", b",", b"{", b"}",
                 b"[" * 100_000, b"#", b" ", b"\x0b\x0c", b"\xc2\x85", b"|", b"a" * 200_000)  # fmt: skip
 _ENCODINGS = ("utf-16", "utf-32", "latin-1", "utf-8-sig", "utf-7", "cp037")
@@ -213,7 +213,7 @@ def _spoilt(draw: Draw, texts: st.SearchStrategy[bytes]) -> bytes:
                 except UnicodeError:  # it is no UTF-8 any more, or has letters that the encoding lacks
                     data += b"\xff"
             case _:
-                data[at : at + length] = draw(st.sampled_from(_SPOILT_TEXT))
+                data[at : at + length] = draw(st.sampled_from(SPOILT_TEXT))
     return bytes(data)
 
 

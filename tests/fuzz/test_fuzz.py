@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import watch
+from tests.fuzz import planted, watch
 from tests.fuzz.binary_readers import BINARY
 from tests.fuzz.target import Target
 from tests.fuzz.text_readers import TEXT
@@ -24,3 +24,38 @@ def test_readers_give_a_clear_error_or_what_is_right(targets: tuple[Target, ...]
             wanted = len(named[name].hostile()) if engine == "hostile" else RUNS
             assert found.inputs == wanted == found.accepted + found.refused
             assert engine == "hostile" or min(found.accepted, wanted) > 0, f"{name}: nothing that was changed was read"
+
+
+def test_the_watch_finds_what_is_planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fault once, with the file that shows it, and the files before and behind it are counted as what they are."""
+    monkeypatch.setattr(watch, "PATIENCE_S", 0.5)
+    wall = {name: 3.0 if name == "sleeps" else 60.0 for name in planted.TARGETS}
+    for names in (["sleeps"], [name for name in planted.TARGETS if name != "sleeps"]):
+        monkeypatch.setattr(watch, "WALL_S", wall[names[0]])
+        found = watch.fuzz(
+            {name: planted.TARGETS[name] for name in names}, "hostile", 0, 0, tmp_path / names[0], tmp_path / "kept",
+            "tests.fuzz.planted",
+        )  # fmt: skip
+        for name, (_, wanted) in planted.FAULTS.items():
+            if name not in names:
+                continue
+            ((why, kept),) = found[name].faults
+            assert wanted in why and kept.read_bytes() == planted.BAD, name
+            ended = name in ("null", "leaves", "writes")
+            assert (found[name].crashes, found[name].hangs) == (ended, name in ("spins", "sleeps")), name
+            accepted = 3 if name == "grows" else 2  # it was read, though at too high a price
+            assert (found[name].inputs, found[name].accepted, found[name].refused) == (4, accepted, 1), name
+    assert [(why[:33], kept.read_bytes()) for why, kept in found["unsound"].faults] == [
+        ("the sound file refused was refuse", planted.CLEAR), ("the sound file other is read as a", planted.GOOD),
+    ]  # fmt: skip
+
+
+def test_atheris_finds_what_is_planted(tmp_path: Path) -> None:
+    """It is given the hostile files, too, and comes to its end with as many inputs as it was asked for."""
+    pytest.importorskip("atheris", reason="make fuzz installs it")
+    targets = {"raises": planted.TARGETS["raises"]}
+    found = watch.fuzz(targets, "atheris", 60, 0, tmp_path / "scratch", tmp_path / "kept", "tests.fuzz.planted")[
+        "raises"
+    ]
+    assert found.inputs == 60 and found.accepted + found.refused + len(found.faults) == 60
+    assert {kept.read_bytes() for why, kept in found.faults if "KeyError" in why} == {planted.BAD}

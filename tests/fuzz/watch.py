@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.fuzz.child import Counts, Job, counts, failures
+from tests.fuzz.child import Counts, Job, counts, failures, input_of
 from tests.fuzz.target import PATIENCE_S, Target
 
 #: Of the clock: on a busy machine a reader that works for five seconds may have taken this long.
@@ -53,12 +54,18 @@ def cpu_s(process: int) -> float:
 
 
 def fuzz(
-    targets: Mapping[str, Target], engine: str, runs: int, seed: int, scratch: Path, keep: Path
+    targets: Mapping[str, Target],
+    engine: str,
+    runs: int,
+    seed: int,
+    scratch: Path,
+    keep: Path,
+    module: str = "tests.fuzz.readers",
 ) -> dict[str, Found]:
     """What came of each reader's inputs, in children: after a crash or a hang in another one, from another seed.
 
     scratch: a folder for the children's files (in memory, best). keep: where what fails is put. Of hostile files there are
-    as many as there are.
+    as many as there are. module: where a child finds the same targets, as TARGETS.
     """
     found = {name: Found() for name in targets}
     jobs = [
@@ -71,7 +78,7 @@ def fuzz(
         folder = scratch / f"{engine}-{number}"
         folder.mkdir(parents=True)
         some = jobs[:1] if engine == "atheris" else jobs  # which does not return
-        jobs = _after(targets, engine, some, folder, found, keep) + jobs[len(some) :]
+        jobs = _after(targets, engine, module, some, folder, found, keep) + jobs[len(some) :]
         shutil.rmtree(folder)
         number += 1
         if number > MOST_CHILDREN:
@@ -82,10 +89,16 @@ def fuzz(
 
 
 def _after(
-    targets: Mapping[str, Target], engine: str, jobs: list[Job], folder: Path, found: dict[str, Found], keep: Path
+    targets: Mapping[str, Target],
+    engine: str,
+    module: str,
+    jobs: list[Job],
+    folder: Path,
+    found: dict[str, Found],
+    keep: Path,
 ) -> list[Job]:
     """What is left to do after one more child."""
-    status, why, said = _watch(engine, jobs, folder)
+    status, why, said = _watch(engine, module, jobs, folder)
     for at, job in enumerate(jobs):
         own, target = job.folder(folder), targets[job.name]
         last = counts(own)
@@ -101,19 +114,19 @@ def _after(
         else:
             found[job.name].crashes += 1
             why = f"ended with {status}" + (f" ({signal.Signals(-status).name})" if status < 0 else "")
-        _keep(found[job.name], target, f"{why}\n{said}", own / "work" / target.file, keep)
+        _keep(found[job.name], target, f"{why}\n{said}", input_of(own), keep)
         done = int(last.begun)
         again = job._replace(runs=job.runs - done, seed=job.seed + (done if engine == "hostile" else 7919))
         return [each for each in (again,) if each.runs > 0] + jobs[at + 1 :]
     return []
 
 
-def _watch(engine: str, jobs: list[Job], folder: Path) -> tuple[int, str, str]:
+def _watch(engine: str, module: str, jobs: list[Job], folder: Path) -> tuple[int, str, str]:
     """One child until it ends: its status, why it was ended from here if it was, and what it said."""
     log = folder / "log"
     with open(log, "wb") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz.child", str(folder), engine, *(":".join(map(str, job)) for job in jobs)],
+            [sys.executable, "-m", "tests.fuzz.child", str(folder), engine, module, *(":".join(map(str, job)) for job in jobs)],
             cwd=ROOT, stdout=output, stderr=output, env={**os.environ, "PYTHONFAULTHANDLER": "1"}, start_new_session=True,
         )  # fmt: skip
         why = ""
@@ -142,7 +155,7 @@ def _watch(engine: str, jobs: list[Job], folder: Path) -> tuple[int, str, str]:
 
 def _keep(found: Found, target: Target, why: str, file: Path, keep: Path) -> None:
     keep.mkdir(parents=True, exist_ok=True)
-    kept = keep / f"{target.name}-{len(found.faults) + 1}{Path(target.file).suffix}"
-    if file.exists():
-        shutil.copyfile(file, kept)
+    data = file.read_bytes()
+    kept = keep / f"{target.name}-{hashlib.sha256(data).hexdigest()[:12]}{Path(target.file).suffix}"
+    kept.write_bytes(data)
     found.faults.append((why, kept))

@@ -133,6 +133,15 @@ def test_refusals(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]
     assert err.startswith("train.py: error: ") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", ["stage", "cnn", "epochs"])
+def test_a_long_value_is_not_repeated_whole(tmp_path: Path, option: str) -> None:
+    given = {"stage": "coco"} | {option: "x" * 20_000}
+    (tmp_path / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in given.items()))
+    with pytest.raises(ConfigError, match="xxx") as caught:
+        files.load(tmp_path / "config.yaml")
+    assert len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
