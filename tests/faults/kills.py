@@ -144,18 +144,20 @@ class Killer:
             return job.ended()
 
     def _ranks(self, arguments: list[str], cwd: Path, seconds: float) -> Outcome:
-        """Two processes of mpirun, of which one is killed after so many seconds of the run; the other one ends then."""
+        """Two processes of mpirun, of which one is killed after so many seconds of the run; the other one ends then. The
+        outcome's seconds are those of the run, without the start of Python."""
         command = [str(MPIRUN), "-n", "2", sys.executable, str(ROOT / "train.py"), *arguments]
         with _started(command, cwd) as job:
             while job.process.poll() is None and not job.has_begun():
                 time.sleep(0.01)
+            begun = time.monotonic()
             try:
                 job.process.wait(seconds)
             except subprocess.TimeoutExpired:
                 os.kill(self.random.choice(_programs(job.process.pid)), signal.SIGKILL)
                 job.process.wait(60)
                 return replace(job.ended(), code=shim.KILLED)
-            return job.ended()
+            return replace(job.ended(), seconds=time.monotonic() - begun)
 
 
 @dataclass
