@@ -28,7 +28,7 @@ from pycap.bulk.journal import (
 from pycap.bulk.share import WHOLE, Passed, Shard, Share
 from pycap.bulk.target import Kept, Target
 from pycap.data import DataError
-from pycap.data.forms import FORMATS, check_separator, image_id
+from pycap.data.forms import FILE_FORMATS, FORMATS, check_separator, image_id
 from pycap.data.inputs import Inputs
 from pycap.data.items import Item, Reference
 from pycap.progress import Display
@@ -179,6 +179,8 @@ def read_job(path: Path) -> Row:
         sound = header["batch_size"] > 0 and header["_format"] in FORMATS
         if isinstance(kept, dict):
             sound = sound and type(kept["size"]) is int and kept["size"] >= 0 and type(kept["sha256"]) is str
+        if kept is True:  # text files beside the images are kept, and there is nothing else to know of them
+            sound = sound and header["_format"] not in FILE_FORMATS
     except (ValueError, KeyError) as error:
         raise JournalError(f"{path}: its header is damaged ({error}); remove the file") from error
     if not sound:

@@ -248,6 +248,7 @@ def _checkpoints(header: Header) -> list[str]:
 
 def _shown(value: Any) -> str:
     text = "none" if value is None else json.dumps(value, ensure_ascii=False)
+    text = text.encode("utf-8", "backslashreplace").decode()  # halves of characters cannot be printed
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,21 @@ def test_how_a_shard_is_named() -> None:
     for text in ("0/3", "4/3", "1", "a/b", "1/2/3", "-1/2"):
         with pytest.raises(ValueError, match="is not i/n"):
             Shard.parsed(text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (b'"skip_existing": null', b'"skip_existing": true', "its header is damaged: no job has such numbers"),
+        (b'"journal": 1', b'"journal": "\\ud800"', r'a journal of version "\ud800", and this pycap writes version 1'),
+    ],
+)
+def test_a_header_that_no_job_has_is_refused(images: Path, tmp_path: Path, old: bytes, new: bytes, says: str) -> None:
+    captioned(images, tmp_path / "a", 1, count=2)
+    captioned(images, tmp_path / "a", 2, count=2)
+    for path in shard_files(job(images, tmp_path / "a").target):
+        assert old in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(JournalError, match=re.escape(says)) as caught:
+        merge(tmp_path / "a")
+    str(caught.value).encode()

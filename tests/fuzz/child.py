@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # atheris must see pycap's modules first
 #: Of a child's address space, over what it had at first: what a reader asks for in vain ends in a MemoryError, not in the
 #: machine's memory.
 ADDRESS_MIB = 2048
+RATIO = 16  # of a file above a MiB: what it may take of memory besides, for each of its bytes
 _BATCH = 250  # examples of hypothesis from one seed; inputs after which memory is counted anew
 #: What atheris watches the branches of.
 INSTRUMENTED = [
@@ -129,11 +130,12 @@ class Watched:
         counted[3] += outcome.verdict == "refused"
         counted[4] = max(counted[4], outcome.seconds)
         grown = _status("VmHWM") - self._before
+        most = self.target.memory_mib + RATIO * (len(data) >> 20)
         if outcome.verdict == "failed":
             self.fail(data, outcome.why)
-        elif grown > self.target.memory_mib:
-            self.fail(data, f"took {grown:.0f} MiB, and may take {self.target.memory_mib}")
-        if grown > self.target.memory_mib:
+        elif grown > most:
+            self.fail(data, f"took {grown:.0f} MiB, and may take {most}")
+        if grown > most:
             self.start()
         counted[5] = max(counted[5], grown)
         self._map[:] = _COUNTS.pack(*counted)

@@ -56,7 +56,8 @@ class Target:
     the reader gives; it reads whatever the reader reads lazily. check: Wrong for a result that no file may have. seeds: sound
     files by name, made by pycap's own writers or by libraries. same: whether the result of a sound file is what was written, by
     the seed's name. form: which changes of structure apply, and which strategy of hypothesis. memory_mib: by how much a
-    process may grow. hostile: files by name that are sound as their form goes, and are to be read or refused as any other.
+    process may grow; of files above a MiB, by `child.RATIO` times their size more. hostile: files by name that are sound as
+    their form goes, and are to be read or refused as any other.
     """
 
     name: str
