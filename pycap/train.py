@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def train(config: TrainConfig) -> RunResult:
     """Train a captioner, or the classifier of stage `pretrain`, as `config` says; returns the run's folder and scores.
 
-    Raises ConfigError, DataError, CheckpointError, DeviceError, BackendError, Diverged, each with what to do about it;
-    Stopped after Ctrl-C or SIGTERM, when everything is saved.
+    Raises ConfigError, DataError, CheckpointError, DeviceError, BackendError, Diverged, WrongGradient, each with what to do
+    about it; Stopped after Ctrl-C or SIGTERM, when everything is saved.
     """
     from pycap.training.run import run
 
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 config = configuration.parse_args(argv)
             from pycap.optim import OptimizerStateError
             from pycap.schedules import ScheduleStateError
+            from pycap.training.gradients import WrongGradient
             from pycap.training.run import Stopped
             from pycap.training.trainer import Diverged
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 sys.exit(128 + stop.signal_number)
             except (
                 configuration.ConfigError, DataError, CheckpointError, DeviceError, BackendError, Diverged,
-                OptimizerStateError, ScheduleStateError, DistributedError, OSError,
+                WrongGradient, OptimizerStateError, ScheduleStateError, DistributedError, OSError,
             ) as error:  # fmt: skip
                 sys.exit(f"train.py: error: {error}")
             except MemoryError as error:  # of the host, or CuPy's of the GPU

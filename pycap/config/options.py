@@ -116,6 +116,9 @@ class TrainConfig:
         "val_loss", "what makes a checkpoint the best", choices=("val_loss", *SCORES, *CLASS_SCORES)
     )
     early_stop: int = _opt(0, "end after so many validations without a better save_best_on (0: never)", low=0)
+    check_gradients: int = _opt(
+        0, "random directions along which backward is held against differences of the loss before the first step", low=0
+    )
     log_every: int = _opt(10, "steps between rows of log.jsonl", low=1)
 
     resume: Path | None = _opt(None, "continue this run or checkpoint exactly; its options are the defaults")
@@ -210,6 +213,11 @@ class TrainConfig:
             raise ConfigError(
                 f"features: {self.features} are of a frozen CNN, and this one learns, so that they would not stay as they "
                 "are; give --freeze-cnn, or --features none"
+            )
+        if self.check_gradients and self.precision == "bf16":
+            raise ConfigError(
+                f"check_gradients: {self.check_gradients} needs --precision fp32 (or tf32): bf16 rounds weights to 8 bits, and "
+                "the small steps of differences change nothing; give it for one run of --max-steps 1, or 0"
             )
         if self.resume and self.init_from:
             raise ConfigError(

@@ -10,6 +10,7 @@ import numpy as np
 from pycap import ops
 from pycap.autograd import Tensor
 from pycap.nn.module import Module, normal, uniform, zeros
+from pycap.nn.watch import shown
 
 
 class Conv2d(Module):
@@ -29,9 +30,9 @@ class Conv2d(Module):
     def __call__(self, x: Tensor | ops.Pixels) -> Tensor:
         if isinstance(x, ops.Pixels):
             if not self.pool and self.weight.shape[1:3] == (3, 3):
-                return ops.conv2d_first(x, self.weight, self.bias, relu=True)
+                return shown(self, ops.conv2d_first(x, self.weight, self.bias, relu=True))
             x = x.normalised()
-        return ops.conv2d(x, self.weight, self.bias, padding=self.padding, relu=True, pool=self.pool)
+        return shown(self, ops.conv2d(x, self.weight, self.bias, padding=self.padding, relu=True, pool=self.pool))
 
 
 class Linear(Module):
@@ -49,7 +50,7 @@ class Linear(Module):
         self.relu = relu
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias, relu=self.relu)
+        return shown(self, ops.linear(x, self.weight, self.bias, relu=self.relu))
 
 
 class Embedding(Module):

@@ -17,14 +17,15 @@ from pycap.data.vocab import SPECIALS, Vocabulary
 from pycap.distributed import ALONE, Ranks
 from pycap.models.captions import CaptionModel
 from pycap.training.folder import write_lines
+from pycap.training.relus import Relus, Watch
 from pycap.training.samples import Sample
 from pycap.training.shares import gather, led
 from pycap.training.sources import Source
 from pycap.training.trainer import Trainer
+from pycap.training.variety import Variety, variety
 
 MOST_SAMPLES = 24  # on the page
 _SHOWN = 8  # on the screen
-_LOW_VARIETY = 0.1
 
 #: The validation batches, of each this rank's share, in order; called with what is said of them beside the bar.
 HeldOut = Callable[[str], Iterator[Batch]]
@@ -32,11 +33,13 @@ HeldOut = Callable[[str], Iterator[Batch]]
 
 @dataclass(frozen=True)
 class Validation:
-    """scores: by name, `val_loss` (nats a token) first. warning: what a person should know besides."""
+    """scores: by name, `val_loss` (nats a token) first. relus: of some of the images, where any was seen. variety: of the
+    captions, where there are any."""
 
     scores: dict[str, float]
     samples: list[Sample]
-    warning: str = ""
+    relus: Relus | None = None
+    variety: Variety | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class Captioning:
     def validate(self, held_out: HeldOut) -> Validation:
         """Loss and scores of the held-out images as the model stands."""
         config = self._config
-        loss = self._trainer.loss(held_out("validation loss"))
+        watch = Watch(self.captioner.model)
+        loss = self._trainer.loss(held_out("validation loss"), watch)
         own: list[tuple[int, tuple[Any, str]]] = []
         samples: list[tuple[int, Sample]] = []
         for batch in held_out("captions to score"):
@@ -89,18 +93,12 @@ class Captioning:
         self.captioner.weights.clear()  # training goes on in the memory it had before
         results = dict(gather(self._ranks, own))
         references = self._references(results)
-        variety = metrics.distinct_ratio(results.values())
         # METEOR starts a Java program, which takes seconds: only where the best checkpoint is chosen by it.
         also = ["METEOR"] if config.save_best_on == "METEOR" else []
         scores = led(self._ranks, lambda: metrics.score(results, references, also=also))
-        scores = {"val_loss": loss, **scores, "distinct": variety}
-        warning = ""
-        if variety < _LOW_VARIETY and len(results) >= 20:
-            warning = (
-                f"warning: only {len(set(results.values()))} different captions for {len(results)} images. Early in training "
-                "that is usual; later it means that the model does not see them (learning rate, frozen CNN, preprocessing)."
-            )
-        return Validation(scores, gather(self._ranks, samples, MOST_SAMPLES), warning)
+        scores = {"val_loss": loss, **scores, "distinct": metrics.distinct_ratio(results.values())}
+        some = gather(self._ranks, samples, MOST_SAMPLES)
+        return Validation(scores, some, watch.result(self._ranks), variety(results, references))
 
     def end(self, folder: Path, held_out: HeldOut) -> Ending:
         """Beam-searched captions of the held-out images by the best checkpoint in the run's folder, written there to

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pycap.distributed import ALONE, Ranks
 from pycap.models.classifier import Classifier
 from pycap.training.captioning import MOST_SAMPLES, Ending, HeldOut, Validation
 from pycap.training.folder import write_lines
+from pycap.training.relus import Watch
 from pycap.training.samples import Sample
 from pycap.training.shares import gather
 from pycap.training.sources import Source
@@ -62,8 +64,9 @@ class Classification:
 
     def validate(self, held_out: HeldOut) -> Validation:
         """Loss, top-1 and top-5 of the held-out images as the model stands."""
-        scores, _, samples = self._classify(self._model, held_out("classes of held-out images"))
-        return Validation(scores, samples)
+        watch = Watch(self._model)
+        scores, _, samples = self._classify(self._model, held_out("classes of held-out images"), watch)
+        return Validation(scores, samples, watch.result(self._ranks))
 
     def end(self, folder: Path, held_out: HeldOut) -> Ending:
         """What the best checkpoint in the run's folder takes the held-out images for, written there to predictions.jsonl."""
@@ -86,14 +89,15 @@ class Classification:
         return Ending(samples, lines)
 
     def _classify(
-        self, model: Classifier, batches: Iterator[Batch]
+        self, model: Classifier, batches: Iterator[Batch], watch: Watch | None = None
     ) -> tuple[dict[str, float], list[dict[str, Any]], list[Sample]]:
         """(scores, a row of predictions.jsonl each image, the first few for the page)."""
         cache = WeightCache()
         own: list[tuple[int, tuple[float, int, dict[str, Any]]]] = []
         samples: list[tuple[int, Sample]] = []
         for batch in batches:
-            logits = self._logits(model, batch, cache)
+            with watch.batch(len(batch)) if watch else nullcontext():
+                logits = self._logits(model, batch, cache)
             truth = batch.tokens[1] - _FIRST
             shifted = logits - logits.max(1, keepdims=True)
             logp = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))

@@ -15,6 +15,7 @@ from pycap.distributed import DistributedError, Ranks
 from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
 from pycap.training import folder as run_folder
+from pycap.training.alarms import Alarm
 from pycap.training.folder import Log
 from pycap.training.samples import Sample, write_samples
 from pycap.training.shares import differing, led
@@ -78,6 +79,11 @@ class Record:
         if self._log is not None:
             self._log.close()
 
+    def alarm(self, alarm: Alarm) -> None:
+        """A row of kind `alarm`, of the step that it is about."""
+        told = {key: value for key, value in alarm.figures.items() if value is not None}
+        self._write({"kind": "alarm", "step": alarm.step, "alarm": alarm.kind, **told, "text": alarm.text})
+
     def write(self, kind: str, **row: Any) -> None:
         """A row of the log, of the step that was made last."""
         self._write({"kind": kind, "step": self._trainer.step_number, **row})
@@ -138,9 +144,11 @@ class Record:
             samples,
         )
 
-    def save(self, name: str, position: dict[str, Any], scores: dict[str, float]) -> None:
-        """The checkpoint `name`; "last" holds what a run needs to go on. Raises DistributedError where a rank's weights are not
-        those of the first; then nothing is written."""
+    def save(
+        self, name: str, position: dict[str, Any], scores: dict[str, float], alarms: dict[str, Any] | None = None
+    ) -> None:
+        """The checkpoint `name`; "last" holds what a run needs to go on. alarms: `Alarms.state`.
+        Raises DistributedError where a rank's weights are not those of the first; then nothing is written."""
         model = _on_host(self._model.state_arrays())
         if others := differing(self._ranks, model):
             raise DistributedError(
@@ -148,11 +156,18 @@ class Record:
                 "rank 0; none were saved: all ranks must run the same pycap, on processors of one kind with sound memory; "
                 f"go on from the last checkpoint with --resume {self.folder}"
             )
-        led(self._ranks, lambda: self._save(name, model, position, scores))
+        led(self._ranks, lambda: self._save(name, model, position, scores, alarms))
         if name == "last":
             distributed.advise(f"Go on with --resume {self.folder}.")
 
-    def _save(self, name: str, model: dict[str, Any], position: dict[str, Any], scores: dict[str, float]) -> None:
+    def _save(
+        self,
+        name: str,
+        model: dict[str, Any],
+        position: dict[str, Any],
+        scores: dict[str, float],
+        alarms: dict[str, Any] | None,
+    ) -> None:
         assert self._log is not None  # this is the first rank
         self._log.sync()  # a checkpoint must not outlive the rows that it says are there
         state = {
@@ -162,6 +177,7 @@ class Record:
             "scores": scores,
             "data": self._data,
             "pycap": __version__,
+            **({"alarms": alarms} if alarms and name == "last" else {}),
         }
         try:
             checkpoint.save(

@@ -22,13 +22,15 @@ from pycap.data.loader import Batch, Loader
 from pycap.device import cpu_count, current
 from pycap.models.classifier import Classifier
 from pycap.signals import Stopping
-from pycap.training import features, provenance, scst, shares, sources, start
+from pycap.training import features, provenance, remedies, scst, shares, sources, start
 from pycap.training import folder as run_folder
 from pycap.training import plan as memory_plan
+from pycap.training.alarms import Alarm, Alarms
 from pycap.training.captioning import Captioning
 from pycap.training.classification import Classification
 from pycap.training.feed import TOLERATED, Fed, Feed, Stall
 from pycap.training.folder import RunFolderError
+from pycap.training.gradients import GradientCheck
 from pycap.training.progress import Display
 from pycap.training.record import Record
 from pycap.training.trainer import Diverged, Pending, StepResult, Trainer
@@ -126,9 +128,10 @@ class _Run:
             log=lambda text: self.say(text),
             ranks=ranks,
         )
-        self.position, self.scores = Position(), dict[str, float]()
+        self.position, self.scores, self.alarms = Position(), dict[str, float](), Alarms(config)
         if resumed:
             self._continue(resumed)
+        self.began_at = self.trainer.step_number
         shares.require_same(ranks, self.model.state_arrays() | self.trainer.optimizer.state_arrays())
         self.record = Record(
             ranks, config, self.model, self.trainer, self.vocab, self.spec, self.source, self.watch, resumed=resumed
@@ -169,6 +172,8 @@ class _Run:
             )
         self.trainer.load_state(resumed.state["trainer"], resumed.optimizer)
         self.position, self.scores = Position(**resumed.state["position"]), dict(resumed.state["scores"])
+        if "alarms" in resumed.state:  # checkpoints of older versions have none
+            self.alarms.load_state(resumed.state["alarms"])
 
     # the loop -----------------------------------------------------------------------------------------------------
 
@@ -187,6 +192,8 @@ class _Run:
                 if self.is_new:  # it can be resumed from now on, and a disk without room says so at once
                     self._save("last")
                 self._extract_features()
+                if config.check_gradients and position.epoch < epochs:
+                    self._check_gradients(config.check_gradients)
                 if config.stage == scst.STAGE and position.best is None:
                     self._validate(-1)  # where it starts from
                 while position.epoch < epochs and not self._at_limit() and not self._is_stale():
@@ -215,6 +222,15 @@ class _Run:
                 store.fail(example, ImageError(str(example.path), reason))
         if number := self._asked(self.loaders.train):
             self._stop(number)
+
+    def _check_gradients(self, directions: int) -> None:
+        """On the batch that comes next, which is read again afterwards. WrongGradient."""
+        self.trainer.begin_epoch(self.position.epoch)
+        with closing(self.loaders.train.epoch(self.position.epoch, self.position.batch)) as batches:
+            batch = next(batches, None)
+            attempt = None if batch is None else self.trainer.prepare(batch)
+            if attempt is not None:
+                GradientCheck(self.trainer, attempt, self.ranks).run(directions, self.say)
 
     def _extract_alone(self, store: FeatureStore) -> list[tuple[Example, str]]:
         with FeatureStore(store.path, store.origin) as writer:
@@ -278,6 +294,7 @@ class _Run:
                     last = self.feed.stall()
                     stall += last
                     self.record.step(result, position.epoch + 1, rate, last.share)
+                self._warn(self.alarms.step(result, f"{self.trainer.objective}{' and CNN' if joint else ''}"))
                 reward = result.figures.get("reward")
                 self.display.step(position.epoch + 1, result.step, result.loss, rate, last.share, reward)
 
@@ -325,7 +342,22 @@ class _Run:
         last = self.folder / "last"
         saved = (last / "state.json").exists()
         good = f"the last good checkpoint is {last}" if saved else "no checkpoint was saved yet"
-        return Diverged(f"{error}; {good}; lower --learning-rate or set --grad-clip")
+        if error.attempt is None:
+            return Diverged(f"{error}; {good}")
+        recent = self.alarms.recent
+        why = remedies.explain(error, self.trainer, self.config, recent, self.ranks, self.began_at)
+        return Diverged(f"{error}; {good}\n{why}")
+
+    def _require_finite(self, what: str, value: float = 0.0) -> None:
+        """Diverged where the weights, or a value, are not finite, before anything is saved."""
+        begins = self.trainer.step_number == self.began_at
+        if reason := remedies.broken(self.trainer, self.config, what, value, begins):
+            raise self._diverged(Diverged(reason))
+
+    def _warn(self, alarms: list[Alarm]) -> None:
+        for alarm in alarms:
+            self.record.alarm(alarm)
+            self.say(f"warning: {alarm.text}")
 
     def _end_epoch(self) -> None:
         position, captioning_epochs = self.position, self.position.epoch + 1 - self.config.pretrain_words
@@ -340,12 +372,13 @@ class _Run:
     def _validate(self, epoch: int) -> None:
         config = self.config
         found = self.task.validate(self._held_out)
+        self._require_finite("the loss of the held-out images", found.scores["val_loss"])
         self.scores = found.scores
-        self.record.write("val", epoch=epoch + 1, **self.scores)
+        dead = {"dead_relus": found.relus.shares} if found.relus else {}
+        self.record.write("val", epoch=epoch + 1, **self.scores, **dead)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
         self.say(f"epoch {epoch + 1}: {shown}")
-        if found.warning:
-            self.say(found.warning)
+        self._warn(self.alarms.validation(self.trainer.step_number, found.relus, found.variety))
         self.record.samples(found.samples, self.scores)
         score = self.scores[config.save_best_on] * (1 if config.save_best_on == "val_loss" else -1)
         self.trainer.schedule.observe(score)
@@ -364,7 +397,8 @@ class _Run:
             self.say(text)
 
     def _save(self, name: str) -> None:
-        self.record.save(name, asdict(self.position), self.scores)
+        self._require_finite("a weight")
+        self.record.save(name, asdict(self.position), self.scores, self.alarms.state())
 
     def _announce(self) -> None:
         source, loader = self.source, self.loaders.train

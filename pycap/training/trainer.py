@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -29,15 +31,37 @@ from pycap.models.captions import CaptionModel
 from pycap.models.classifier import Classifier
 from pycap.nn.layers import place_dropout
 from pycap.schedules import make_schedule
+from pycap.training.relus import Watch
 from pycap.training.scst import Critic, Reward
 from pycap.training.shares import Share, share
 from pycap.training.step import Step
 
 Objective = Literal["words", "captions", "scst", "classes"]
+_WORDS_ONLY = ("words", "classes")  # a class is a word
 
 
 class Diverged(FloatingPointError):
-    """The loss or a gradient is not a finite number; the weights are those from before the step."""
+    """The loss or a gradient is not a finite number; the weights are those from before the step.
+
+    attempt: what the step was to be made of, of this rank, for who looks for the reason; None where no step failed."""
+
+    attempt: Attempt | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one step is made of, on this rank. number: the step's, from 1. images: the batch's, on the host or the device.
+    seed: of dropout. factors: float32 [N], by which the captions' losses are weighed, or None. own: what this rank has of the
+    step. objective: what is learned. figures: see `StepResult`."""
+
+    number: int
+    batch: Batch
+    images: Any
+    seed: int
+    factors: Any
+    own: Share
+    objective: Objective
+    figures: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -114,7 +138,7 @@ class Trainer:
 
     @property
     def _words_only(self) -> bool:
-        return self.objective in ("words", "classes")  # a class is a word
+        return self.objective in _WORDS_ONLY
 
     @property
     def ahead(self) -> int:
@@ -152,32 +176,20 @@ class Trainer:
         Of several ranks each gives its share of the batch; None where none of them has an image: that is no step. At most
         three steps are under way: the call waits for the oldest where there are more.
         """
-        own = share(self._ranks, len(batch), targets.count(batch.tokens, self._words_only))
-        if not own.images:
+        attempt = self.prepare(batch, images)
+        if attempt is None:
             return None
-        set_float32_products(self._products)
-        self._set_learning_rates()
-        seed = int(np.random.SeedSequence([self.config.seed, 0xD20, self.step_number]).generate_state(1, np.uint64)[0])
-        rate = self.optimizer.groups[-1].lr
-        if images is None:
-            images = batch.images
-        factors, figures = None, {}
-        if self._critic is not None:
-            drawn = self._critic.draw(
-                batch, lambda part: self._input(images[part], batch.crops[part]), self.step_number, own.first
-            )
-            batch, factors, figures = drawn.batch, drawn.advantages, drawn.figures
-            own = share(self._ranks, len(batch), targets.count(batch.tokens, words_only=False))
+        batch, own, number = attempt.batch, attempt.own, attempt.number
+        rate, figures = self.optimizer.groups[-1].lr, attempt.figures
         if not self._resident:
-            made = replace(self._update(batch, seed, rate, factors, own), figures=figures)
+            made = replace(self._update(attempt, rate), figures=figures)
             self.step_number += 1
             return Pending(lambda: made)
         if self._device_step is None:
             self._device_step = self._make_device_step()
         device_step = self._device_step
-        under_way = device_step.launch(batch, images, seed, self._words_only, factors)
+        under_way = device_step.launch(batch, attempt.images, attempt.seed, self._words_only, attempt.factors)
         self.step_number += 1
-        number = self.step_number
 
         def settle() -> StepResult:
             outcome = under_way.outcome()
@@ -187,7 +199,7 @@ class Trainer:
                 what = (
                     f"the gradient of {' and of '.join(bad)} holds NaN or infinity" if bad else "a step before failed"
                 )
-                raise self._diverged(f"the loss is {outcome.loss}; {what}", number, batch)
+                raise self._diverged(f"the loss is {outcome.loss}; {what}", attempt)
             return StepResult(number, outcome.loss, own.tokens, own.images, outcome.norms, rate, figures)
 
         if self._critic is not None:  # the next step draws from the weights that this one makes
@@ -195,32 +207,61 @@ class Trainer:
             return Pending(lambda: made)
         return Pending(settle)
 
-    def _update(self, batch: Batch, seed: int, rate: float, factors: Any, own: Share) -> StepResult:
-        """One step, done when it returns. factors: see `Step.launch`; own: what this rank has of the step's images."""
-        images, number = len(batch), self.step_number + 1
-        per_image = batch.tokens.shape[1] // max(images, 1)
-        objective = self.model.word_loss if self._words_only else self.model.loss
-        size = self.config.micro_batch or max(images, 1)
+    def prepare(self, batch: Batch, images: Any = None) -> Attempt | None:
+        """What the next step makes of a batch, or None where no rank has an image of it; for self-critical training captions
+        are drawn here. Sets the learning rates and the products' precision, and changes nothing else: the same call gives the
+        same again."""
+        own = share(self._ranks, len(batch), targets.count(batch.tokens, self._words_only))
+        if not own.images:
+            return None
+        set_float32_products(self._products)
+        self._set_learning_rates()
+        seed = int(np.random.SeedSequence([self.config.seed, 0xD20, self.step_number]).generate_state(1, np.uint64)[0])
+        if images is None:
+            images = batch.images
+        factors, figures = None, dict[str, float]()
+        if self._critic is not None:
+            drawn = self._critic.draw(
+                batch, lambda part: self._input(images[part], batch.crops[part]), self.step_number, own.first
+            )
+            batch, factors, figures = drawn.batch, drawn.advantages, drawn.figures
+            own = share(self._ranks, len(batch), targets.count(batch.tokens, words_only=False))
+        return Attempt(self.step_number + 1, batch, images, seed, factors, own, self.objective, figures)
+
+    def passes(self, attempt: Attempt, most: int = 0) -> list[Callable[[], Tensor]]:
+        """The passes of a step, in order: each gives its part of the loss of the step, with its graph, as the CPU makes it.
+
+        most: images a pass; 0: as the config says. The parts add up to the loss, whatever it is.
+        """
+        count = len(attempt.batch)
+        size = most or self.config.micro_batch or max(count, 1)
+        return [partial(self._pass, attempt, slice(at, min(at + size, count))) for at in range(0, count, size)]
+
+    def _pass(self, attempt: Attempt, part: slice) -> Tensor:
+        batch, own = attempt.batch, attempt.own
+        per_image = batch.tokens.shape[1] // len(batch)
+        columns = slice(part.start * per_image, part.stop * per_image)
+        place_dropout(self.model, attempt.seed, own.first + part.start, part.stop - part.start, own.images)
+        given, captions = self._input(batch.images[part], batch.crops[part]), batch.tokens[:, columns]
+        if attempt.factors is not None:
+            return self._weighted(given, captions, attempt.factors[columns], own.images * self.config.seq_per_img)
+        objective = self.model.word_loss if attempt.objective in _WORDS_ONLY else self.model.loss
+        return objective(given, captions, normalizer=own.tokens)
+
+    def _update(self, attempt: Attempt, rate: float) -> StepResult:
+        """One step, done when it returns. rate: what it tells as its learning rate."""
         self._prepare_sums()
         loss, result = 0.0, None
-        for first in range(0, images, size):
+        for forward in self.passes(attempt):
             if result is not None and math.isfinite(loss):
                 result.backward()
             result = None  # the graph, where backward did not use it up
-            count = min(size, images - first)
-            place_dropout(self.model, seed, own.first + first, count, own.images)
-            part = slice(first, first + count)
-            columns = slice(first * per_image, (first + count) * per_image)
-            given, captions = self._input(batch.images[part], batch.crops[part]), batch.tokens[:, columns]
-            if factors is None:
-                result = objective(given, captions, normalizer=own.tokens)
-            else:
-                result = self._weighted(given, captions, factors[columns], own.images * self.config.seq_per_img)
+            result = forward()
             loss += result.item()
         loss = float(self._ranks.total(np.array([loss]))[0])  # all ranks go on, or none
         if not math.isfinite(loss):
             self._forget_gradients()
-            raise self._diverged(f"the loss is {loss}", number, batch)
+            raise self._diverged(f"the loss is {loss}", attempt)
         if self._reducer is not None:
             self._reducer.backward(result)
         elif result is not None:
@@ -229,8 +270,8 @@ class Trainer:
             norms = self.optimizer.step()
         except optim.NonFiniteGradient as error:
             self._forget_gradients()
-            raise self._diverged(str(error), number, batch) from error
-        return StepResult(number, loss, own.tokens, own.images, norms, rate)
+            raise self._diverged(str(error), attempt) from error
+        return StepResult(attempt.number, loss, attempt.own.tokens, attempt.own.images, norms, rate)
 
     def _prepare_sums(self) -> None:
         """Have a reducer for the gradients of the next step, where there are ranks to sum them over."""
@@ -242,13 +283,17 @@ class Trainer:
             self._reducer = HostReducer(self._ranks, [parameters[name] for name in learning])
             self._reduced = learning
 
-    def _diverged(self, what: str, step: int, batch: Batch) -> Diverged:
+    def _diverged(self, what: str, attempt: Attempt) -> Diverged:
         """The error, on every rank, with the files of the whole batch."""
+        batch = attempt.batch
         names = [name for own in self._ranks.each(batch.file_names) for name in own]
         told = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        return Diverged(
-            f"step {step} (epoch {batch.epoch + 1}, batch {batch.index + 1}): {what}; images of this batch: {told}"
+        error = Diverged(
+            f"step {attempt.number} (epoch {batch.epoch + 1}, batch {batch.index + 1}): {what}; "
+            f"images of this batch: {told}"
         )
+        error.attempt = attempt
+        return error
 
     def _weighted(self, given: ops.Pixels | Tensor, tokens: Any, factors: Any, total: int) -> Tensor:
         """The sum of the captions' losses, each times its factor, over `total`."""
@@ -280,15 +325,17 @@ class Trainer:
         else:
             self.optimizer.set_lr(self.schedule, max(self.step_number - self._word_steps, 0))
 
-    def loss(self, batches: Iterable[Batch]) -> float:
+    def loss(self, batches: Iterable[Batch], watch: Watch | None = None) -> float:
         """Mean cross-entropy a token in nats over all captions of `batches`, and of those of the other ranks, without dropout
-        (END counts)."""
+        (END counts). watch: sees what the layers put out of the first ones."""
         set_float32_products(self._products)
         total, count = 0.0, 0
         with no_grad(), self.model.evaluating():
             for batch in batches:
                 tokens = targets.count(batch.tokens, words_only=False)
-                total += self.model.loss(self._input(batch.images, batch.crops), batch.tokens).item() * tokens
+                with watch.batch(len(batch)) if watch else nullcontext():
+                    loss = self.model.loss(self._input(batch.images, batch.crops), batch.tokens)
+                total += loss.item() * tokens
                 count += tokens
         total, count = self._ranks.total(np.array([total, count]))
         return float(total / max(count, 1))
