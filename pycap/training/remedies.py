@@ -12,10 +12,10 @@ from typing import Any
 
 from pycap.backends import kernels
 from pycap.config import TrainConfig
+from pycap.data.disk import write_whole
 from pycap.distributed import Ranks
 from pycap.training import diagnosis
 from pycap.training.diagnosis import Finding
-from pycap.training.folder import write_text
 from pycap.training.shares import led
 from pycap.training.trainer import Diverged, StepResult, Trainer
 
@@ -52,7 +52,7 @@ def explain(
         "learning_rates": {group.name: group.lr for group in trainer.optimizer.groups}, "precision": config.precision,
         "last_steps": [{"step": r.step, "loss": r.loss, "norms": r.norms, "lr": r.lr} for r in history],
     }  # fmt: skip
-    led(ranks, lambda: write_text(file, json.dumps(_plain(row), indent=1, allow_nan=False, ensure_ascii=False) + "\n"))
+    led(ranks, lambda: write_whole(file, json.dumps(_plain(row), indent=1, allow_nan=False, ensure_ascii=False) + "\n"))
     lines = [f"where: {f'rank {rank} of {ranks.size}: ' if ranks.size > 1 else ''}{found.where}"]
     if found.images:
         more = f" and {len(found.images) - 4} more" if len(found.images) > 4 else ""
@@ -66,8 +66,8 @@ def explain(
 
 
 def broken(trainer: Trainer, config: TrainConfig, what: str, value: float, begins: bool) -> str:
-    """Why nothing may be saved now: a weight is not finite, or `value` of `what`; else nothing. begins: before the first step of
-    this process."""
+    """Why nothing may be saved now: a weight is not finite, or `value` of `what`; else nothing. begins: before the first
+    step of this process."""
     tensors = trainer.model.named_parameters()
     if math.isfinite(value) and math.isfinite(kernels.sum_squares([t.data for t in tensors.values()])):
         return ""
@@ -79,7 +79,9 @@ def broken(trainer: Trainer, config: TrainConfig, what: str, value: float, begin
         )
     told = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
     if begins:
-        given = config.resume or config.init_from or config.vgg_weights or f"the weights that --seed {config.seed} draws"
+        given = (
+            config.resume or config.init_from or config.vgg_weights or f"the weights that --seed {config.seed} draws"
+        )
         return f"{given}: {told} holds NaN or infinity before the first step; start from other weights"
     return f"after step {step}: {told} holds NaN or infinity, written by an update of finite gradients; {lower}"
 

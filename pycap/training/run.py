@@ -230,7 +230,12 @@ class _Run:
             batch = next(batches, None)
             attempt = None if batch is None else self.trainer.prepare(batch)
             if attempt is not None:
-                GradientCheck(self.trainer, attempt, self.ranks).run(directions, self.say)
+                GradientCheck(self.trainer, attempt, self.ranks).run(directions, self.say, self._heed)
+
+    def _heed(self) -> None:
+        """Stopped where a signal asks for it."""
+        if number := self._asked(self.loaders.train):
+            self._stop(number)
 
     def _extract_alone(self, store: FeatureStore) -> list[tuple[Example, str]]:
         with FeatureStore(store.path, store.origin) as writer:
