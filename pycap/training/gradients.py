@@ -3,13 +3,15 @@ before the first step.
 
 Along a direction d the loss's slope is <g, d>. Half of d is random, and so sees what backward leaves out; half is the gradient
 itself, each element times a random number in (0, 2), so that an error of one element is not lost among a million others. Each
-tensor's part of d is as long as the tensor, so that a step h changes all weights by the same part of their size. Each tensor has
-a direction of its own too: among others an error of 1 % in a small gradient would not be seen.
+tensor's part of d is as long as the tensor, so that a step h changes all weights by the same part of their size. Each tensor
+has a direction of its own too: among others an error of 1 % in a small gradient would not be seen.
 
 The slope is (L(h) - L(-h)) / 2h over a ladder of steps. Its error is estimated without looking at g: rounding, from the noise
-of the loss (differences of ever higher order along tiny steps; Moré & Wild 2011, "Estimating computational noise") over h, and
-what a finite step adds, with the kinks of ReLU and max-pooling, from how far the slopes of smaller steps differ. The step with
-the least error is taken; a direction on which none is good enough is left for another.
+of the loss (differences of ever higher order along tiny steps; Moré & Wild 2011, "Estimating computational noise") over h;
+what a finite step adds, from how far the slopes of smaller steps differ; and kinks of ReLU and max-pooling, from the bend
+(L(h) + L(-h) - 2 L(0)) / h, which a smooth loss halves with h and a kink does not. (A unit whose input is exactly 0, as where
+dropout took all that it sees, has its kink at the weights themselves: backward takes one side there, differences the middle.)
+The step with the least error is taken; a direction on which none is good enough is left for another.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -35,6 +38,7 @@ NEAREST = (
 )
 TF32 = 10.0  # times that, and times RESOLVED, where a GPU's products have 11 bits in place of 24
 DRAWS = 3  # directions tried for one that can be resolved
+HOPELESS = 2.0  # times what would be resolved: no other direction is tried then
 NOISE_STEP, NOISE_POINTS = 2.0**-20, 7
 _PIECES = 8  # of a batch, whose losses are added in float64: less rounding than in one of float32
 _NEAR = 6  # steps that are looked at around the one that served before
@@ -80,7 +84,7 @@ class GradientCheck:
         self._tensors = {name: parameters[name] for name in learning}
         self._weights = {name: to_host(tensor.data).copy() for name, tensor in self._tensors.items()}
         self._gradients: dict[str, np.ndarray] = {}
-        self.noise = 0.0
+        self.noise = self._middle = 0.0
         self._near = STEPS
         self.loss = math.nan
 
@@ -123,7 +127,7 @@ class GradientCheck:
             self._restore(self._tensors)
         if wrong:
             named = {name: apart for name, apart in wrong.items() if name in self._tensors} or wrong
-            told = ", ".join(f"{name} by {100 * apart:.2g} %" for name, apart in named.items())
+            told = ", ".join(f"{name} by {100 * apart:.3g} %" for name, apart in named.items())
             raise WrongGradient(
                 f"check_gradients: the backward pass disagrees with differences of the loss: {told}. Nothing was trained. "
                 "Another --backend computes in another way: if it agrees, the kernels are at fault (pycap doctor names them)"
@@ -149,6 +153,7 @@ class GradientCheck:
         self._gradients = {name: self._ranks.total(gradient) for name, gradient in held.items()}
         direction = self._draw(list(self._tensors), (99, 0))
         values = [self._loss_at(direction, (k - NOISE_POINTS // 2) * NOISE_STEP) for k in range(NOISE_POINTS)]
+        self._middle = values[NOISE_POINTS // 2]
         self._restore(direction)
         quantum = abs(self.loss) * float(np.finfo(np.float32).eps) / 4 / math.sqrt(_PIECES)
         self.noise = max(_noise(values), quantum)
@@ -176,20 +181,23 @@ class GradientCheck:
         found: list[Slope] = []
         for draw in range(DRAWS):
             direction = self._draw(names, (number[0], number[1] * DRAWS + draw))
-            for steps in (STEPS,) if whole or self._near == STEPS else (self._near, STEPS):
-                found.append(self._slope(direction, steps))
-                if found[-1].resolved:
-                    at = STEPS.index(found[-1].step)
-                    first = max(min(at - 1, len(STEPS) - _NEAR), 0)
-                    self._near = STEPS[first : first + _NEAR]
-                    return found[-1]
+            found.append(self._slope(direction, STEPS if whole else self._near))
+            if not (found[-1].resolved or whole or draw or self._near == STEPS):
+                found.append(self._slope(direction, STEPS))
+            if found[-1].resolved:
+                first = max(min(STEPS.index(found[-1].step) - 1, len(STEPS) - _NEAR), 0)
+                self._near = STEPS[first : first + _NEAR]
+                return found[-1]
+            hopeless = found[-1].allowed > HOPELESS * RESOLVED * self._looser * found[-1].scale
+            if hopeless and any(self._gradients[name].any() for name in names):  # a gradient of 0 may be one left out
+                break
         return min(found, key=lambda slope: slope.allowed / slope.scale)
 
     def _slope(self, direction: Mapping[str, np.ndarray], steps: tuple[float, ...]) -> Slope:
         backward = sum(float(np.vdot(self._gradients[name], own)) for name, own in direction.items())
-        slopes = [(self._loss_at(direction, h) - self._loss_at(direction, -h)) / (2 * h) for h in steps]
+        sides = [(self._loss_at(direction, h), self._loss_at(direction, -h)) for h in steps]
         self._restore(direction)
-        error, slope, step = min(errors(slopes, steps, self.noise))
+        error, slope, step = min(errors(sides, self._middle, steps, self.noise))
         scale = max(abs(slope), abs(backward))
         allowed = error + NEAREST * self._looser * scale
         return Slope(slope, backward, step, allowed, allowed <= RESOLVED * self._looser * scale)
@@ -211,17 +219,24 @@ class GradientCheck:
         weights_changed()
 
 
-def errors(slopes: list[float], steps: Sequence[float], noise: float) -> Iterator[tuple[float, float, float]]:
-    """(allowed error, slope, step) of each central difference but the last; steps: each half of the one before.
+def errors(
+    sides: Sequence[tuple[float, float]], middle: float, steps: Sequence[float], noise: float
+) -> Iterator[tuple[float, float, float]]:
+    """(allowed error, slope, step) of each central difference but the last two. sides: the loss at each step and at minus it;
+    middle: at none; steps: each half of the one before.
 
-    The error: rounding, and how far the slope is from those of the next two steps, and from all smaller ones, as far as their
-    own rounding does not explain that. Where the loss is smooth, one halving takes away three quarters of what a step adds; a
-    kink nearer than the step shows in the smaller ones, until they are on its near side.
+    The error: rounding; how far the slope is from those of the next two steps, and from all smaller ones, as far as their own
+    rounding does not explain that; and what does not halve with the step in the bend: a kink's jump from slope to slope, half
+    of which is between the middle and either side.
     """
+    slopes = [(above - below) / (2 * step) for (above, below), step in zip(sides, steps, strict=True)]
+    bends = [(above + below - 2 * middle) / step for (above, below), step in zip(sides, steps, strict=True)]
+    jumps = [abs(2 * smaller - larger) for larger, smaller in pairwise(bends)]
     rounding = [noise / (math.sqrt(2) * step) for step in steps]
-    for at in range(len(slopes) - 1):
+    for at in range(len(slopes) - 2):
         changes = [abs(slopes[at] - slopes[k]) - 2 * rounding[k] * (k > at + 2) for k in range(at + 1, len(slopes))]
-        yield CHANGES * max(changes) + NOISES * rounding[at], slopes[at], steps[at]
+        kinks = max(jumps[at], jumps[at + 1])  # the one is blind to a kink at a third of the step, the other is not
+        yield CHANGES * max(changes) + NOISES * rounding[at] + kinks, slopes[at], steps[at]
 
 
 def _noise(values: list[float]) -> float:
