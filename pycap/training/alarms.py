@@ -23,12 +23,13 @@ WARM_UP = 50  # steps of a phase in which nothing is usual yet
 EXPLODES = 20.0  # times the median of the recent norms
 JUMPS = 2.0  # times the median of the recent losses, and
 JUMPS_SPREAD = 10.0  # times their usual distance from it
+WORSE = 10.0  # times the first loss of a phase, while nothing is usual yet
 VANISHES = 1e-12  # of the largest norm of the other groups
 VANISHED_FOR = 20  # steps without a break
 QUIET = 100  # steps after an alarm in which it is not repeated
 DEAD = 0.5  # of a convolution's channels
 DEAD_CONNECTED = (
-    0.9  # of a fully connected layer's: in runs that learn well 0.4 to 0.65 of fc6 are dead (docs/reliability.md)
+    0.9  # of a fully connected layer's: where all is well 0.4 to 0.65 of fc6 are dead (docs/reliability.md)
 )
 DEAD_AGAIN = 0.1  # more of them, since it was said last
 FEW = 20  # images, of which nothing is said
@@ -58,6 +59,7 @@ class Alarms:
         self._recent: deque[StepResult] = deque(maxlen=RECENT)
         self._phase = ""
         self._begun = 0
+        self._first = 0.0
         self._vanished: dict[str, int] = {}
         self._said: dict[str, int] = {}
         self._dead: dict[str, float] = {}
@@ -84,7 +86,7 @@ class Alarms:
     def step(self, result: StepResult, phase: str) -> list[Alarm]:
         """phase: what learns now; with another one, what is usual begins anew."""
         if phase != self._phase:
-            self._phase, self._begun = phase, 0
+            self._phase, self._begun, self._first = phase, 0, result.loss
             self._recent.clear()
             self._vanished.clear()
         self._begun += 1
@@ -92,6 +94,8 @@ class Alarms:
         found = []
         if self._begun > max(WARM_UP, self._config.warmup_steps if self._begun == result.step else 0):
             found = [*self._exploding(result), *self._jumping(result, phase)]
+        elif result.loss > WORSE * max(self._first, 1.0) and not phase.startswith("scst"):
+            found = [self._jump(result, f"is {result.loss:.3g}, and began at {self._first:.3g}", self._first)]
         found += self._vanishing(result, phase)
         self._recent.append(result)
         return [alarm for alarm in found if self._is_new(alarm)]
@@ -133,15 +137,15 @@ class Alarms:
         spread = 1.4826 * median(abs(loss - usual) for loss in losses)
         if result.loss <= max(JUMPS * usual, usual + JUMPS_SPREAD * spread):
             return []
-        return [
-            Alarm(
-                "jumping loss",
-                result.step,
-                {"loss": result.loss, "usual": usual},
-                f"step {result.step}: the loss jumps to {result.loss:.3g}, usually {usual:.3g}: an update was too large. "
-                f"Lower --learning-rate ({self._config.learning_rate:g}), or set {CLIP}",
-            )
-        ]
+        return [self._jump(result, f"jumps to {result.loss:.3g}, usually {usual:.3g}", usual)]
+
+    def _jump(self, result: StepResult, seen: str, usual: float) -> Alarm:
+        return Alarm(
+            "jumping loss",
+            result.step,
+            {"loss": result.loss, "usual": usual},
+            f"step {result.step}: the loss {seen}: an update was too large. Lower {self._rate('lm')}, or set {CLIP}",
+        )
 
     def _vanishing(self, result: StepResult, phase: str) -> list[Alarm]:
         found = []
@@ -238,4 +242,4 @@ class Alarms:
         ]
 
 
-_KEPT = ("phase", "begun", "vanished", "said", "dead", "best_variety", "captioning_steps")
+_KEPT = ("phase", "begun", "first", "vanished", "said", "dead", "best_variety", "captioning_steps")

@@ -68,6 +68,15 @@ def test_nothing_is_said_at_twenty_times_nor_while_a_phase_warms_up() -> None:
     assert steps(made, [{"lm": 1.0}] * 70 + [{"lm": 30.0}]) == []
 
 
+def test_a_loss_far_above_the_first_is_told_before_anything_is_usual() -> None:
+    made = Alarms(TrainConfig(learning_rate=9.0))
+    found = steps(made, usual(4), [4.2, 42.0, 42.1, 2e17])
+    assert [(a.kind, a.step, a.figures) for a in found] == [("jumping loss", 3, {"loss": 42.1, "usual": 4.2})]
+    assert "the loss is 42.1, and began at 4.2" in found[0].text and "--learning-rate 9" in found[0].text
+    assert steps(Alarms(TrainConfig()), usual(2), [1e-3, 9.9]) == []
+    assert steps(Alarms(TrainConfig()), usual(2), [0.1, 80.0], "scst") == []
+
+
 def test_a_loss_that_jumps_is_told_and_noise_is_not() -> None:
     rng = np.random.default_rng(0)
     noisy = (4 + 0.5 * rng.standard_normal(300)).tolist()
