@@ -7,29 +7,16 @@ import os
 import platform
 import re
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pycap import __version__, backends, device
+from pycap import __version__, backends, device, provenance
 from pycap.doctor import disk
 from pycap.doctor.rows import row
 
-#: Instruction sets that matter to the C++ kernels: Linux's name -> the one people know.
-_FEATURES = {
-    "avx2": "AVX2", "fma": "FMA", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_tile": "AMX",
-    "amx_bf16": "AMX BF16", "asimd": "NEON", "sve": "SVE", "bf16": "BF16",
-}  # fmt: skip
+#: Packages that decide what can run.
+_PACKAGES = ("numpy", "ml_dtypes", "cupy", "triton")
 
-#: Packages that decide what can run: the import's name -> the names it is distributed by.
-_PACKAGES = {
-    "numpy": ("numpy",),
-    "ml_dtypes": ("ml_dtypes",),
-    "cupy": ("cupy-cuda13x", "cupy-cuda12x", "cupy"),
-    "triton": ("triton",),
-}
-
-_DRIVER = Path("/proc/driver/nvidia/version")
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 _NO_LIMIT = 1 << 60  # bytes: what cgroup v1 writes for none is larger
@@ -48,7 +35,7 @@ def report() -> dict[str, Any]:
         "cpu": _cpu(),
         "gpu": gpu(),
         "cuda": _cuda(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: provenance.packages().get(name) for name in _PACKAGES},
         "mpi": mpi.describe(),
         "auto": {"device": chosen, "no_gpu": no_gpu},
         "devices": {name: _device(name) for name in device.DEVICES},
@@ -61,13 +48,10 @@ def report() -> dict[str, Any]:
 
 
 def _cpu() -> dict[str, Any]:
-    path = Path("/proc/cpuinfo")
-    text = path.read_text("utf-8") if path.exists() else ""
-    lines: dict[str, str] = dict(re.findall(r"^([^\t\n]+?)\s*: (.*)$", text, re.MULTILINE))
-    flags = lines.get("flags", lines.get("Features", "")).split()
+    name, features = provenance.cpu()
     return {
-        "name": lines.get("model name") or platform.processor() or platform.machine(),
-        "features": [name for flag, name in _FEATURES.items() if flag in flags],
+        "name": name,
+        "features": features,
         "threads": device.cpu_count(),
         "cpus": os.cpu_count(),
         "allowed": device.allowed_cpus(),
@@ -134,7 +118,7 @@ def gpu() -> dict[str, Any]:
     ready for it, and how many there are; Triton compiles the others."""
     from pycap import cubins
 
-    found: dict[str, Any] = {"obstacle": device.obstacle(), "driver": _driver()}
+    found: dict[str, Any] = {"obstacle": device.obstacle(), "driver": provenance.driver()}
     cupy = sys.modules.get("cupy")
     if found["obstacle"] or cupy is None:
         return found
@@ -174,22 +158,6 @@ def _cuda() -> dict[str, Any]:
     }
 
 
-def _driver() -> str | None:
-    """The NVIDIA kernel driver's version, as 580.95.05, where the system tells it."""
-    found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", _DRIVER.read_text("utf-8")) if _DRIVER.exists() else None
-    return found[0] if found else None
-
-
-def _version(name: str) -> str | None:
-    """A package's version, without importing it; None where it is not installed."""
-    for distribution in _PACKAGES[name]:
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
-
-
 # What runs where ------------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +183,7 @@ def _precisions(backend: str, unit: str) -> dict[str, str]:
         "fp32": "three TensorFloat-32 products each, as exact as float32" if triton else "float32",
         "tf32": "one TensorFloat-32 product each" if triton else "the same as fp32",
         "bf16": "needs the package ml_dtypes"
-        if _version("ml_dtypes") is None
+        if "ml_dtypes" not in provenance.packages()
         else "widened to float32: saves memory, is no faster"
         if unit == "float32"
         else f"{unit.replace('amx', 'AMX tiles')}{'; float32 arrays as in tf32' if triton else ''}",

@@ -170,10 +170,16 @@ class _Run:
             raise ConfigError(
                 f"resume: {resumed.folder} was saved without the optimiser's state; take its weights with --init-from"
             )
-        self.trainer.load_state(resumed.state["trainer"], resumed.optimizer)
-        self.position, self.scores = Position(**resumed.state["position"]), dict(resumed.state["scores"])
-        if "alarms" in resumed.state:  # checkpoints of older versions have none
-            self.alarms.load_state(resumed.state["alarms"])
+        try:
+            self.trainer.load_state(resumed.state["trainer"], resumed.optimizer)
+            self.position, self.scores = Position(**resumed.state["position"]), dict(resumed.state["scores"])
+            if "alarms" in resumed.state:  # checkpoints of older versions have none
+                self.alarms.load_state(resumed.state["alarms"])
+        except (KeyError, TypeError) as error:
+            raise checkpoint.CheckpointError(
+                f"{resumed.folder}: its state is not a run's ({type(error).__name__}: {error}); use another checkpoint, or "
+                "take its weights with --init-from"
+            ) from error
 
     # the loop -----------------------------------------------------------------------------------------------------
 

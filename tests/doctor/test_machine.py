@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pycap import backends, cubins, device
+from pycap import backends, cubins, device, provenance
 from pycap.cli import main
 from pycap.doctor import disk, machine
 from pycap.training import plan
@@ -133,7 +133,7 @@ def test_compiled_kernels_are_told_with_their_gpus(no_driver, monkeypatch, capsy
 def test_prebuilt_kernels_are_counted_and_what_the_others_need(gpu, monkeypatch, capsys, counted, triton, said):
     asked = []
     monkeypatch.setattr(cubins, "coverage", lambda arch: asked.append(arch) or counted)
-    monkeypatch.setattr(machine, "_version", lambda name: triton if name == "triton" else "1.0")
+    monkeypatch.setattr(provenance, "packages", lambda: {"numpy": "1.0"} | ({"triton": triton} if triton else {}))
     assert said in told(capsys)
     assert asked == ["sm_90"]
 
@@ -210,7 +210,7 @@ def test_packages_are_found_without_being_imported(monkeypatch, capsys):
             return "1.2.3"
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(machine.metadata, "version", version)
+    monkeypatch.setattr(provenance.metadata, "version", version)
     found = json.loads(told(capsys, "--json"))
     assert found["packages"] == {"numpy": "1.2.3", "ml_dtypes": None, "cupy": "1.2.3", "triton": None}
     assert found["devices"]["cpu"]["precisions"]["bf16"] == "needs the package ml_dtypes"
@@ -229,10 +229,10 @@ def test_mpi_is_named_or_what_would_bring_it(monkeypatch, capsys):
 def test_the_drivers_version_is_read_from_the_system(monkeypatch, tmp_path):
     text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\nGCC version: 12.2.0\n"
     (tmp_path / "version").write_text(text)
-    monkeypatch.setattr(machine, "_DRIVER", tmp_path / "version")
-    assert machine._driver() == "580.95.05"
-    monkeypatch.setattr(machine, "_DRIVER", tmp_path / "absent")
-    assert machine._driver() is None
+    monkeypatch.setattr(provenance, "_DRIVER", tmp_path / "version")
+    assert provenance.driver() == "580.95.05"
+    monkeypatch.setattr(provenance, "_DRIVER", tmp_path / "absent")
+    assert provenance.driver() is None
 
 
 def test_it_runs_where_nothing_optional_is_installed() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import pycap
+from pycap import checkpoint
 from pycap import config as configuration
 from pycap.captioner import Captioner
 from pycap.checkpoint import CheckpointError
@@ -217,6 +218,19 @@ def test_a_resumed_run_is_not_made_another(data: Path, trained: Path, changed: d
     with pytest.raises(ConfigError, match=named):
         pycap.train(configuration.resumed(trained, epochs=9, **changed))
     assert (trained / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(("gone", "told"), [("trainer", "KeyError: 'trainer'"), ("position", "KeyError: 'position'")])
+def test_a_whole_checkpoint_of_something_else_than_a_run_is_refused(
+    data: Path, tmp_path: Path, gone: str, told: str
+) -> None:
+    run = pycap.train(tiny(data, tmp_path / "run", max_steps=1)).folder
+    saved = checkpoint.load(run / "last", optimizer=True)
+    state = {name: value for name, value in saved.state.items() if name != gone}
+    parts = {name: getattr(saved, name) for name in ("model", "optimizer", "vocab", "config", "preprocess")}
+    checkpoint.save(run / "last", state=state, **parts)
+    with pytest.raises(CheckpointError, match=rf"last: its state is not a run's \({told}\); .*--init-from"):
+        pycap.train(configuration.resumed(run, max_steps=2))
 
 
 def test_resuming_into_another_folder_is_refused(data: Path, trained: Path, tmp_path: Path) -> None:
