@@ -33,6 +33,7 @@ RUNS: dict[str, dict[str, object]] = {
     "merge": {"epochs": 2, "model": "merge", "finetune-cnn-after": 1},
     "scst": {"stage": "scst", "epochs": 1, "max-steps": 4, "datasets": "coco"},
     "pretrain": {"stage": "pretrain", "epochs": 3, "flip": "true", "save-best-on": "top-1"},
+    "wild": {"epochs": 2, "learning-rate": 10},  # its loss jumps, which is told once
 }  # fmt: skip
 #: Trained by two processes, started with mpirun.
 RANKS = "ranks"

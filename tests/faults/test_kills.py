@@ -65,6 +65,16 @@ def test_what_a_kill_left_beside_the_last_checkpoint_is_tidied_by_a_resume_that_
     assert runs.differences(run, reference.folder) == []  # of names too
 
 
+def test_an_alarm_before_the_kill_is_not_told_again(killer: Killer, tmp_path: Path) -> None:
+    reference, run = killer.reference("wild"), tmp_path / "run"
+    assert [row["alarm"] for row in lines(reference.folder / "log.jsonl") if row["kind"] == "alarm"] == ["jumping loss"]
+    done = killer.server.run(killer.options("wild"), tmp_path, run, Fault(3, "after", "rename", "/last"))
+    assert done.was_killed and any(row["kind"] == "alarm" for row in lines(run / "log.jsonl"))
+    done = killer.server.run(["--resume", "run"], tmp_path, run)
+    assert done.code == 0, done.said
+    assert runs.differences(run, reference.folder) == []
+
+
 def test_a_killed_start_leaves_nothing_that_the_next_one_stumbles_over(killer: Killer, tmp_path: Path) -> None:
     arguments, run = killer.options("stopped"), tmp_path / "run"
     assert killer.server.run(arguments, tmp_path, run, Fault(1, "after", "rename", "/config.yaml")).was_killed
