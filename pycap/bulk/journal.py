@@ -25,7 +25,7 @@ from pycap.data.disk import FULL, hold
 from pycap.data.forms import json_line
 
 VERSION = 1
-_MARK = b'{"journal": '
+_MARK, _FOOTER_MARK = b'{"journal": ', b'{"complete"'
 _SYNC_EVERY_S = 5.0
 
 
@@ -148,12 +148,15 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             row = _parsed(line)
             if row is None and not line.endswith(b"\n"):
                 return
-            if row is None or not (is_row(row) or "complete" in row):
+            footer = line.startswith(
+                _FOOTER_MARK
+            )  # as `_measure` has it: a mark of the encoding before it makes it none
+            if row is None or not (footer or is_row(row)):
                 raise JournalError(
                     f"{path}: line {number} is no row of a journal: the file is damaged; `head -n {number - 1}` of it can be "
                     "continued"
                 )
-            if "complete" in row:
+            if footer:
                 return
             yield row
 
@@ -196,7 +199,7 @@ def _measure(path: Path) -> tuple[int, Standing]:
             if not line.endswith(b"\n"):
                 break
             end += len(line)
-            if number and line.startswith(b'{"complete"'):
+            if number and line.startswith(_FOOTER_MARK):
                 complete, footer = True, _parsed(line)
             elif number:
                 rows += 1

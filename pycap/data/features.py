@@ -71,7 +71,11 @@ def read_origin(file: h5py.File, path: str | Path) -> Origin:
     cnn, weights, size = file.attrs["cnn"], file.attrs["weights"], int(data.shape[1])
     if not isinstance(cnn, str) or not isinstance(weights, str) or not size:
         raise Corrupt(f"it is said to hold {size} numbers an image, of the CNN {cnn!r}")
-    return Origin(cnn, weights, PreprocessSpec.from_dict(json.loads(file.attrs["preprocess"])), size)
+    try:
+        spec = PreprocessSpec.from_dict(json.loads(file.attrs["preprocess"]))
+    except DataError as error:
+        raise Corrupt(str(error).encode("utf-8", "backslashreplace").decode()) from error
+    return Origin(cnn, weights, spec, size)
 
 
 class FeatureStore(GrowingFile):

@@ -62,6 +62,9 @@ def tables(file: h5py.File, values: Any, dimensions: int, rows: np.dtype[Any]) -
         raise Corrupt("its data or its index is missing")
     if index.dtype != rows or data.dtype != values:
         raise Corrupt(f"index of {index.dtype}, data of {data.dtype}")
+    for dataset in (index, data):  # NumPy's dtype says nothing of a number's bits that a damaged type leaves out
+        if not dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype, logical=True)):
+            raise Corrupt(f"{dataset.name} is stored as another type than {dataset.dtype}")
     if index.maxshape != (None,) or data.ndim != dimensions or data.maxshape[0] is not None:
         raise Corrupt(f"an index of the shape {index.shape}, data of {data.shape}, that do not grow")
     return data, index

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pycap.bulk.job import run, shard_files
-from pycap.bulk.journal import JournalError, Standing
+from pycap.bulk.journal import JournalError, Standing, read_rows
 from pycap.bulk.merge import merge
 from pycap.bulk.share import Shard, Share
 from pycap.data.forms import FILE_FORMATS
@@ -201,3 +201,13 @@ def test_a_header_that_no_job_has_is_refused(images: Path, tmp_path: Path, old: 
     with pytest.raises(JournalError, match=re.escape(says)) as caught:
         merge(tmp_path / "a")
     str(caught.value).encode()
+
+
+def test_a_last_line_with_a_mark_of_the_encoding_is_none(images: Path, tmp_path: Path) -> None:
+    """JSON of bytes is read behind such a mark: the job was not complete by one reading of its journal, and was by another."""
+    captioned(images, tmp_path / "a", 1)
+    (path,) = shard_files(job(images, tmp_path / "a").target)
+    rows = len(list(read_rows(path)))
+    path.write_bytes(path.read_bytes().replace(b'{"complete"', b'\xef\xbb\xbf{"complete"'))
+    with pytest.raises(JournalError, match=f"line {rows + 2} is no row of a journal"):
+        list(read_rows(path))

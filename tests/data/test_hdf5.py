@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pycap.data import DataError, hdf5
+from pycap.data import DataError, growing, hdf5
 from pycap.data.store import ImageStore
+from tests.fuzz.readers import TARGETS
 
 
 def _file(path: Path) -> Path:
@@ -97,3 +98,30 @@ def test_an_offset_that_wraps_around_is_beyond_the_end(tmp_path: Path) -> None:
         index[:] = row
     with pytest.raises(DataError, match="corrupt"), ImageStore(path, 32, writable=False) as store:
         store._require_open()
+
+
+def test_what_only_writing_meets_is_found_before(tmp_path: Path) -> None:
+    """Three bytes of a store that can be read, and on which HDF5 crashes as a row is added."""
+    data = bytearray(TARGETS["feature-store"].seeds["small"])
+    data[20], data[5544], data[5545] = 1, 255, 255
+    path = tmp_path / "features.h5"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"features\.h5: corrupt"):
+        hdf5.require_sound(path)
+    path.write_bytes(TARGETS["feature-store"].seeds["small"])
+    hdf5.require_sound(path)
+    assert path.read_bytes() == TARGETS["feature-store"].seeds["small"]
+
+
+def test_numbers_stored_with_fewer_bits_are_refused(tmp_path: Path) -> None:
+    """NumPy calls them float32, and what is added would come back rounded."""
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_fields(31, 23, 8, 0, 22)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        space = h5py.h5s.create_simple((2, 3), (h5py.h5s.UNLIMITED, 3))
+        create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        create.set_chunk((2, 3))
+        h5py.h5d.create(file.id, b"data", kind, space, create)
+        file.create_dataset("index", (2,), np.int64, maxshape=(None,))
+        with pytest.raises(growing.Corrupt, match="/data is stored as another type than float32"):
+            growing.tables(file, file["data"].dtype, 2, np.dtype(np.int64))
