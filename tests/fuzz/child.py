@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # atheris must see pycap's modules first
 #: machine's memory.
 ADDRESS_MIB = 2048
 RATIO = 16  # of a file above a MiB: what it may take of memory besides, for each of its bytes
+_LIMIT_S = 600  # of atheris, an input; with 0 it ends at one second: who watches from outside is stricter than this
 _BATCH = 250  # examples of hypothesis from one seed; inputs after which memory is counted anew
 #: What atheris watches the branches of.
 INSTRUMENTED = [
@@ -208,7 +209,7 @@ def by_atheris(watched: Watched, runs: int, seed: int, folder: Path) -> None:
     flags = [
         f"-atheris_runs={runs}",
         f"-seed={seed + 1}",
-        "-timeout=0",
+        f"-timeout={_LIMIT_S}",
         "-rss_limit_mb=0",
         f"-max_len={1 << 20}",
         "-mutate_depth=1",  # a step of `mutated` is several changes already
