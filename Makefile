@@ -39,7 +39,10 @@ MODULE = $(firstword $(wildcard pycap/_cpu.*.so))
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CSRC_CPP := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
 
-.PHONY: help dev run paper test lint format bench load faults fuzz gpu cubins emulation wheel clean
+# `make sanitize BUILD=thread`: only that one of address and thread.
+BUILD ?=
+
+.PHONY: help dev run paper test lint format bench load faults fuzz gpu cubins emulation sanitize wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +93,9 @@ cubins: $(VENV)/.gpu-tests ## compile every GPU kernel for sm_80 (which serves s
 	TRITON_INTERPRET=0 $(PY) -m pycap.cubins
 
 emulation: $(VENV)/.emulation ## pycap._cuda_emu, which runs the CUDA kernels on the CPU for tests; needs no nvcc
+
+sanitize: dev ## tests of the C++ backend under AddressSanitizer, UBSan and ThreadSanitizer, in builds of their own (docs/reliability.md); needs g++, clang and LLVM's OpenMP
+	$(PY) -m tests.sanitizers.run $(BUILD)
 
 wheel: cubins ## dist/*.whl with the compiled GPU kernels, which needs CuPy but no Triton on a GPU
 	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .

@@ -12,7 +12,7 @@ namespace pycap {
 namespace {
 
 using Obj = py::handle;
-using Nogil = py::gil_scoped_release;
+using Nogil = Released;
 
 const Bf16Kernels* kernels = nullptr;
 const std::atomic<int>* thread_number = nullptr;
@@ -39,9 +39,9 @@ void conv2d_pack(Obj packed, Obj w, const Shape& x, int64_t padding, bool data) 
   const Args a("conv2d_pack");
   const ConvShape s = fitting_shape(a, x, a.shape(w, "w", 4), 1, padding);
   const float* pw = a.data<float>(w, "w", {s.K, s.R, s.S, s.C});
-  void* to = a.workspace(packed, kernels->conv2d->packed_bytes(s, data));
+  void* to = a.bytes(packed, "packed", kernels->conv2d->packed_bytes(s, data), kOut);
   const int threads = *thread_number;
-  Nogil nogil;
+  Nogil nogil(a);
   kernels->conv2d->pack(to, pw, s, data, threads);
 }
 
@@ -65,9 +65,9 @@ void conv2d_forward(Obj y, Obj argmax, Obj x, Obj packed, const Shape& w, Obj b,
   const float* pb = a.optional<float>(b, "b", {s.K});
   bf16* py = a.data<bf16>(y, "y", output_shape(s, !argmax.is_none()), kOut);
   uint8_t* pa = a.optional<uint8_t>(argmax, "argmax", argmax_shape(s), kOut);
-  const void* filters = a.workspace(packed, kernels->conv2d->packed_bytes(s, false));
+  const void* filters = a.bytes(packed, "packed", kernels->conv2d->packed_bytes(s, false), kIn);
   void* scratch = a.workspace(ws, kernels->conv2d->workspace(s, false, threads));
-  Nogil nogil;
+  Nogil nogil(a);
   kernels->conv2d->forward(py, pa, px, filters, pb, s, relu, scratch, threads);
 }
 
@@ -81,9 +81,9 @@ void conv2d_backward_data(Obj dx, Obj dy, Obj packed, const Shape& w, Obj y, Obj
   const bf16* pdy = a.data<bf16>(dy, "dy", output_shape(s, pooled));
   const bf16* py = a.optional<bf16>(y, "y", output_shape(s, pooled));
   const uint8_t* pa = a.optional<uint8_t>(argmax, "argmax", argmax_shape(s));
-  const void* filters = a.workspace(packed, kernels->conv2d->packed_bytes(s, true));
+  const void* filters = a.bytes(packed, "packed", kernels->conv2d->packed_bytes(s, true), kIn);
   void* scratch = a.workspace(ws, kernels->conv2d->workspace(s, true, threads));
-  Nogil nogil;
+  Nogil nogil(a);
   kernels->conv2d->backward_data(pdx, pdy, filters, py, pa, s, beta, scratch, threads);
 }
 
@@ -100,7 +100,7 @@ void conv2d_backward_weight(Obj dw, Obj db, Obj dy, Obj x, Obj y, Obj argmax, in
   const bf16* py = a.optional<bf16>(y, "y", output_shape(s, pooled));
   const uint8_t* pa = a.optional<uint8_t>(argmax, "argmax", argmax_shape(s));
   void* scratch = a.workspace(ws, kernels->conv2d->weight_workspace(s, threads));
-  Nogil nogil;
+  Nogil nogil(a);
   kernels->conv2d->backward_weight(pdw, pdb, pdy, px, py, pa, s, beta_w, beta_b, scratch, threads);
 }
 
@@ -111,6 +111,7 @@ struct Dense {
 Dense dense_shape(const Args& a, const Shape& x, const Shape& w) {
   if (x[1] != w[1])
     a.bad_value("x " + text(x) + " and w " + text(w) + " disagree about the inputs (second axes)");
+  a.check_sizes({x[0], x[1], w[0]});
   return {x[0], x[1], w[0]};
 }
 
@@ -120,15 +121,17 @@ void linear_round(Obj rounded, Obj w) {
   const float* pw = a.data<float>(w, "w", s);
   bf16* to = a.data<bf16>(rounded, "rounded", s, kOut);
   const int threads = *thread_number;
-  Nogil nogil;
+  Nogil nogil(a);
   kernels->linear->round(to, pw, s[0] * s[1], threads);
 }
 
 size_t linear_forward_workspace(int64_t M, int64_t I, int64_t O) {
+  Args("linear_forward").check_sizes({M, I, O});
   return kernels->linear->forward_workspace(M, I, O, *thread_number);
 }
 
 size_t linear_backward_workspace(int64_t M, int64_t I, int64_t O) {
+  Args("linear_backward").check_sizes({M, I, O});
   return kernels->linear->backward_workspace(M, I, O, *thread_number);
 }
 
@@ -145,7 +148,7 @@ void linear_forward(Obj y, Obj x, Obj w, Obj b, bool relu, Obj ws) {
   const float* pb = a.optional<float>(b, "b", {s.O});
   bf16* py = a.data<bf16>(y, "y", {s.M, s.O}, kOut);
   void* scratch = a.workspace(ws, kernels->linear->forward_workspace(s.M, s.I, s.O, threads));
-  Nogil nogil;
+  Nogil nogil(a);
   kernels->linear->forward(py, px, pw, rounded, pb, s.M, s.I, s.O, relu, scratch, threads);
 }
 
@@ -158,7 +161,7 @@ void linear_backward_data(Obj dx, Obj dy, Obj w, Obj y, float beta, Obj ws) {
   const float* pw = a.data<float>(w, "w", {s.O, s.I});
   const bf16* py = a.optional<bf16>(y, "y", {s.M, s.O});
   void* scratch = a.workspace(ws, kernels->linear->backward_workspace(s.M, s.I, s.O, threads));
-  Nogil nogil;
+  Nogil nogil(a);
   kernels->linear->backward_data(pdx, pdy, pw, py, s.M, s.I, s.O, beta, scratch, threads);
 }
 
@@ -167,6 +170,7 @@ void linear_backward_weight(Obj dw, Obj db, Obj dy, Obj x, Obj y, float beta_w, 
   const Args a("linear_backward_weight");
   const Shape from = a.shape(x, "x", 2), to = a.shape(dy, "dy", 2);
   const int64_t M = from[0], I = from[1], O = to[1];
+  a.check_sizes({M, I, O});
   const int threads = *thread_number;
   float* pdw = a.optional<float>(dw, "dw", {O, I}, kOut);
   float* pdb = a.optional<float>(db, "db", {O}, kOut);
@@ -174,7 +178,7 @@ void linear_backward_weight(Obj dw, Obj db, Obj dy, Obj x, Obj y, float beta_w, 
   const bf16* px = a.data<bf16>(x, "x", {M, I});
   const bf16* py = a.optional<bf16>(y, "y", {M, O});
   void* scratch = a.workspace(ws, kernels->linear->backward_workspace(M, I, O, threads));
-  Nogil nogil;
+  Nogil nogil(a);
   kernels->linear->backward_weight(pdw, pdb, pdy, px, py, M, I, O, beta_w, beta_b, scratch,
                                    threads);
 }

@@ -37,8 +37,9 @@ void conv2d_prepare_filters(Obj form, Obj w, const Shape& x, int64_t stride, int
   if (floats == 0) a.bad_value("w " + text({s.K, s.R, s.S, s.C}) + " has no other form");
   const float* pw = a.data<float>(w, "w", {s.K, s.R, s.S, s.C});
   float* pf = a.data<float>(form, "form", {floats}, kOut);
-  Nogil nogil;
-  k->conv2d->prepare_filters(pf, pw, s, thread_count);
+  const int threads = thread_count;
+  Nogil nogil(a);
+  k->conv2d->prepare_filters(pf, pw, s, threads);
 }
 
 void conv2d_force(const std::string& algorithm, const py::object& blocks) {
@@ -49,12 +50,14 @@ void conv2d_force(const std::string& algorithm, const py::object& blocks) {
     a.bad_value("algorithm must be automatic, im2col, direct or winograd, got " + algorithm);
   Shape sizes;
   if (!blocks.is_none()) sizes = py::cast<Shape>(blocks);
-  const bool whole = sizes.size() == 4 && sizes[1] >= 1 && sizes[2] >= 16 && sizes[2] % 16 == 0 &&
-                     sizes[3] >= 32 && sizes[3] % 32 == 0;
+  const bool small =
+      std::all_of(sizes.begin(), sizes.end(), [](int64_t n) { return n <= 1 << 20; });
+  const bool whole = small && sizes.size() == 4 && sizes[1] >= 1 && sizes[2] >= 16 &&
+                     sizes[2] % 16 == 0 && sizes[3] >= 32 && sizes[3] % 32 == 0;
   if (!blocks.is_none() && !whole)
     a.bad_value(
         "blocks must be (shared, tiles, inputs, outputs), tiles at least 1, inputs in "
-        "multiples of 16 and outputs of 32, got " +
+        "multiples of 16 and outputs of 32, all at most 2^20, got " +
         text(sizes));
   k->conv2d->force(static_cast<ConvAlgorithm>(found - std::begin(names)),
                    blocks.is_none() ? nullptr : sizes.data());
@@ -75,7 +78,7 @@ void conv2d_forward(Obj y, Obj x, Obj w, Obj form, Obj b, int64_t stride, int64_
   const float* pb = a.optional<float>(b, "b", {s.K});
   float* py = a.data<float>(y, "y", output_shape(s, false), kOut);
   void* scratch = a.workspace(ws, k->conv2d->forward_workspace(s, false, threads));
-  Nogil nogil;
+  Nogil nogil(a);
   k->conv2d->forward(py, px, pw, pf, pb, s, relu, scratch, threads);
 }
 
@@ -91,7 +94,7 @@ void conv2d_pool_forward(Obj y, Obj argmax, Obj x, Obj w, Obj form, Obj b, int64
   float* py = a.data<float>(y, "y", output_shape(s, true), kOut);
   uint8_t* pa = a.data<uint8_t>(argmax, "argmax", argmax_shape(s), kOut);
   void* scratch = a.workspace(ws, k->conv2d->forward_workspace(s, true, threads));
-  Nogil nogil;
+  Nogil nogil(a);
   k->conv2d->pool_forward(py, pa, px, pw, pf, pb, s, scratch, threads);
 }
 
@@ -107,7 +110,7 @@ void conv2d_backward_data(Obj dx, Obj dy, Obj w, Obj y, Obj argmax, int64_t stri
   const float* py = a.optional<float>(y, "y", output_shape(s, pooled));
   const uint8_t* pa = a.optional<uint8_t>(argmax, "argmax", argmax_shape(s));
   void* scratch = a.workspace(ws, k->conv2d->backward_data_workspace(s, py || pa, threads));
-  Nogil nogil;
+  Nogil nogil(a);
   k->conv2d->backward_data(pdx, pdy, pw, py, pa, s, beta, scratch, threads);
 }
 
@@ -124,7 +127,7 @@ void conv2d_backward_weight(Obj dw, Obj db, Obj dy, Obj x, Obj y, Obj argmax, in
   const float* py = a.optional<float>(y, "y", output_shape(s, pooled));
   const uint8_t* pa = a.optional<uint8_t>(argmax, "argmax", argmax_shape(s));
   void* scratch = a.workspace(ws, k->conv2d->backward_weight_workspace(s, py || pa, threads));
-  Nogil nogil;
+  Nogil nogil(a);
   k->conv2d->backward_weight(pdw, pdb, pdy, px, py, pa, s, beta_w, beta_b, scratch, threads);
 }
 
@@ -136,12 +139,17 @@ void linear_forward(Obj y, Obj x, Obj w, Obj b, bool relu) {
   const float* pw = a.data<float>(w, "w", sw);
   const float* pb = a.optional<float>(b, "b", {sw[0]});
   float* py = a.data<float>(y, "y", {M, sw[0]}, kOut);
-  Nogil nogil;
-  k->linear->forward(py, px, pw, pb, M, sw[1], sw[0], relu, thread_count);
+  a.check_sizes({M, sw[1], sw[0]});
+  const int threads = thread_count;
+  Nogil nogil(a);
+  k->linear->forward(py, px, pw, pb, M, sw[1], sw[0], relu, threads);
 }
 
-size_t linear_backward_workspace(int64_t M, int64_t I, int64_t O, bool masked) {
-  return k->linear->backward_workspace(M, I, O, masked, thread_count);
+// Whoever asks for a workspace and then calls the kernel reads the number of threads once: another
+// Python thread may set it between.
+size_t linear_backward_workspace(int64_t M, int64_t I, int64_t O, bool masked, int threads) {
+  Args("linear_backward").check_sizes({M, I, O});
+  return k->linear->backward_workspace(M, I, O, masked, threads);
 }
 
 void linear_backward_data(Obj dx, Obj dy, Obj w, Obj y, float beta, Obj ws) {
@@ -152,9 +160,10 @@ void linear_backward_data(Obj dx, Obj dy, Obj w, Obj y, float beta, Obj ws) {
   const float* pdy = a.data<float>(dy, "dy", {M, sw[0]});
   const float* pw = a.data<float>(w, "w", sw);
   const float* py = a.optional<float>(y, "y", {M, sw[0]});
-  void* scratch = a.workspace(ws, linear_backward_workspace(M, sw[1], sw[0], py));
-  Nogil nogil;
-  k->linear->backward_data(pdx, pdy, pw, py, M, sw[1], sw[0], beta, scratch, thread_count);
+  const int threads = thread_count;
+  void* scratch = a.workspace(ws, linear_backward_workspace(M, sw[1], sw[0], py, threads));
+  Nogil nogil(a);
+  k->linear->backward_data(pdx, pdy, pw, py, M, sw[1], sw[0], beta, scratch, threads);
 }
 
 void linear_backward_weight(Obj dw, Obj db, Obj dy, Obj x, Obj y, float beta_w, float beta_b,
@@ -167,15 +176,16 @@ void linear_backward_weight(Obj dw, Obj db, Obj dy, Obj x, Obj y, float beta_w, 
   const float* pdy = a.data<float>(dy, "dy", {M, O});
   const float* px = a.data<float>(x, "x", sx);
   const float* py = a.optional<float>(y, "y", {M, O});
-  void* scratch = a.workspace(ws, linear_backward_workspace(M, I, O, py));
-  Nogil nogil;
-  k->linear->backward_weight(pdw, pdb, pdy, px, py, M, I, O, beta_w, beta_b, scratch, thread_count);
+  const int threads = thread_count;
+  void* scratch = a.workspace(ws, linear_backward_workspace(M, I, O, py, threads));
+  Nogil nogil(a);
+  k->linear->backward_weight(pdw, pdb, pdy, px, py, M, I, O, beta_w, beta_b, scratch, threads);
 }
 
-size_t lstm_workspace(int64_t T, int64_t N, int64_t I, int64_t H, bool backward) {
-  const LstmShape s{T, N, I, H};
-  return backward ? k->lstm->backward_workspace(s, thread_count)
-                  : k->lstm->forward_workspace(s, thread_count);
+size_t lstm_workspace(const Args& a, const LstmShape& s, bool backward, int threads) {
+  a.check_sizes({s.T, s.N, std::max(s.I, s.H), s.H});
+  return backward ? k->lstm->backward_workspace(s, threads)
+                  : k->lstm->forward_workspace(s, threads);
 }
 
 void lstm_forward(Obj h, Obj c, Obj gates, Obj x, Obj h0, Obj c0, Obj w_x, Obj w_h, Obj b, Obj mask,
@@ -193,9 +203,10 @@ void lstm_forward(Obj h, Obj c, Obj gates, Obj x, Obj h0, Obj c0, Obj w_x, Obj w
   const float* pwh = a.data<float>(w_h, "w_h", {4 * s.H, s.H});
   const float* pb = a.data<float>(b, "b", {4 * s.H});
   const uint8_t* pm = a.optional<uint8_t>(mask, "mask", {s.T, s.N});
-  void* scratch = a.workspace(ws, k->lstm->forward_workspace(s, thread_count));
-  Nogil nogil;
-  k->lstm->forward(ph, pc, pg, px, ph0, pc0, pwx, pwh, pb, pm, s, scratch, thread_count);
+  const int threads = thread_count;
+  void* scratch = a.workspace(ws, lstm_workspace(a, s, false, threads));
+  Nogil nogil(a);
+  k->lstm->forward(ph, pc, pg, px, ph0, pc0, pwx, pwh, pb, pm, s, scratch, threads);
 }
 
 void lstm_backward(Obj dx, Obj dw_x, Obj dw_h, Obj db, Obj dh0, Obj dc0, Obj gates, Obj dh,
@@ -224,10 +235,11 @@ void lstm_backward(Obj dx, Obj dw_x, Obj dw_h, Obj db, Obj dh0, Obj dc0, Obj gat
   const float* pwh = a.data<float>(w_h, "w_h", {4 * s.H, s.H});
   const uint8_t* pm = a.optional<uint8_t>(mask, "mask", {s.T, s.N});
   const std::vector<float> beta = a.floats(betas, "betas", 6);
-  void* scratch = a.workspace(ws, k->lstm->backward_workspace(s, thread_count));
-  Nogil nogil;
+  const int threads = thread_count;
+  void* scratch = a.workspace(ws, lstm_workspace(a, s, true, threads));
+  Nogil nogil(a);
   k->lstm->backward(pdx, pdwx, pdwh, pdb, pdh0, pdc0, pg, pdh, pdcn, px, ph, pc, ph0, pc0, pwx, pwh,
-                    pm, beta.data(), s, scratch, thread_count);
+                    pm, beta.data(), s, scratch, threads);
 }
 
 void linear_xent_forward(Obj loss, Obj dlogits, Obj h, Obj w, Obj b, Obj targets) {
@@ -241,7 +253,8 @@ void linear_xent_forward(Obj loss, Obj dlogits, Obj h, Obj w, Obj b, Obj targets
   const float* pb = a.optional<float>(b, "b", {V});
   const int32_t* pt = a.data<int32_t>(targets, "targets", {M});
   a.check_ids(pt, M, V, "targets");
-  Nogil nogil;
+  a.check_sizes({M, H, V});
+  Nogil nogil(a);
   k->softmax_xent->forward(pl, pd, ph, pw, pb, pt, M, H, V, thread_count);
 }
 
@@ -257,7 +270,8 @@ void linear_xent_backward(Obj dh, Obj dw, Obj db, Obj dlogits, Obj h, Obj w, flo
   const float* ph = a.data<float>(h, "h", {M, H});
   const float* pw = a.data<float>(w, "w", sw);
   const std::vector<float> beta = a.floats(betas, "betas", 3);
-  Nogil nogil;
+  a.check_sizes({M, H, V});
+  Nogil nogil(a);
   k->softmax_xent->backward(pdh, pdw, pdb, pd, ph, pw, scale, beta.data(), M, H, V, thread_count);
 }
 
@@ -274,7 +288,7 @@ void log_softmax_topk(Obj values, Obj indices, Obj logits, const std::vector<int
   float* pv = a.data<float>(values, "values", {s[0], n}, kOut);
   int32_t* pi = a.data<int32_t>(indices, "indices", {s[0], n}, kOut);
   const float* pl = a.data<float>(logits, "logits", s);
-  Nogil nogil;
+  Nogil nogil(a);
   k->softmax_xent->log_softmax_topk(pv, pi, pl, suppress.data(),
                                     static_cast<int64_t>(suppress.size()), s[0], s[1], n,
                                     thread_count);
@@ -289,6 +303,10 @@ py::dict info() {
   d["openblas"] = std::string(scipy_openblas_get_config());
   d["openblas_core"] = std::string(scipy_openblas_get_corename());
   d["compiler"] = __VERSION__;
+  d["sanitize"] = PYCAP_SANITIZE;
+#if defined(PYCAP_EMULATE)
+  d["emulated"] = true;
+#endif
   return d;
 }
 
@@ -342,10 +360,14 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("conv2d_backward_data", conv2d_backward_data);
   m.def("conv2d_backward_weight", conv2d_backward_weight);
   m.def("linear_forward", linear_forward, "y"_a, "x"_a, "w"_a, "b"_a, "relu"_a);
-  m.def("linear_backward_workspace", linear_backward_workspace);
+  m.def("linear_backward_workspace", [](int64_t M, int64_t I, int64_t O, bool masked) {
+    return linear_backward_workspace(M, I, O, masked, thread_count);
+  });
   m.def("linear_backward_data", linear_backward_data);
   m.def("linear_backward_weight", linear_backward_weight);
-  m.def("lstm_workspace", lstm_workspace);
+  m.def("lstm_workspace", [](int64_t T, int64_t N, int64_t I, int64_t H, bool backward) {
+    return lstm_workspace(Args("lstm"), {T, N, I, H}, backward, thread_count);
+  });
   m.def("lstm_forward", lstm_forward);
   m.def("lstm_backward", lstm_backward);
   m.def("linear_xent_forward", linear_xent_forward, "loss"_a, "dlogits"_a, "h"_a, "w"_a, "b"_a,

@@ -9,7 +9,7 @@ namespace pycap {
 
 using Obj = py::handle;
 using py::literals::operator""_a;
-using Nogil = py::gil_scoped_release;
+using Nogil = Released;
 
 extern const Kernels* k;  // one instruction set's table, chosen when the module loads
 extern std::atomic<int> thread_count;

@@ -30,7 +30,7 @@ void maxpool_forward(Obj y, Obj argmax, Obj x) {
     using T = decltype(storage);
     const T* px = a.data<T>(x, "x", s);
     T* py = a.data<T>(y, "y", pooled, kOut);
-    Nogil nogil;
+    Nogil nogil(a);
     kernels<T>().pool->forward(py, pa, px, s[0], s[1], s[2], s[3], thread_count);
   });
 }
@@ -43,7 +43,7 @@ void maxpool_backward(Obj dx, Obj dy, Obj argmax, float beta) {
     using T = decltype(storage);
     T* pdx = a.data<T>(dx, "dx", s, kOut);
     const T* pdy = a.data<T>(dy, "dy", pooled);
-    Nogil nogil;
+    Nogil nogil(a);
     kernels<T>().pool->backward(pdx, pdy, pa, s[0], s[1], s[2], s[3], beta, thread_count);
   });
 }
@@ -56,7 +56,7 @@ void dropout(Obj y, Obj x, double p, uint64_t seed, int64_t total, int64_t offse
     using T = decltype(storage);
     const T* px = a.data<T>(x, "x", s);
     T* py = a.data<T>(y, "y", s, kOut);
-    Nogil nogil;
+    Nogil nogil(a, beta == 0.0f ? py : nullptr);
     kernels<T>().dropout->apply(py, px, s[0], s[1], s[2], p, seed, total, offset, beta,
                                 thread_count);
   });
@@ -72,12 +72,13 @@ void embedding_forward(Obj y, Obj table, Obj ids) {
     const T* pt = a.data<T>(table, "table", s);
     T* py = a.data<T>(y, "y", {M, s[1]}, kOut);
     a.check_ids(pi, M, s[0], "ids", -1);
-    Nogil nogil;
+    Nogil nogil(a);
     kernels<T>().embedding->forward(py, pt, pi, M, s[1], thread_count);
   });
 }
 
 size_t embedding_backward_workspace(int64_t M, int64_t V, bool bfloat16) {
+  Args("embedding_backward").check_sizes({M, V});
   return bfloat16 ? kernels<bf16>().embedding->backward_workspace(M, V)
                   : kernels<float>().embedding->backward_workspace(M, V);
 }
@@ -97,7 +98,7 @@ void embedding_backward(Obj dtable, Obj dy, Obj ids, Obj stale, float beta, Obj 
     a.check_ids(ps, n_stale, s[0], "stale");
     const auto& embedding = *kernels<T>().embedding;
     void* scratch = a.workspace(ws, embedding.backward_workspace(M, s[0]));
-    Nogil nogil;
+    Nogil nogil(a);
     embedding.backward(pt, pd, pi, ps, M, s[0], s[1], n_stale, beta, scratch, thread_count);
   });
 }
@@ -120,7 +121,7 @@ void preprocess(Obj y, Obj x, Obj crops, Obj scale, Obj shift) {
   for_storage(a, y, "y", [&](auto storage) {
     using T = decltype(storage);
     T* py = a.data<T>(y, "y", {N, P, Q, 3}, kOut);
-    Nogil nogil;
+    Nogil nogil(a);
     kernels<T>().preprocess->apply(py, px, pc, scales, shifts, N, H, W, P, Q, thread_count);
   });
 }
@@ -132,7 +133,7 @@ void cast(Obj y, Obj x, float beta) {
   for (int64_t extent : s) n *= extent;
   const bool from = a.is_bf16(x, "x"), to = a.is_bf16(y, "y");
   const auto run = [&](auto kernel, auto* py, const auto* px) {
-    Nogil nogil;
+    Nogil nogil(a);
     kernel(py, px, n, beta, thread_count);
   };
   if (from && to)

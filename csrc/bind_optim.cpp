@@ -36,17 +36,19 @@ std::vector<OptimTensor> tensors(const Args& a, const py::list& params, const py
 
 void sgd_step(const py::list& params, const py::list& grads, const py::list& momenta, double lr,
               double momentum, double weight_decay, double grad_scale, double clip) {
-  const auto t = tensors(Args("sgd_step"), params, grads, momenta, py::none());
+  const Args a("sgd_step");
+  const auto t = tensors(a, params, grads, momenta, py::none());
   const OptimHyper hp{lr, momentum, 0.0, 0.0, weight_decay, grad_scale, clip, 1.0, 1.0};
-  Nogil nogil;
+  Nogil nogil(a);
   k->optim->sgd(t.data(), static_cast<int64_t>(t.size()), hp, thread_count);
 }
 
 void rmsprop_step(const py::list& params, const py::list& grads, const py::list& squares, double lr,
                   double alpha, double eps, double weight_decay, double grad_scale, double clip) {
-  const auto t = tensors(Args("rmsprop_step"), params, grads, squares, py::none());
+  const Args a("rmsprop_step");
+  const auto t = tensors(a, params, grads, squares, py::none());
   const OptimHyper hp{lr, alpha, 0.0, eps, weight_decay, grad_scale, clip, 1.0, 1.0};
-  Nogil nogil;
+  Nogil nogil(a);
   k->optim->rmsprop(t.data(), static_cast<int64_t>(t.size()), hp, thread_count);
 }
 
@@ -59,7 +61,7 @@ void adam_step(const py::list& params, const py::list& grads, const py::list& ms
   const double c1 = 1.0 - std::pow(beta1, static_cast<double>(step));
   const double c2 = 1.0 - std::pow(beta2, static_cast<double>(step));
   const OptimHyper hp{lr, beta1, beta2, eps, weight_decay, grad_scale, clip, c1, c2};
-  Nogil nogil;
+  Nogil nogil(a);
   k->optim->adam(t.data(), static_cast<int64_t>(t.size()), hp, thread_count);
 }
 
@@ -84,7 +86,7 @@ double sum_squares(const py::list& arrays, Obj ws) {
   const auto t = readable(a, arrays);
   const auto count = static_cast<int64_t>(t.size());
   void* scratch = a.workspace(ws, k->optim->sum_squares_workspace(t.data(), count));
-  Nogil nogil;
+  Nogil nogil(a);
   return k->optim->sum_squares(t.data(), count, scratch, thread_count);
 }
 

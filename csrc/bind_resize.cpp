@@ -61,7 +61,7 @@ void squash(Obj out, const py::tuple& pixels, int64_t H, int64_t W, double high,
                 std::to_string(high) + "x" + std::to_string(wide) + " of " + text({H, W}));
   uint8_t* y = a.data<uint8_t>(out, "out", {s.P, s.Q, 3}, kOut);
   const uint8_t* x = pixels_of(a, pixels, H, W);
-  Nogil nogil;
+  Nogil nogil(a);
   const std::unique_ptr<char[]> ws(new char[k->resize->workspace(s)]);
   k->resize->bilinear(y, x, s, ws.get());
 }

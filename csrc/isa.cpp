@@ -4,6 +4,10 @@
 
 #include "pycap/kernels.h"
 
+#ifdef PYCAP_X86
+#include <cpuid.h>
+#endif
+
 namespace pycap {
 
 #ifdef PYCAP_X86
@@ -19,13 +23,21 @@ extern const Kernels table;
 
 namespace {
 
+// By hand: clang's __builtin_cpu_supports did not know it before version 15.
+bool runs_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
 bool runs_v3() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-         __builtin_cpu_supports("f16c");
+         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && runs_f16c();
 }
 
 bool runs_v4() {
+#if defined(PYCAP_EMULATE)
+  return runs_v3();
+#endif
   return runs_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vl");

@@ -2,7 +2,7 @@
 #include <cstdio>
 #include <cstring>
 
-#if defined(PYCAP_AMX)
+#if defined(PYCAP_AMX) && !defined(PYCAP_EMULATE)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -19,7 +19,11 @@ extern const Bf16Kernels bf16_table;
 
 namespace {
 
-#if defined(PYCAP_AMX)
+#if defined(PYCAP_EMULATE)
+
+const Bf16Kernels* tile_kernels() { return &v4_amx::bf16_table; }
+
+#elif defined(PYCAP_AMX)
 
 // One bit of CPUID leaf 7: __builtin_cpu_supports of older compilers does not know these features.
 bool leaf7(unsigned subleaf, bool of_eax, int bit) {

@@ -8,6 +8,8 @@
 `pycap.train(config)` trains, `pycap.evaluate(results, references)` scores. Importing this loads NumPy and nothing more.
 """
 
+import os as _os
+
 from pycap.autograd import Tensor, no_grad
 from pycap.caption import load
 from pycap.evaluate import evaluate
@@ -15,3 +17,6 @@ from pycap.train import train
 
 __version__ = "0.1.0"
 __all__ = ["Tensor", "__version__", "evaluate", "load", "no_grad", "train"]
+
+if _modules := _os.environ.get("PYCAP_MODULES"):  # compiled modules of another build come first (docs/env.md)
+    __path__.insert(0, _os.path.abspath(_modules))

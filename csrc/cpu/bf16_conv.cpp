@@ -343,7 +343,10 @@ void run(const Source16& src, const Sink16& sink, const void* packed, const floa
 }
 
 bool fits(const ConvShape& s) {
-  return s.stride == 1 && s.pad < s.R && s.pad < s.S && s.C > 0 && s.K > 0;
+  if (s.stride != 1 || s.pad >= s.R || s.pad >= s.S || s.C < 1 || s.K < 1) return false;
+  // A step's places in the rows of an image and among the filters are 32-bit numbers of bytes.
+  const int64_t row = 2 * (max64(s.C, s.K) + 64) * (s.W + s.Q + s.S + 32);
+  return s.R * row <= INT32_MAX && 32 * s.R * s.S * (max64(s.C, s.K) + 32) <= INT32_MAX;
 }
 
 size_t packed_bytes(const ConvShape& s, bool data) {

@@ -5,9 +5,13 @@
 // holds the numbers 2p and 2p+1 of the summed index. A product runs over such tiles: in step i the
 // left one lies at a + steps[i].left, the right one at b + steps[i].right.
 #pragma once
-#include <immintrin.h>
-
 #include "bf16.h"
+
+#if defined(PYCAP_EMULATE_V4)
+#include "amx_emulated.h"
+#else
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -102,8 +106,12 @@ inline void multiply_block(const Tiles& tiles, int64_t na, int64_t nb, float* c,
 
 // Rounds 32 numbers and stores them.
 inline void store32(bf16* to, const Vec* v) {
+#if defined(PYCAP_EMULATE_V4)
+  store(to, v[0]), store(to + VL, v[1]);
+#else
   const __m512bh both = _mm512_cvtne2ps_pbh((__m512)v[1], (__m512)v[0]);
   memcpy(to, &both, 64);
+#endif
 }
 
 // Pairs of rows as a packed tile wants them: dword j of `to` = (even[j], odd[j]), VL of them.

@@ -12,6 +12,11 @@
 #error "compile kernel files with -DPYCAP_ISA=v4, v3, v1 or native"
 #endif
 
+// AVX-512, or its widths where a build for tests has no such instructions.
+#if defined(__AVX512F__) || defined(PYCAP_EMULATE_V4)
+#define PYCAP_V4
+#endif
+
 #define PYCAP_SIMD _Pragma("omp simd")
 
 namespace {

@@ -26,10 +26,12 @@ void apply(Num* y, const Num* x, int64_t T, int64_t n, int64_t F, double p, uint
   const float scale = all ? 0.0f : (float)(1.0 / (1.0 - p));
   VecU lanes;
   for (int64_t l = 0; l < VL; ++l) lanes[l] = (uint32_t)l;
+  if (F == 0) return;  // of however many rows
 #pragma omp parallel for num_threads(threads) schedule(static) if (T * n * F > 8192)
   for (int64_t row = 0; row < T * n; ++row) {
     const int64_t t = row / n, i = row % n;
-    const uint32_t base = (uint32_t)((uint64_t)(t * total + offset + i) * (uint64_t)F);
+    const uint64_t counter = (uint64_t)t * (uint64_t)total + (uint64_t)offset + (uint64_t)i;
+    const uint32_t base = (uint32_t)(counter * (uint64_t)F);  // wraps, as the contract says
     const Num* in = x + row * F;
     Num* out = y + row * F;
     if (all) {

@@ -145,9 +145,14 @@ inline void gemm_streaming(bool ta, int64_t m, int64_t n, int64_t k, const float
   }
 }
 
+// OpenBLAS counts in 32 bits: what is longer is left to the micro-kernel, however slow it is at it.
 inline void gemm_openblas(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha,
                           const float* a, int64_t lda, const float* b, int64_t ldb, float beta,
                           float* c, int64_t ldc) {
+  if (max64(max64(m, n), max64(max64(k, lda), max64(ldb, ldc))) > INT32_MAX) {
+    gemm_blocked(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+    return;
+  }
   constexpr int kRowMajor = 101, kNoTrans = 111, kTrans = 112;
   scipy_cblas_sgemm(kRowMajor, ta ? kTrans : kNoTrans, tb ? kTrans : kNoTrans, (int)m, (int)n,
                     (int)k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);

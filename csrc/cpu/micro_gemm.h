@@ -5,7 +5,7 @@
 
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(PYCAP_V4)
 constexpr int64_t MR = 12;  // 24 of 32 registers hold sums
 #else
 constexpr int64_t MR = 6;  // 12 of 16

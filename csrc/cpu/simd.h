@@ -4,7 +4,7 @@
 
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(PYCAP_V4)
 constexpr int64_t VL = 16;
 #elif defined(__AVX__)
 constexpr int64_t VL = 8;

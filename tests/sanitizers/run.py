@@ -1,0 +1,180 @@
+"""`make sanitize`: the tests of the C++ backend on modules that watch memory and arithmetic, and on one that watches threads.
+
+For each build: planted faults first, each of which must be reported, and the same done right, which must not; then the tests,
+with each instruction set's kernels. Any report fails the run. `--json FILE` writes the figures down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.sanitizers.builds import BUILDS, ROOT, Build, Missing
+
+# All that runs kernels of pycap._cpu in a process of its own or the tests'; NumPy's side comes along for comparison.
+TESTS = (
+    "tests/ops",
+    "tests/kernels/test_bindings.py",
+    "tests/kernels/test_isa.py",
+    "tests/kernels/test_threads.py",
+    "tests/data/test_resize.py",
+    "tests/data/test_loader_threads.py",
+    "tests/models/test_bfloat16.py",
+    "tests/models/test_classifier.py",
+    "tests/models/test_decode.py",
+    "tests/models/test_merge.py",
+    "tests/models/test_nic.py",
+    "tests/models/test_vgg.py",
+    "tests/train/test_optim.py",
+    "tests/train/test_step.py",
+)
+# Of those: nothing that runs elsewhere than in C++ (gradients are checked on the reference, in float64), or that is slow.
+MARKERS = "not (gradcheck or triton or emu or gpu or peers or mpi or realdata or browser or slow)"
+NAMES = "not (reference or stand_in)"
+
+_PLANT = """
+import ctypes, sys
+import numpy as np
+from tests.sanitizers.exact import Exact
+planted = ctypes.CDLL(sys.argv[1]).planted
+x = Exact().empty((4099,), np.dtype(np.float32))
+x.fill(0)
+known = planted(sys.argv[2].encode(), ctypes.c_void_p(x.ctypes.data), ctypes.c_int64(x.size), int(sys.argv[3]))
+sys.exit(0 if known else 3)
+"""
+
+
+def reports(folder: Path) -> str:
+    """What sanitizers have written down, and take it away."""
+    files = sorted(folder.glob("report.*"))
+    text = "\n".join(file.read_text("utf-8", "replace") for file in files)
+    for file in files:
+        file.unlink()
+    return text
+
+
+def self_test(build: Build, library: Path, environment: Mapping[str, str], threads: int) -> list[str]:
+    """What is wrong with the sanitizer itself: faults that it does not report, and what it reports where there are none."""
+    wrong = []
+    for fault, words in {"none": "", **build.faults}.items():
+        command = [sys.executable, "-c", _PLANT, str(library), fault, str(threads)]
+        done = subprocess.run(command, env=dict(environment), cwd=ROOT, capture_output=True, text=True, timeout=300)
+        said = reports(build.reports) + done.stderr
+        if done.returncode == 3:
+            wrong.append(f"{library.name} has no fault called {fault!r}")
+        elif words and (done.returncode == 0 or words not in said):
+            wrong.append(f"{fault!r} was not reported (status {done.returncode}, no {words!r} in: {said[-400:]!r})")
+        elif not words and (done.returncode or said):
+            wrong.append(f"reported though nothing is wrong (status {done.returncode}): {said[-2000:]}")
+    return wrong
+
+
+def count(junit: Path) -> dict[str, int]:
+    """Tests, failures and skips of a run; nothing where it was ended before it could say."""
+    if not junit.exists():
+        return {}
+    suite = next(ElementTree.parse(junit).getroot().iter("testsuite"))
+    return {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+
+
+def parallel_regions() -> set[str]:
+    """The place of each `omp parallel` of the kernels, as "csrc/cpu/file:line"."""
+    return set(_regions(ROOT / "csrc" / "cpu"))
+
+
+def _regions(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".cpp", ".h"}:
+            for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+                if re.match(r"\s*#pragma omp parallel\b", line):
+                    yield f"{path.relative_to(ROOT)}:{number}"
+
+
+def regions_run(folder: Path) -> dict[str, set[int]]:
+    """By place the numbers of threads, two or more, that a region has run on."""
+    ran: dict[str, set[int]] = {}
+    for file in folder.glob("regions-*"):
+        for line in file.read_text("utf-8").splitlines():
+            place, threads, _ = line.rsplit(" ", 2)
+            if int(threads) > 1:
+                relative = place[place.rindex("csrc/cpu/") :] if "csrc/cpu/" in place else place
+                ran.setdefault(relative, set()).add(int(threads))
+    return ran
+
+
+def sanitize(build: Build, jobs: int, pytest_args: Sequence[str]) -> dict[str, Any]:
+    """Make the build and test it; its figures, with "problems": what was found."""
+    began = time.monotonic()
+    build.environment()  # what is missing is told before minutes of building
+    print(f"== {build.name}: building {build.folder.relative_to(ROOT)}", flush=True)
+    build.make(jobs)
+    build.reports.mkdir(parents=True, exist_ok=True)
+    for left in build.reports.iterdir():
+        left.unlink()
+    figures: dict[str, Any] = {"build_s": round(time.monotonic() - began), "runs": []}
+    print(f"== {build.name}: {len(build.faults)} planted faults", flush=True)
+    problems = self_test(build, build.modules / "planted.so", build.environment(), 2)
+    figures["planted"] = len(build.faults)
+    for isa, threads in build.runs if not problems else ():
+        title = f"{build.name}, {isa}, {threads} threads"
+        print(f"== {title}", flush=True)
+        started, junit = time.monotonic(), build.reports / "junit.xml"
+        junit.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "pytest", "-p", "tests.sanitizers.exact", "-p", "no:cacheprovider", "-q"]
+        command += ["-m", MARKERS, "-k", NAMES, f"--junitxml={junit}", *TESTS, *pytest_args]
+        command += [f"--deselect={test}" for test in build.deselected]
+        status = subprocess.run(command, env=build.environment(isa, threads), cwd=ROOT).returncode
+        said = reports(build.reports)
+        ran = count(junit)
+        figures["runs"].append({"isa": isa, "threads": threads, "seconds": round(time.monotonic() - started), **ran})
+        if said:
+            print(said, flush=True)
+            problems.append(f"{title}: {said.count('SUMMARY:') or 'some'} reports, above")
+        if status or not ran.get("tests"):
+            problems.append(f"{title}: pytest ended with status {status}")
+    if build.sanitize == "thread" and not problems and not pytest_args:
+        ran = regions_run(build.reports)
+        figures["regions"] = {place: sorted(ran.get(place, ())) for place in sorted(parallel_regions())}
+        problems += [
+            f"{place}: no test ran this region on two threads" for place, on in figures["regions"].items() if not on
+        ]
+    return {**figures, "problems": problems}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 where nothing was found; 1 otherwise, and where a tool is missing."""
+    parser = argparse.ArgumentParser(prog="python -m tests.sanitizers.run", description=__doc__.splitlines()[0])
+    parser.add_argument("builds", nargs="*", metavar="BUILD", help=f"only these of {', '.join(BUILDS)}")
+    parser.add_argument("--jobs", type=int, default=2, help="compilers at a time (default 2; each takes up to 1 GB)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--pytest", default="", help='more arguments of pytest, as in "-k lstm"')
+    args = parser.parse_args(argv)
+    if unknown := set(args.builds) - set(BUILDS):
+        parser.error(f"no build is called {', '.join(sorted(unknown))}; there are {', '.join(BUILDS)}")
+    figures = {}
+    try:
+        for name in args.builds or BUILDS:
+            figures[name] = sanitize(BUILDS[name], args.jobs, args.pytest.split())
+    except (Missing, subprocess.CalledProcessError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    problems = [problem for found in figures.values() for problem in found["problems"]]
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    for name, found in figures.items():
+        tests = sum(run.get("tests", 0) - run.get("skipped", 0) for run in found["runs"])
+        print(f"{name}: {found['planted']} planted faults, {tests} tests in {len(found['runs'])} runs")
+    print("\n".join(problems) or "nothing was found")
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""`make sanitize` does what it says, as far as seconds show: flags, tests, regions, and that a silent sanitizer is noticed."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.sanitizers import builds, run
+from tests.sanitizers.builds import ADDRESS, BUILDS, ROOT, THREAD, Build, Missing
+
+
+def test_the_kernels_are_built_with_the_flags(tmp_path: Path) -> None:
+    """All of them, for all instruction sets, whatever this CPU has; a normal build has none of these flags."""
+    if shutil.which("cmake") is None or importlib.util.find_spec("pybind11") is None:
+        pytest.skip("building needs cmake and pybind11")
+    done = subprocess.run(ADDRESS.configure(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    commands = json.loads((tmp_path / "compile_commands.json").read_text("utf-8"))
+    by_isa: dict[str, set[str]] = {}
+    for entry in commands:
+        assert "-fsanitize=address,undefined" in entry["command"], entry["file"]
+        assert "-fno-sanitize-recover=all" in entry["command"] and "-mavx512" not in entry["command"]
+        if found := re.search(r"kernels_(\w+)\.dir", entry["command"]):
+            isa = found[1]
+            by_isa.setdefault(isa, set()).add(Path(entry["file"]).name)
+    sources = {path.name for path in (ROOT / "csrc" / "cpu").glob("*.cpp")}
+    assert by_isa["v4"] == by_isa["v3"] == by_isa["v1"] and by_isa["v3"] | by_isa["v4_amx"] == sources
+    assert "planted.cpp" in {Path(entry["file"]).name for entry in commands}
+    assert "SANITIZE" not in (ROOT / "setup.py").read_text("utf-8")
+
+
+def test_a_build_stays_away_from_the_package() -> None:
+    for build in BUILDS.values():
+        assert build.modules.is_relative_to(ROOT / "build") and (ROOT / "pycap") not in build.modules.parents
+
+
+def test_the_tests_are_there() -> None:
+    files = [
+        path for name in run.TESTS for path in ([ROOT / name] if name.endswith(".py") else (ROOT / name).glob("test_*"))
+    ]
+    assert len(files) > 20 and all(path.is_file() for path in files)
+    listed = {path.name for path in files}
+    assert {"test_conv2d.py", "test_lstm.py", "test_optimiser_steps.py", "test_bindings.py", "test_isa.py"} <= listed
+
+
+def test_every_fault_is_asked_for() -> None:
+    source = (ROOT / "csrc" / "sanitize" / "planted.cpp").read_text("utf-8")
+    asked = {fault for build in BUILDS.values() for fault in build.faults} | {"none"}
+    assert {line.split('"')[1] for line in source.splitlines() if 'is("' in line} == asked
+
+
+def test_a_sanitizer_that_says_nothing_is_noticed(tmp_path: Path) -> None:
+    """The planted faults built without one: none may pass for reported."""
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or pytest.skip("there is no compiler")
+    library = tmp_path / "planted.so"
+    source = ROOT / "csrc" / "sanitize" / "planted.cpp"
+    subprocess.run([compiler, "-std=c++17", "-O1", "-fopenmp", "-shared", "-fPIC", source, "-o", library], check=True)
+    faults = {name: ADDRESS.faults[name] for name in ("signed overflow", "index out of bounds")} | {"no such": "-"}
+
+    class Silent(Build):
+        reports = tmp_path
+
+    build = Silent("silent", compiler, "", faults, ())
+    wrong = run.self_test(build, library, {**os.environ, "PYTHONPATH": str(ROOT)}, 2)
+    assert len(wrong) == 3, wrong
+    assert all("was not reported" in line for line in wrong[:2]) and "has no fault" in wrong[2]
+
+
+def test_a_report_where_nothing_is_wrong_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_PLANT", "")
+    monkeypatch.setattr(Build, "reports", tmp_path)
+    (tmp_path / "report.1").write_text("WARNING: ThreadSanitizer: data race")
+    build = dataclasses.replace(THREAD, faults={})
+    (wrong,) = run.self_test(build, tmp_path / "planted.so", os.environ, 2)
+    assert "reported though nothing is wrong" in wrong and "data race" in wrong
+    assert not run.reports(tmp_path)
+
+
+def test_regions_that_ran_are_counted(tmp_path: Path) -> None:
+    regions = run.parallel_regions()
+    written = subprocess.run(
+        ["grep", "-rhc", "pragma omp parallel", str(ROOT / "csrc" / "cpu")], capture_output=True, text=True
+    )
+    assert len(regions) == sum(map(int, written.stdout.split())) > 30
+    (tmp_path / "regions-2").write_text("/a/csrc/cpu/gemm.h:7 2 9\n/a/csrc/cpu/pool.cpp:9 1 4\n")
+    (tmp_path / "regions-3").write_text("/a/csrc/cpu/gemm.h:7 3 1\n")
+    assert run.regions_run(tmp_path) == {"csrc/cpu/gemm.h:7": {2, 3}}
+
+
+def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(Missing, match=r"needs clang\+\+. Debian/Ubuntu: sudo apt-get install"):
+        builds.resolved("clang++", "libomp.so.5")
