@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pycap import backends, memory
+from pycap.device import bfloat16
 
 cpp = pytest.importorskip("pycap.backends.cpp")
 
@@ -30,8 +32,8 @@ def draw(*shape: int) -> Array:
     return np.random.default_rng(shape).standard_normal(shape, np.float32)
 
 
-def outputs(*shapes: tuple[int, ...]) -> list[Array]:
-    return [np.full(shape, np.nan, np.float32) for shape in shapes]
+def outputs(*shapes: tuple[int, ...], dtype: Any = np.float32) -> list[Array]:
+    return [np.full(shape, np.nan, dtype) for shape in shapes]
 
 
 def convolution(n: int, h: int, c: int, k: int, r: int, *, pool: bool = False) -> dict[str, Call]:
@@ -106,6 +108,60 @@ def lstm(t: int, n: int, h: int) -> dict[str, Call]:
     return {"forward": forward, "backward": backward}
 
 
+def embedding(words: int, rows: int, features: int, dtype: Any) -> dict[str, Call]:
+    """Lookup, and the gradient of the whole table; some rows are looked up often, some never."""
+    table, dy = draw(words, features).astype(dtype), draw(rows, features).astype(dtype)
+    ids = np.random.default_rng(rows).integers(-1, words // 2, rows, np.int32)
+
+    def forward() -> list[Array]:
+        made = outputs((rows, features), dtype=dtype)
+        cpp.embedding_forward(*made, table, ids)
+        return made
+
+    def backward() -> list[Array]:
+        made = outputs(table.shape, dtype=dtype)
+        cpp.embedding_backward(*made, dy, ids, None, 0.0)
+        return made
+
+    return {"forward": forward, "backward": backward}
+
+
+def words(m: int, h: int, v: int) -> dict[str, Call]:
+    """The loss of each row's word with its gradient, and the best words."""
+    x, w, b, logits = draw(m, h), draw(v, h), draw(v), draw(m, v)
+    targets = np.random.default_rng(m).integers(0, v, m, np.int32)
+
+    def loss() -> list[Array]:
+        made = outputs((m,), (m, v))
+        cpp.linear_xent_forward(*made, x, w, b, targets, None)
+        return made
+
+    def best() -> list[Array]:
+        made = [*outputs((m, 3)), np.empty((m, 3), np.int32)]
+        cpp.log_softmax_topk(*made, logits, [2])
+        return made
+
+    return {"loss": loss, "best": best}
+
+
+def optimisers(*shapes: tuple[int, ...]) -> dict[str, Call]:
+    """A step of each, over tensors that the threads share out anywhere."""
+
+    def stepping(step: Callable[..., None], states: int, *rates: float) -> Call:
+        def call() -> list[Array]:
+            lists = [[np.abs(draw(*shape)) for shape in shapes] for _ in range(2 + states)]
+            step(*lists, *rates, 0.01, *((1,) if states == 2 else ()), 0.5, 0.3)
+            return [array for arrays in lists for array in arrays]
+
+        return call
+
+    return {
+        "sgd": stepping(cpp.sgd_step, 1, 0.1, 0.9),
+        "rmsprop": stepping(cpp.rmsprop_step, 1, 0.01, 0.95, 1e-8),
+        "adam": stepping(cpp.adam_step, 2, 0.01, 0.9, 0.999, 1e-8),
+    }
+
+
 # One layer for each algorithm, and for each way of sharing its work out.
 LAYERS: dict[str, Callable[[], dict[str, Call]]] = {
     "direct": lambda: convolution(2, 40, 3, 64, 3),
@@ -118,11 +174,21 @@ LAYERS: dict[str, Callable[[], dict[str, Call]]] = {
 }
 
 
+# The rest, just large enough to be shared out: too short for another Python thread to be sure of its turn meanwhile.
+SHORT: dict[str, Callable[[], dict[str, Call]]] = {
+    "embedding": lambda: embedding(60, 70, 272, np.float32),
+    "embedding, bfloat16": lambda: embedding(60, 70, 272, bfloat16()),
+    "words": lambda: words(40, 24, 500),
+    "optimisers": lambda: optimisers((7,), (70, 272), (3, 5)),
+    "lstm, weights packed by threads": lambda: lstm(2, 8, 192),
+}
+
+
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", LAYERS | SHORT)
 def test_equal_inputs_give_equal_bits(layer: str, threads: int) -> None:
     backends.set_threads(threads)
-    for name, call in LAYERS[layer]().items():
+    for name, call in (LAYERS | SHORT)[layer]().items():
         with memory.poisoned():
             runs = [[a.tobytes() for a in call()] for _ in range(4)]
         assert runs[0] == runs[1] == runs[2] == runs[3], f"{layer}: {name} on {threads} threads"
