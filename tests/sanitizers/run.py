@@ -1,44 +1,31 @@
 """`make sanitize`: the tests of the C++ backend on modules that watch memory and arithmetic, and on one that watches threads.
 
 For each build: planted faults first, each of which must be reported, and the same done right, which must not; then the tests,
-with each instruction set's kernels. Any report fails the run. `--json FILE` writes the figures down.
+with each instruction set's kernels. Any report fails the run. `--json FILE` writes the figures down, build by build.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import re
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.faults.results import Part
 from tests.sanitizers.builds import BUILDS, ROOT, Build, Missing
 
-# All that runs kernels of pycap._cpu in a process of its own or the tests'; NumPy's side comes along for comparison.
-TESTS = (
-    "tests/ops",
-    "tests/kernels/test_bindings.py",
-    "tests/kernels/test_isa.py",
-    "tests/kernels/test_threads.py",
-    "tests/data/test_resize.py",
-    "tests/data/test_loader_threads.py",
-    "tests/models/test_bfloat16.py",
-    "tests/models/test_classifier.py",
-    "tests/models/test_decode.py",
-    "tests/models/test_merge.py",
-    "tests/models/test_nic.py",
-    "tests/models/test_vgg.py",
-    "tests/train/test_optim.py",
-    "tests/train/test_step.py",
-)
-# Of those: nothing that runs elsewhere than in C++ (gradients are checked on the reference, in float64), or that is slow.
+# Of a run's tests: nothing that runs elsewhere than in C++ (gradients are checked on the reference, in float64), or is slow.
 MARKERS = "not (gradcheck or triton or emu or gpu or peers or mpi or realdata or browser or slow)"
 NAMES = "not (reference or stand_in)"
+
+REFUSED = re.compile(r"^==\d+==WARNING: \w+Sanitizer failed to allocate 0x[0-9a-f]+ bytes$", re.MULTILINE)
 
 _PLANT = """
 import ctypes, sys
@@ -53,12 +40,12 @@ sys.exit(0 if known else 3)
 
 
 def reports(folder: Path) -> str:
-    """What sanitizers have written down, and take it away."""
+    """What sanitizers have written down, and take it away. Memory that nobody has is none: malloc returned null, as it may."""
     files = sorted(folder.glob("report.*"))
-    text = "\n".join(file.read_text("utf-8", "replace") for file in files)
+    text = "\n".join(REFUSED.sub("", file.read_text("utf-8", "replace")) for file in files)
     for file in files:
         file.unlink()
-    return text
+    return text.strip()
 
 
 def self_test(build: Build, library: Path, environment: Mapping[str, str], threads: int) -> list[str]:
@@ -110,43 +97,55 @@ def regions_run(folder: Path) -> dict[str, set[int]]:
     return ran
 
 
-def sanitize(build: Build, jobs: int, pytest_args: Sequence[str]) -> dict[str, Any]:
-    """Make the build and test it; its figures, with "problems": what was found."""
+def compiler(build: Build) -> str:
+    """The compiler's name and version, as it says them."""
+    said = subprocess.run([build.compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    return said.splitlines()[0]
+
+
+def sanitize(
+    build: Build, jobs: int, pytest_args: Sequence[str], keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Make the build and test it; its figures, with "problems": what was found. keep: gets the figures after each run."""
     began = time.monotonic()
     build.environment()  # what is missing is told before minutes of building
-    print(f"== {build.name}: building {build.folder.relative_to(ROOT)}", flush=True)
+    print(f"== {build.name}: building {os.path.relpath(build.folder, ROOT)}", flush=True)
     build.make(jobs)
     build.reports.mkdir(parents=True, exist_ok=True)
     for left in build.reports.iterdir():
         left.unlink()
-    figures: dict[str, Any] = {"build_s": round(time.monotonic() - began), "runs": []}
+    figures: dict[str, Any] = {"compiler": compiler(build), "build_s": round(time.monotonic() - began)}
     print(f"== {build.name}: {len(build.faults)} planted faults", flush=True)
     problems = self_test(build, build.modules / "planted.so", build.environment(), 2)
-    figures["planted"] = len(build.faults)
-    for isa, threads in build.runs if not problems else ():
-        title = f"{build.name}, {isa}, {threads} threads"
+    figures |= {"planted": len(build.faults), "runs": [], "problems": problems}
+    for one in build.runs if not problems else ():
+        title = f"{build.name}, {one.isa}, {one.threads} threads"
         print(f"== {title}", flush=True)
         started, junit = time.monotonic(), build.reports / "junit.xml"
         junit.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", "-p", "tests.sanitizers.exact", "-p", "no:cacheprovider", "-q"]
-        command += ["-m", MARKERS, "-k", NAMES, f"--junitxml={junit}", *TESTS, *pytest_args]
+        command += ["-m", MARKERS, "-k", NAMES, f"--junitxml={junit}", *one.tests, *pytest_args]
         command += [f"--deselect={test}" for test in build.deselected]
-        status = subprocess.run(command, env=build.environment(isa, threads), cwd=ROOT).returncode
+        status = subprocess.run(command, env=build.environment(one.isa, one.threads), cwd=ROOT).returncode
         said = reports(build.reports)
         ran = count(junit)
-        figures["runs"].append({"isa": isa, "threads": threads, "seconds": round(time.monotonic() - started), **ran})
+        found = max(said.count("SUMMARY:"), bool(said))
+        minutes = round((time.monotonic() - started) / 60, 1)
+        row = {"isa": one.isa, "threads": one.threads, "minutes": minutes, **ran, "reports": found, "status": status}
+        figures["runs"].append(row)
         if said:
             print(said, flush=True)
-            problems.append(f"{title}: {said.count('SUMMARY:') or 'some'} reports, above")
+            problems.append(f"{title}: {found} reports, above")
         if status or not ran.get("tests"):
             problems.append(f"{title}: pytest ended with status {status}")
+        keep(figures)
     if build.sanitize == "thread" and not problems and not pytest_args:
-        ran = regions_run(build.reports)
-        figures["regions"] = {place: sorted(ran.get(place, ())) for place in sorted(parallel_regions())}
+        threads = regions_run(build.reports)
+        figures["regions"] = {place: sorted(threads.get(place, ())) for place in sorted(parallel_regions())}
         problems += [
             f"{place}: no test ran this region on two threads" for place, on in figures["regions"].items() if not on
         ]
-    return {**figures, "problems": problems}
+    return figures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sanitizers.run", description=__doc__.splitlines()[0])
     parser.add_argument("builds", nargs="*", metavar="BUILD", help=f"only these of {', '.join(BUILDS)}")
     parser.add_argument("--jobs", type=int, default=2, help="compilers at a time (default 2; each takes up to 1 GB)")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, help="write the figures to this file, beside those of another build")
     parser.add_argument("--pytest", default="", help='more arguments of pytest, as in "-k lstm"')
     args = parser.parse_args(argv)
     if unknown := set(args.builds) - set(BUILDS):
@@ -162,13 +161,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = {}
     try:
         for name in args.builds or BUILDS:
-            figures[name] = sanitize(BUILDS[name], args.jobs, args.pytest.split())
+            part = Part(name, "tests.sanitizers.run", args.json) if args.json else None
+            keep = partial(part.keep, complete=False) if part else lambda _: None
+            figures[name] = sanitize(BUILDS[name], args.jobs, args.pytest.split(), keep)
+            if part:
+                part.keep(figures[name], complete=True)
     except (Missing, subprocess.CalledProcessError) as error:
         print(error, file=sys.stderr)
         return 1
     problems = [problem for found in figures.values() for problem in found["problems"]]
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     for name, found in figures.items():
         tests = sum(run.get("tests", 0) - run.get("skipped", 0) for run in found["runs"])
         print(f"{name}: {found['planted']} planted faults, {tests} tests in {len(found['runs'])} runs")

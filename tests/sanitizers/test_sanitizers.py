@@ -13,14 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import results
 from tests.sanitizers import builds, run
 from tests.sanitizers.builds import ADDRESS, BUILDS, ROOT, THREAD, Build, Missing
 
 
 def test_the_kernels_are_built_with_the_flags(tmp_path: Path) -> None:
-    """All of them, for all instruction sets, whatever this CPU has; a normal build has none of these flags."""
+    """All of them, for all instruction sets, whatever this CPU has and an earlier build left; none in a normal build."""
     if shutil.which("cmake") is None or importlib.util.find_spec("pybind11") is None:
         pytest.skip("building needs cmake and pybind11")
+    (tmp_path / "CMakeCache.txt").write_text("PYCAP_CPU:BOOL=OFF\n")
     done = subprocess.run(ADDRESS.configure(tmp_path), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     commands = json.loads((tmp_path / "compile_commands.json").read_text("utf-8"))
@@ -43,12 +45,15 @@ def test_a_build_stays_away_from_the_package() -> None:
 
 
 def test_the_tests_are_there() -> None:
-    files = [
-        path for name in run.TESTS for path in ([ROOT / name] if name.endswith(".py") else (ROOT / name).glob("test_*"))
-    ]
-    assert len(files) > 20 and all(path.is_file() for path in files)
-    listed = {path.name for path in files}
-    assert {"test_conv2d.py", "test_lstm.py", "test_optimiser_steps.py", "test_bindings.py", "test_isa.py"} <= listed
+    """Each file and test by its name; the kernels' own in every run."""
+    for build in BUILDS.values():
+        assert {one.isa for one in build.runs} == {"v1", "v3", "v4"}
+        for one in build.runs:
+            assert one.threads > 1 and set(builds.KERNELS) <= set(one.tests)
+            for path, _, name in (test.partition("::") for test in one.tests):
+                assert (ROOT / path).exists() and (not name or f"def {name}(" in (ROOT / path).read_text("utf-8")), path
+    listed = {path.name for path in (ROOT / "tests/ops").glob("test_*.py")}
+    assert len(listed) > 12 and {"test_conv2d.py", "test_lstm.py", "test_optimiser_steps.py"} <= listed
 
 
 def test_every_fault_is_asked_for() -> None:
@@ -84,6 +89,15 @@ def test_a_report_where_nothing_is_wrong_is_noticed(tmp_path: Path, monkeypatch:
     assert not run.reports(tmp_path)
 
 
+def test_memory_that_was_refused_is_no_report(tmp_path: Path) -> None:
+    """Wrong arguments ask for terabytes; what follows in the same file is a report."""
+    refused = "==6281==WARNING: AddressSanitizer failed to allocate 0x40000000000 bytes\n"
+    (tmp_path / "report.6281").write_text(refused)
+    assert not run.reports(tmp_path)
+    (tmp_path / "report.6281").write_text(refused + "==6281==ERROR: AddressSanitizer: heap-buffer-overflow\n")
+    assert run.reports(tmp_path) == "==6281==ERROR: AddressSanitizer: heap-buffer-overflow"
+
+
 def test_regions_that_ran_are_counted(tmp_path: Path) -> None:
     regions = run.parallel_regions()
     written = subprocess.run(
@@ -93,6 +107,44 @@ def test_regions_that_ran_are_counted(tmp_path: Path) -> None:
     (tmp_path / "regions-2").write_text("/a/csrc/cpu/gemm.h:7 2 9\n/a/csrc/cpu/pool.cpp:9 1 4\n")
     (tmp_path / "regions-3").write_text("/a/csrc/cpu/gemm.h:7 3 1\n")
     assert run.regions_run(tmp_path) == {"csrc/cpu/gemm.h:7": {2, 3}}
+
+
+def test_the_figures_are_those_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that passes, and one that a report ends before pytest can count."""
+
+    class Made(Build):
+        folder = tmp_path
+
+        def make(self, jobs: int) -> None:
+            pass
+
+        def environment(self, isa: str = "", threads: int = 2) -> dict[str, str]:
+            return {"isa": isa}
+
+    def pytest_runs(command: list[str], env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+        if env["isa"] == "v1":
+            (tmp_path / "reports" / "report.7").write_text("SUMMARY: AddressSanitizer: heap-buffer-overflow")
+            return subprocess.CompletedProcess(command, 99)
+        junit = '<testsuites><testsuite tests="5" failures="0" errors="0" skipped="2"/></testsuites>'
+        (tmp_path / "reports" / "junit.xml").write_text(junit)
+        return subprocess.CompletedProcess(command, 0)
+
+    made = Made("made", "", "address", {}, (builds.Run("v3", 2, ("tests/ops",)), builds.Run("v1", 2, ("tests/ops",))))
+    monkeypatch.setattr(run, "BUILDS", {"made": made})
+    monkeypatch.setattr(run, "compiler", lambda build: "g++ 1")
+    monkeypatch.setattr(run, "self_test", lambda *arguments: [])
+    monkeypatch.setattr(run.subprocess, "run", pytest_runs)
+    monkeypatch.setattr(results.machine, "commit", lambda: "c0ffee")
+    assert run.main(["--json", str(tmp_path / "figures.json")]) == 1
+    written = json.loads((tmp_path / "figures.json").read_text())["made"]
+    assert written["complete"] and written["commit"] == "c0ffee" and written["compiler"] == "g++ 1"
+    first, second = written["runs"]
+    assert (first["tests"], first["skipped"], first["reports"], first["status"]) == (5, 2, 0, 0)
+    assert "tests" not in second and (second["reports"], second["status"]) == (1, 99)
+    assert written["problems"] == [
+        "made, v1, 2 threads: 1 reports, above",
+        "made, v1, 2 threads: pytest ended with status 99",
+    ]
 
 
 def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
