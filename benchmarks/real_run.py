@@ -31,8 +31,9 @@ from pycap import config as configuration
 from pycap.captioner import Captioner, build_model
 from pycap.config import ConfigError, TrainConfig
 from pycap.data import DataError
+from pycap.data.disk import write_whole
 from pycap.device import DeviceError, cpu_count, current, to_host
-from pycap.training import folder, sources
+from pycap.training import sources
 from pycap.training.feed import Feed
 from pycap.training.trainer import Diverged, Trainer
 
@@ -162,7 +163,7 @@ class RealRun:
         print(f"best: validation loss {loss:.4f}, beam {self.config.beam_size}: {said}", flush=True)
 
     def _write(self) -> None:
-        folder.write_text(self.out, json.dumps(self.record, indent=1) + "\n")
+        write_whole(self.out, json.dumps(self.record, indent=1) + "\n")
 
 
 def scored(said: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:

@@ -359,7 +359,12 @@ def test_a_life_that_is_planned_too_short_shows(kernels):
     with pytest.raises(ArenaError, match="overlap"):
         dataclasses.replace(layout, requests=whole.requests).check()
     room = Arena.of([layout])
-    assert run(lambda: room.serving(layout), range(1)) != run(memory.persistent, range(1))
+    try:
+        shown = run(lambda: room.serving(layout), range(1))
+    except ValueError as error:  # the C++ kernels' bindings take no arrays that overlap
+        assert "lie in the same memory" in str(error)
+    else:
+        assert shown != run(memory.persistent, range(1))
 
 
 def test_gradients_that_were_not_prepared_are_told_by_the_arena():

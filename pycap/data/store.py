@@ -170,8 +170,6 @@ def stored_images(file: h5py.File, path: str) -> Iterator[Reference]:
     """The images of a store that is open for `reading`, in its order, named PATH/NAME by the images' names. Damaged ones are
     items that cannot be read."""
     data, index = tables(file, np.uint8, 1, INDEX_DTYPE)
-    if (beyond := _beyond(index[:], len(data))) is not None:
-        raise Corrupt(f"the index points at byte {beyond} of {len(data)}")
     for first in range(0, len(index), _READ_ROWS):
         for row in index[first : first + _READ_ROWS]:
             name = f"{path}/{os.fsdecode(row['name'])}"
@@ -179,6 +177,8 @@ def stored_images(file: h5py.File, path: str) -> Iterator[Reference]:
 
 
 def _load(data: h5py.Dataset, offset: int, length: int, crc: int, name: str) -> bytes | ImageError:
+    if offset + length > len(data):
+        return ImageError(name, "damaged in its store")
     try:
         record: bytes = data[offset : offset + length].tobytes()
     except READ_ERRORS as error:

@@ -289,7 +289,7 @@ def test_an_export_is_on_the_disk_before_it_stands(saved, tmp_path, monkeypatch)
         sync(file)
 
     def moved(source, to):
-        assert synced == {path.stat().st_ino for path in source.iterdir()}
+        assert synced >= {path.stat().st_ino for path in source.iterdir()}
         rename(source, to)
 
     monkeypatch.setattr(os, "fsync", noted)

@@ -23,6 +23,7 @@ from pycap.decode import MOST_BEAMS, Rules, Searches, beam_search, device_beam_s
 from pycap.models.nic import NIC
 from tests import cupy_standin
 from tests.models.test_nic import batch, small_nic
+from tests.row_by_row import row_by_row
 
 START, END = 1, 2
 RULES = Rules(3, 9, START, END, (0, START), 0.7)
@@ -30,6 +31,7 @@ RULES = Rules(3, 9, START, END, (0, START), 0.7)
 
 @pytest.fixture
 def _gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    row_by_row(monkeypatch)
     monkeypatch.setitem(sys.modules, "cupy", cupy_standin.make())
     monkeypatch.setattr(device, "missing_driver", lambda: "")
     monkeypatch.setattr(memory, "_scratch", {})

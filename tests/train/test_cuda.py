@@ -4,7 +4,6 @@ On the CPU they take the steps that stay on a device too, which round differentl
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
 import re
@@ -18,7 +17,6 @@ import pytest
 
 import pycap
 from pycap import backends, checkpoint, config, device
-from pycap.backends import reference
 from pycap.captioner import Captioner
 from pycap.cli import main
 from pycap.distributed import ALONE
@@ -27,6 +25,7 @@ from pycap.training import plan
 from pycap.training.run import _Run
 from pycap.training.trainer import Trainer
 from tests import cupy_standin
+from tests.row_by_row import row_by_row
 from tests.train.runs import tiny
 
 pytestmark = pytest.mark.usefixtures("gpu_standin")
@@ -45,28 +44,7 @@ def same_checkpoints(one: Path, other: Path) -> bool:
 
 @pytest.fixture
 def rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference multiplies row by row where a search does: a row's bits depend on no other.
-
-    The search on the host feeds the model only beams that go on, that on the device all of them. NumPy's BLAS may add in
-    another order for another number of rows (OpenBLAS does on AVX2, where log-probabilities then differ in their last bits).
-    """
-
-    linear, cell = reference.linear_forward, reference.lstm_cell_forward
-
-    @functools.wraps(linear)
-    def linear_forward(y: Any, x: Any, *how: Any) -> None:
-        for i in range(len(x)):
-            linear(y[i : i + 1], x[i : i + 1], *how)
-
-    @functools.wraps(cell)
-    def lstm_cell_forward(h: Any, c: Any, gates: Any, x: Any, h_prev: Any, c_prev: Any, *weights: Any) -> None:
-        for i in range(len(x)):
-            row = slice(i, i + 1)
-            cell(*(a[row] for a in (h, c, gates, x, h_prev, c_prev)), *weights)
-
-    monkeypatch.setattr(reference, "linear_forward", linear_forward)
-    monkeypatch.setattr(reference, "lstm_cell_forward", lstm_cell_forward)
-    backends.select("cpu", "reference")
+    row_by_row(monkeypatch)
 
 
 JOINT = {"optimizer": "rmsprop", "pretrain_words": 1, "micro_batch": 5, "grad_clip": 0.5, "grad_clip_mode": "norm"}

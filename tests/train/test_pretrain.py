@@ -60,7 +60,7 @@ def test_a_run_learns_and_shows_what_it_takes_images_for(
         "3 classes\nclassifier on vgg_micro in fp32" in told and "from epoch 1 on, the CNN learns to classify" in told
     )
     last = rows(done.folder, "val")[-1]
-    assert last.keys() == {"kind", "step", "epoch", "val_loss", "top-1", "top-5"} and last["epoch"] == 12
+    assert last.keys() == {"kind", "step", "epoch", "val_loss", "top-1", "top-5", "dead_relus"} and last["epoch"] == 12
     assert done.scores == {name: last[name] for name in ("val_loss", "top-1", "top-5")}
     assert last["top-1"] == last["top-5"] == 1 and last["val_loss"] < 0.5
     made = [json.loads(line) for line in (done.folder / "predictions.jsonl").read_text().splitlines()]
