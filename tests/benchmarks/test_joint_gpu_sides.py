@@ -17,10 +17,12 @@ from pycap import backends, device
 from pycap.config import TrainConfig
 from pycap.data import demo
 from tests import cupy_standin
+from tests.row_by_row import row_by_row
 
 
 @pytest.fixture(autouse=True)
 def _gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    row_by_row(monkeypatch)
     module = cupy_standin.make()
     free = itertools.count(1 << 30, -(1 << 20))
     module.cuda.runtime.deviceSynchronize = lambda: None
