@@ -5,6 +5,7 @@ python -m tests.fuzz.child FOLDER ENGINE MODULE READER:RUNS:SEED ... (the module
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import mmap
@@ -23,7 +24,7 @@ if TYPE_CHECKING:  # atheris must see pycap's modules first
 ADDRESS_MIB = 2048
 RATIO = 16  # of a file above a MiB: what it may take of memory besides, for each of its bytes
 _LIMIT_S = 600  # of atheris, an input; with 0 it ends at one second: who watches from outside is stricter than this
-_BATCH = 250  # examples of hypothesis from one seed; inputs after which memory is counted anew
+_BATCH = 250  # examples of hypothesis from one seed
 #: What atheris watches the branches of.
 INSTRUMENTED = [
     "pycap.data",
@@ -35,6 +36,7 @@ INSTRUMENTED = [
     "pycap.tensorfile",
 ]
 _COUNTS = struct.Struct("<6d")
+_LIBC = ctypes.CDLL(None)
 
 
 class Counts(NamedTuple):
@@ -100,11 +102,12 @@ class Watched:
             except AssertionError as error:
                 self.fail(data, f"the sound file {seed} is read as another: {error}")
         self._counts = list(Counts())
-        self.start()
 
     def start(self) -> None:
-        """What this process holds now is what it may hold: HDF5 keeps some kilobytes of each file that it refuses, and atheris
-        those inputs that reach what none has reached."""
+        """What this process holds now is not the next input's: whatever made the input took memory too, and libraries keep
+        some. What is free within it goes back to the system, or the reader would take it unseen. A reader that keeps memory of
+        each of thousands of inputs meets the bound of the address space."""
+        _LIBC.malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         self._before = _status("VmRSS")
 
@@ -120,11 +123,10 @@ class Watched:
 
     def __call__(self, data: bytes) -> None:
         counted = self._counts
-        if counted[0] % _BATCH == 0:
-            self.start()
         counted[0] += 1
         input_of(self._folder).write_bytes(data)  # the file that the reader is given may be one that it writes to
         self._map[:] = _COUNTS.pack(*counted)
+        self.start()
         outcome = self.try_(data)
         counted[1] += 1
         counted[2] += outcome.verdict == "accepted"
@@ -136,8 +138,6 @@ class Watched:
             self.fail(data, outcome.why)
         elif grown > most:
             self.fail(data, f"took {grown:.0f} MiB, and may take {most}")
-        if grown > most:
-            self.start()
         counted[5] = max(counted[5], grown)
         self._map[:] = _COUNTS.pack(*counted)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import planted, watch
+from tests.fuzz import child, planted, watch
 from tests.fuzz.binary_readers import BINARY
 from tests.fuzz.target import Target
 from tests.fuzz.text_readers import TEXT
@@ -48,6 +48,19 @@ def test_the_watch_finds_what_is_planted(tmp_path: Path, monkeypatch: pytest.Mon
     assert [(why[:33], kept.read_bytes()) for why, kept in found["unsound"].faults] == [
         ("the sound file refused was refuse", planted.CLEAR), ("the sound file other is read as a", planted.GOOD),
     ]  # fmt: skip
+
+
+def test_a_reader_answers_for_no_memory_but_its_own(tmp_path: Path) -> None:
+    """What made the input took 96 MiB and gave them back, or keeps them; the reader that takes as many is found after it."""
+    watched = child.Watched(tmp_path, planted.TARGETS["grows"])
+    watched(planted.GOOD)
+    kept = [bytes(1 << 10) for _ in range(96 << 10)]
+    watched(planted.GOOD)
+    del kept
+    watched(planted.GOOD)
+    assert not child.failures(tmp_path) and child.counts(tmp_path).peak_mib < 8
+    watched(planted.BAD)
+    assert ["MiB, and may take 64" in found["why"] for found in child.failures(tmp_path)] == [True]
 
 
 def test_atheris_finds_what_is_planted(tmp_path: Path) -> None:
