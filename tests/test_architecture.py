@@ -118,6 +118,7 @@ TABLE: dict[str, Row] = {
         "train evaluate caption features paper reproduce import_vgg export doctor web config decode distributed",
         packages="",
     ),
+    "__main__": row("cli", packages=""),
     # pycap/__init__.py: what its own imports bring along is held down by tests/test_import.py.
     "": row("autograd train evaluate caption captioner config"),
 }

@@ -1,4 +1,4 @@
-"""The folders of two runs that have ended, compared: checkpoints' states, vocabulary, captions, the page of samples."""
+"""The folders of two runs that have ended, compared: checkpoints' states, vocabulary, results, the page of samples."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pycap import checkpoint
 from pycap.reproduce.differences import compare_arrays, same
 from pycap.training.provenance import flat
 
+#: What a run's end leaves: captions, or what a classifier (stage pretrain) takes the held-out images for.
+RESULTS = ("captions.jsonl", "predictions.jsonl")
 #: Files of a run's folder that are the same bytes in two runs that are the same.
-FILES = ("vocab.json", "captions.jsonl", "samples.html")
+FILES = ("vocab.json", *RESULTS, "samples.html")
 
 
 def compare_folders(then: Path, now: Path) -> list[str]:

@@ -12,6 +12,7 @@ from pycap import checkpoint
 from pycap.config import FIELDS, ConfigError, TrainConfig, did_you_mean, to_dict
 from pycap.config import load as load_config
 from pycap.config.options import PATHS
+from pycap.reproduce.ending import RESULTS
 from pycap.training import provenance
 
 #: Options that say from where a run goes on and where its files lie, and none of which a result depends on.
@@ -46,7 +47,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Original:
-    """rows: of log.jsonl. finished: whether it came to its end, so that its captions are there. remarks: what to know."""
+    """rows: of log.jsonl. finished: whether it came to its end, whose results are there. remarks: what to know."""
 
     folder: Path
     records: list[dict[str, Any]]
@@ -80,7 +81,7 @@ def read(folder: Path) -> Original:
     saved = {name: Saved(found, int(state["trainer"]["step"])) for name, (found, state) in states.items()}
     segments, remarks = _segments(folder, records)
     remarks += _edited(folder, records)
-    finished = "last" in states and (folder / "captions.jsonl").is_file()
+    finished = "last" in states and any((folder / name).is_file() for name in RESULTS)
     finished = finished and _ended(states["last"][1], segments[-1].config)
     return Original(folder, records, rows, saved, finished, segments, remarks)
 

@@ -25,7 +25,11 @@ from pycap.training.run import Stopped
 from pycap.training.run import run as train
 from pycap.training.trainer import Trainer
 from pycap.training.watch import Watch
+from tests.conftest import MPIRUN, ROOT
 from tests.train.runs import lines, tiny
+from tests.train.test_parallel import run as job
+from tests.train.test_parallel import together
+from tests.train.test_pretrain import tree  # noqa: F401 - a fixture
 
 
 def reproduce(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[Any, str]:
@@ -414,3 +418,34 @@ def test_runs_of_other_kinds(
     assert provenance.read(run)[0]["step"] == 0
     code, told = as_json(capsys, run)
     assert (code, told["verdict"]) == (0, "same"), told
+
+
+def test_what_a_classifier_takes_images_for_is_compared(
+    tree: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = pycap.train(tiny(tree, tmp_path / "run", stage="pretrain", epochs=1)).folder
+    code, told = as_json(capsys, run)
+    assert (code, told["verdict"], told["ending"]) == (0, "same", []), told
+    predictions = run / "predictions.jsonl"
+    predictions.write_text(predictions.read_text().replace('"class": "', '"class": "another ', 1))
+    code, told = as_json(capsys, run)
+    assert (code, told["ending"]) == (1, ["predictions.jsonl: 1 of 9 lines differ, first line 1"])
+
+
+@pytest.mark.mpi
+def test_a_run_of_two_ranks_is_made_again_by_two(data: Path, tmp_path: Path) -> None:
+    """Gradients summed over two processes are the same bits again, and another seed is found by both."""
+    run = tmp_path / "run"
+    together(2, tmp_path, job(tiny(data, run)))
+    command = [MPIRUN, "-n", "2", sys.executable, "-m", "pycap", "reproduce", run]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for change, status, told in (
+        (lambda record: None, 0, "bit for bit the same: 6 steps"),
+        (lambda record: record.update(seed=5, config={**record["config"], "seed": 5}), 1, "differs from step 1 on"),
+    ):
+        edit(run, change)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == status and done.stdout.count(told) == 1, done.stdout + done.stderr
+        assert (tmp_path / "run-reproduced").exists() == bool(status)
