@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import results
-from tests.sanitizers import builds, run
+from tests.sanitizers import builds, mutants, run
 from tests.sanitizers.builds import ADDRESS, BUILDS, ROOT, THREAD, Build, Missing
 
 
@@ -60,6 +60,19 @@ def test_every_fault_is_asked_for() -> None:
     source = (ROOT / "csrc" / "sanitize" / "planted.cpp").read_text("utf-8")
     asked = {fault for build in BUILDS.values() for fault in build.faults} | {"none"}
     assert {line.split('"')[1] for line in source.splitlines() if 'is("' in line} == asked
+
+
+def test_faults_for_the_kernels_have_their_place(tmp_path: Path) -> None:
+    """Each once, in a copy; a fault that no code has any more is an error, as is one that no tests would meet."""
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    assert mutants.MUTANTS.keys() == BUILDS.keys()
+    for mutant in (mutant for made in mutants.MUTANTS.values() for mutant in made):
+        path, sound = mutants.plant(tmp_path, mutant)
+        assert path.read_text("utf-8") != sound == (ROOT / path.relative_to(tmp_path)).read_text("utf-8")
+        assert mutant.threads > 1 and all((ROOT / test).exists() for test in mutant.tests.split())
+        path.write_text(sound, "utf-8")
+    with pytest.raises(ValueError, match="optim.cpp has 0 places for 'none'"):
+        mutants.plant(tmp_path, mutant._replace(what="none", old="no such code"))
 
 
 def test_a_sanitizer_that_says_nothing_is_noticed(tmp_path: Path) -> None:
