@@ -33,7 +33,7 @@ def load(path: str | Path | Sequence[str | Path], precision: str | None = None, 
 def caption_files(args: argparse.Namespace) -> int:
     """`pycap caption`: a caption an image, to --output or the screen. Status 1 where an image could not be read, 128 + n after
     signal n."""
-    from pycap import __version__, checkpoint, distributed
+    from pycap import __version__, distributed
     from pycap.backends import select, set_threads
     from pycap.bulk.job import Job, shard_files
     from pycap.bulk.merge import merge
@@ -73,7 +73,7 @@ def caption_files(args: argparse.Namespace) -> int:
         lambda items: captioner.batches(items, workers=workers, **args.decoding),
         args.decoding["batch_size"],
         {
-            "checkpoints": [checkpoint.digest(checkpoint.find(path)) for path in named],
+            "checkpoints": list(captioner.digests),
             "precision": captioner.precision,
             "decoding": decoding | {"sampling": asdict(sampling) if sampling else None},
             "_checkpoints": named,

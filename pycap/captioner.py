@@ -135,8 +135,11 @@ class Captioner:
 
     `device` is where it lies, the current device when it was made. `weights` keeps weights in the form that the kernels like
     best, from the first caption on: for VGG16 up to 250 MB. An optimiser's step and `Module.load_arrays` empty it; who writes
-    into the model's arrays himself calls `backends.weights_changed()`.
+    into the model's arrays himself calls `backends.weights_changed()`. `digests`: of each checkpoint that it was loaded from,
+    `Checkpoint.digest`.
     """
+
+    digests: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -171,7 +174,9 @@ class Captioner:
         if device is not None:
             select(device)
         members = [_member(saved, precision) for saved in read]
-        return members[0] if len(members) == 1 else EnsembleCaptioner(members, [str(saved.folder) for saved in read])
+        made = members[0] if len(members) == 1 else EnsembleCaptioner(members, [str(saved.folder) for saved in read])
+        made.digests = tuple(saved.digest for saved in read)
+        return made
 
     def caption_batch(
         self,

@@ -10,7 +10,6 @@ always exists.
 | `reading.py` | `load`, and that arrays fit a model |
 """
 
-from pycap.checkpoint.integrity import digest, sha256
 from pycap.checkpoint.layout import CONFIG, MODEL, OPTIMIZER, STATE, SUMS, VOCAB, CheckpointError, find
 from pycap.checkpoint.reading import Checkpoint, load, match
 from pycap.checkpoint.versions import VERSION, CheckpointWarning
@@ -18,5 +17,5 @@ from pycap.checkpoint.writing import recover, save
 
 __all__ = [
     "CONFIG", "MODEL", "OPTIMIZER", "STATE", "SUMS", "VERSION", "VOCAB", "Checkpoint", "CheckpointError",
-    "CheckpointWarning", "digest", "find", "load", "match", "recover", "save", "sha256",
+    "CheckpointWarning", "find", "load", "match", "recover", "save",
 ]  # fmt: skip

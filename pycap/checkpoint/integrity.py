@@ -95,21 +95,12 @@ def has_tensor_digests(metadata: Mapping[str, str]) -> bool:
     return any(name.startswith(_PREFIX) for name in metadata)
 
 
-def sha256(folder: Path, name: str) -> str:
-    """Hexadecimal SHA-256 of one of the files: as SHA256SUMS has it, which `load` compares; of version 1 of its bytes."""
-    sums = read_sums(folder)
+def sha256(path: Path, sums: Mapping[str, str] | None) -> str:
+    """Hexadecimal SHA-256 of one of a folder's files: as its list has it, or, where there is none, of its bytes."""
     if sums is not None:
-        return sums[name]
-    with open(folder / name, "rb") as file:
+        return sums[path.name]
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest(folder: Path) -> str:
-    """SHA-256 of what captions depend on in a checkpoint's folder: weights, vocabulary, config with the images' preparation."""
-    told = hashlib.sha256()
-    for name in (MODEL, VOCAB, CONFIG):
-        told.update(bytes.fromhex(sha256(folder, name)))
-    return told.hexdigest()
 
 
 def read_back(folder: Path, sums: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from pycap.data.images import PreprocessSpec
 from pycap.data.vocab import Vocabulary
 from pycap.tensorfile import TensorFileError, arrays_of, map_file
 
+_CAPTIONS = (MODEL, VOCAB, CONFIG)  # what captions depend on
+
 
 @dataclass
 class Checkpoint:
@@ -39,7 +42,8 @@ class Checkpoint:
 
     folder: where it was read. model: arrays by parameter name; they lie in a private mapping of the file (see
     `tensorfile.map_arrays`), and what is written to them stays in memory. state: as saved. preprocess: how images are
-    prepared. sums: SHA-256 of each file by name; None where nothing vouches for them (version 1).
+    prepared. sha256: of the files that captions depend on (weights, vocabulary, config), by name. sums: of all files, as
+    SHA256SUMS has them; None where nothing vouches for them (version 1).
     """
 
     folder: Path
@@ -49,6 +53,7 @@ class Checkpoint:
     config: TrainConfig
     preprocess: dict[str, Any]
     save_id: str
+    sha256: dict[str, str]
     sums: dict[str, str] | None = None
 
     @property
@@ -58,6 +63,11 @@ class Checkpoint:
             return PreprocessSpec.from_dict(self.preprocess)
         except DataError as error:
             raise CheckpointError(f"{self.folder / CONFIG}: {error}; use another checkpoint of the run") from error
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what captions depend on: of the digests of weights, vocabulary and config, in this order."""
+        return hashlib.sha256(b"".join(bytes.fromhex(self.sha256[name]) for name in _CAPTIONS)).hexdigest()
 
     @cached_property
     def optimizer(self) -> dict[str, np.ndarray] | None:
@@ -145,7 +155,8 @@ def _read(folder: Path, optimizer: bool) -> Checkpoint:
     vocab = Vocabulary.load(folder / VOCAB)
     config = configuration.load(folder / CONFIG)
     preprocess = configuration.load_extra(folder / CONFIG, "preprocess")
-    found = Checkpoint(folder, model, state["state"], vocab, config, preprocess, save_id, sums)
+    sha256 = {name: integrity.sha256(folder / name, sums) for name in _CAPTIONS}
+    found = Checkpoint(folder, model, state["state"], vocab, config, preprocess, save_id, sha256, sums)
     if optimizer:
         found.optimizer = moments
     return found

@@ -45,8 +45,8 @@ def export_onnx(path: str | Path, folder: str | Path, say: Callable[[str], objec
             "one checkpoint is exported at a time; of an ensemble export each member, and take the mean of their probabilities"
         )
     source, folder = checkpoint.find(path), Path(folder)
-    digest = checkpoint.digest(source)
     captioner = Captioner.load(source, "fp32", "cpu")
+    (digest,) = captioner.digests
     vocab, config, spec = captioner.vocab, captioner.config, captioner.spec
     model = captioner.model
     assert isinstance(model, CaptionModel)

@@ -15,7 +15,6 @@ from pycap import metrics
 from pycap.bulk.job import Job, Stopped, run
 from pycap.bulk.target import Target
 from pycap.captioner import Captioner
-from pycap.checkpoint import digest
 from pycap.data import Example
 from pycap.data.forms import image_id, write
 from pycap.data.inputs import Inputs
@@ -72,7 +71,7 @@ def caption(
         Target(output),
         lambda items: captioner.batches(items, **decoding),
         _BATCH,
-        {"checkpoint": digest(checkpoint), "decoding": decoding},
+        {"checkpoint": captioner.digests[0], "decoding": decoding},
         resume=True,
         what=what,
     )

@@ -45,8 +45,7 @@ def serve_checkpoint(args: argparse.Namespace) -> int:
         set_threads(args.threads or cpu_count())
         folders = [checkpoint.find(path) for path in (args.checkpoint, *args.ensemble)]
         captioner = load(folders, args.precision)
-        digests = [checkpoint.digest(folder) for folder in folders]
-        service = Service(captioner, limits, " + ".join(map(_name, folders)), digests, args.max_length)
+        service = Service(captioner, limits, " + ".join(map(_name, folders)), list(captioner.digests), args.max_length)
         offered = examples.offered(args.examples, captioner.vocab.words)
         with service:
             local = args.host in LOCAL_NAMES

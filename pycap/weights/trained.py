@@ -18,13 +18,12 @@ def read(path: Path) -> VGGWeights:
     except checkpoint.CheckpointError as error:
         raise WeightsError(f"{error}, or give a file of weights") from error
     ours = {name.removeprefix(_PREFIX): array for name, array in saved.model.items() if name.startswith(_PREFIX)}
-    sha256 = checkpoint.sha256(saved.folder, checkpoint.MODEL)
     return VGGWeights(
         ours,
         saved.folder,
         f"pycap-{saved.config.stage}",
         spec.mean,
         spec.std,
-        sha256,
+        saved.sha256[checkpoint.MODEL],
         tuple(name for name in saved.model if not name.startswith(_PREFIX)),
     )

@@ -30,7 +30,7 @@ def start_of(config: TrainConfig, words: tuple[str, ...] = OLD) -> Checkpoint:
     for name in ("projection.bias", "word_head.bias"):
         if name in model:
             model[name] = rng.normal(-2, 3, len(vocab)).astype(np.float32)
-    return Checkpoint(Path("run/best"), model, {}, vocab, config, {}, "id")
+    return Checkpoint(Path("run/best"), model, {}, vocab, config, {}, "id", {})
 
 
 @pytest.fixture(params=["nic", "merge"])

@@ -259,14 +259,16 @@ def test_digest_means_what_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     save(tmp_path / "a", 1)
     save_version_1(tmp_path / "b", 1)
     expected = {folder: of_bytes(folder) for folder in (tmp_path / "a", tmp_path / "b")}
-    assert checkpoint.digest(tmp_path / "b") == expected[tmp_path / "b"]
+    assert checkpoint.load(tmp_path / "b").digest == expected[tmp_path / "b"]
     with monkeypatch.context() as patch:
         patch.setattr(hashlib, "file_digest", None)
-        assert checkpoint.digest(tmp_path / "a") == expected[tmp_path / "a"]
-    state = (tmp_path / "a" / "state.json").read_text()
+        assert checkpoint.load(tmp_path / "a").digest == expected[tmp_path / "a"]
+    state = (tmp_path / "a" / "state.json").read_text()  # no caption depends on it
     (tmp_path / "a" / "state.json").write_text(state.replace('"iteration": 1', '"iteration": 2'))
     vouch(tmp_path / "a")
-    assert checkpoint.digest(tmp_path / "a") == expected[tmp_path / "a"]  # no caption depends on it
+    loaded = checkpoint.load(tmp_path / "a")
+    save(tmp_path / "a", 2)  # takes the place of what was loaded, and is not what captions are made by
+    assert loaded.digest == expected[tmp_path / "a"] != checkpoint.load(tmp_path / "a").digest
 
 
 def test_a_cnns_origin_is_the_files_hash(tmp_path: Path) -> None:
