@@ -26,20 +26,26 @@ inline bf16 narrow(float f) {
   return {(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
-inline Vec load(const bf16* p) {
-  const VecHalf half = *reinterpret_cast<const VecHalfUnaligned*>(p);
-  return (Vec)(__builtin_convertvector(half, VecU) << 16);
+// The bits of VL numbers, each in the lower half of its lane.
+inline VecU load_bits(const bf16* p) {
+  wide_read(p, sizeof(VecHalf));
+  return __builtin_convertvector(*reinterpret_cast<const VecHalfUnaligned*>(p), VecU);
 }
 
-// The bits of VL rounded numbers, each in the lower half of its lane.
+inline void store_bits(bf16* p, VecU bits) {
+  wide_write(p, sizeof(VecHalf));
+  *reinterpret_cast<VecHalfUnaligned*>(p) = __builtin_convertvector(bits, VecHalf);
+}
+
+inline Vec load(const bf16* p) { return (Vec)(load_bits(p) << 16); }
+
+// As load_bits, of rounded numbers.
 inline VecU narrow_bits(Vec v) {
   const VecU bits = (VecU)v;
   const VecU rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   return v == v ? rounded : (bits >> 16 | 0x40);
 }
 
-inline void store(bf16* p, Vec v) {
-  *reinterpret_cast<VecHalfUnaligned*>(p) = __builtin_convertvector(narrow_bits(v), VecHalf);
-}
+inline void store(bf16* p, Vec v) { store_bits(p, narrow_bits(v)); }
 
 }  // namespace

@@ -26,14 +26,10 @@ inline void unpooled_pixel(bf16* __restrict to, const bf16* x, const bf16* y, co
   int64_t c = 0;
   for (; c + VL <= C; c += VL) {
     const VecI winner = unpack_winners(argmax + c / 4);
-    VecU bits = __builtin_convertvector(*reinterpret_cast<const VecHalfUnaligned*>(x + c), VecU);
+    VecU bits = load_bits(x + c);
     bits = winner == corner ? bits : 0 - VecU{};
-    if (y) {
-      const VecU own =
-          __builtin_convertvector(*reinterpret_cast<const VecHalfUnaligned*>(y + c), VecU);
-      bits = (own & 0x7fff) != 0 ? bits : 0 - VecU{};
-    }
-    *reinterpret_cast<VecHalfUnaligned*>(to + c) = __builtin_convertvector(bits, VecHalf);
+    if (y) bits = (load_bits(y + c) & 0x7fff) != 0 ? bits : 0 - VecU{};
+    store_bits(to + c, bits);
   }
   for (; c < C; ++c) {
     const bool on = ((argmax[c / 4] >> (2 * (c % 4))) & 3) == corner && !(y && is_zero(y[c]));

@@ -116,9 +116,7 @@ inline void store32(bf16* to, const Vec* v) {
 
 // Pairs of rows as a packed tile wants them: dword j of `to` = (even[j], odd[j]), VL of them.
 inline void interleave(uint32_t* to, const bf16* even, const bf16* odd) {
-  const VecHalf low = *reinterpret_cast<const VecHalfUnaligned*>(even);
-  const VecHalf high = *reinterpret_cast<const VecHalfUnaligned*>(odd);
-  const VecU both = __builtin_convertvector(low, VecU) | __builtin_convertvector(high, VecU) << 16;
+  const VecU both = load_bits(even) | load_bits(odd) << 16;
   store(reinterpret_cast<float*>(to), (Vec)both);
 }
 

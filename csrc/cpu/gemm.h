@@ -153,6 +153,9 @@ inline void gemm_openblas(bool ta, bool tb, int64_t m, int64_t n, int64_t k, flo
     gemm_blocked(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
     return;
   }
+  foreign_read(a, ta ? k : m, ta ? m : k, lda);
+  foreign_read(b, tb ? n : k, tb ? k : n, ldb);
+  foreign_write(c, m, n, ldc);
   constexpr int kRowMajor = 101, kNoTrans = 111, kTrans = 112;
   scipy_cblas_sgemm(kRowMajor, ta ? kTrans : kNoTrans, tb ? kTrans : kNoTrans, (int)m, (int)n,
                     (int)k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);

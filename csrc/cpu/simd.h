@@ -1,6 +1,7 @@
 // The widest float vector of the instruction set at hand, in GCC's and clang's portable notation.
 #pragma once
 #include "common.h"
+#include "watched.h"
 
 namespace {
 
@@ -16,8 +17,14 @@ typedef float Vec __attribute__((vector_size(VL * 4)));
 typedef int32_t VecI __attribute__((vector_size(VL * 4)));
 typedef float VecUnaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 
-inline Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
+inline Vec load(const float* p) {
+  wide_read(p, sizeof(Vec));
+  return *reinterpret_cast<const VecUnaligned*>(p);
+}
+inline void store(float* p, Vec v) {
+  wide_write(p, sizeof(Vec));
+  *reinterpret_cast<VecUnaligned*>(p) = v;
+}
 inline Vec broadcast(float v) { return v - Vec{}; }
 inline Vec select(VecI mask, Vec a, Vec b) { return mask ? a : b; }
 

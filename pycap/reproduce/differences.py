@@ -17,7 +17,7 @@ from pycap.training.provenance import flat
 TIMES = ("images_per_s", "waited")
 
 #: Unit roundoff of what is multiplied, by `--precision`: of float32, TensorFloat-32, bfloat16.
-UNITS = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-9}
+UNITS = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}
 #: What rounding does to a loss or a norm in one step, in units of roundoff, at most; the factor by which the next step may
 #: magnify that at most, and each further step between two rows. docs/reliability.md says what was measured.
 FIRST, GROWTH, FURTHER = 64.0, 32.0, 2.0

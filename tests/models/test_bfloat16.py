@@ -51,7 +51,7 @@ def gradients(model: NIC, objective: Callable[..., Tensor], dtype: np.dtype) -> 
 @pytest.mark.parametrize("objective", ["loss", "word_loss"])
 @pytest.mark.parametrize("drop", [0.0, 0.4])
 def test_loss_and_gradients_agree_with_float32_within_rounding(backend: str, objective: str, drop: float) -> None:
-    """A rounding errs by at most 2^-9, so linear layers err by a few times that: 0.03 leaves room for the depth.
+    """A rounding errs by at most 2^-8, so linear layers err by a few times that: 0.03 leaves room for the depth.
 
     Where the two largest of a window differ by less than a rounding, which happens in about one of a hundred, the gradient
     takes another way. Where a part f of it does, its distance from the exact one is sqrt(2f) of its length: 0.14 for each of

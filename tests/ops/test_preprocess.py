@@ -12,7 +12,7 @@ MEAN, STD = (123.68, 116.779, 103.939), (58.4, 57.1, 57.4)
 
 
 @pytest.mark.parametrize(
-    ("n", "h", "w", "size"), [(3, 7, 9, 5), (1, 1, 1, 1), (2, 8, 8, 8), (0, 4, 4, 2), (2, 33, 17, 16)]
+    ("n", "h", "w", "size"), [(3, 7, 9, 5), (1, 1, 1, 1), (2, 8, 8, 8), (0, 4, 4, 2), (2, 33, 17, 16), (3, 40, 44, 38)]
 )
 def test_every_backend_is_the_definition(backend, n, h, w, size):
     rng = np.random.default_rng(0)

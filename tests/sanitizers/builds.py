@@ -118,7 +118,7 @@ class Build:
                 raise Missing(f"make sanitize needs {archer}, of LLVM's OpenMP. {REMEDY}")
             made["LD_PRELOAD"] = f"{resolved('g++', 'libtsan.so')} {self.modules / 'regions.so'} {openmp}"
             made["OMP_TOOL_LIBRARIES"] = str(archer)
-            made["TSAN_OPTIONS"] = f"{common}:ignore_noninstrumented_modules=1:die_after_fork=0"
+            made["TSAN_OPTIONS"] = f"{common}:halt_on_error=1:ignore_noninstrumented_modules=1:die_after_fork=0"
             made["PYCAP_REGIONS"] = str(self.reports / f"regions-{threads}")
         else:
             # Leaks: Python keeps what it has until it ends, and the process with it; nothing could be told from its blocks.

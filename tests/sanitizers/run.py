@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +47,19 @@ def reports(folder: Path) -> str:
     for file in files:
         file.unlink()
     return text.strip()
+
+
+def watched(build: Build, isa: str, threads: int, arguments: Sequence[str], **options: Any) -> tuple[int, str]:
+    """Run pytest on a build: its status, and what sanitizers said: into their files, or, as GCC's UBSan does whatever it is
+    told, to the standard error, which pytest must not hold back from a process that is ended. options: of subprocess.run."""
+    command = [sys.executable, "-m", "pytest", "-p", "tests.sanitizers.exact", "-p", "no:cacheprovider", "-q"]
+    command += ["--capture=sys", "-m", MARKERS, "-k", NAMES, *arguments]
+    with tempfile.TemporaryFile() as errors:
+        done = subprocess.run(command, env=build.environment(isa, threads), cwd=ROOT, stderr=errors, **options)
+        errors.seek(0)
+        spoken = errors.read().decode("utf-8", "replace")
+    spoken = spoken if "runtime error: " in spoken else ""
+    return done.returncode, "\n".join(filter(None, (reports(build.reports), spoken)))
 
 
 def self_test(build: Build, library: Path, environment: Mapping[str, str], threads: int) -> list[str]:
@@ -123,11 +137,9 @@ def sanitize(
         print(f"== {title}", flush=True)
         started, junit = time.monotonic(), build.reports / "junit.xml"
         junit.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "pytest", "-p", "tests.sanitizers.exact", "-p", "no:cacheprovider", "-q"]
-        command += ["-m", MARKERS, "-k", NAMES, f"--junitxml={junit}", *one.tests, *pytest_args]
-        command += [f"--deselect={test}" for test in build.deselected]
-        status = subprocess.run(command, env=build.environment(one.isa, one.threads), cwd=ROOT).returncode
-        said = reports(build.reports)
+        arguments = [f"--junitxml={junit}", *one.tests, *pytest_args]
+        arguments += [f"--deselect={test}" for test in build.deselected]
+        status, said = watched(build, one.isa, one.threads, arguments)
         ran = count(junit)
         found = max(said.count("SUMMARY:"), bool(said))
         minutes = round((time.monotonic() - started) / 60, 1)
