@@ -290,8 +290,21 @@ def check_value(f: Field[Any], value: Any) -> None:
         math.isfinite(value) if isinstance(value, float) else abs(value) < 1 << 63
     ):
         raise ConfigError(f"{f.name}: {shown(value)} is not a finite number, or of more than 64 bits")
+    if isinstance(value, (str, Path)) and not _is_text(str(value)):
+        raise ConfigError(
+            f"{f.name}: {shown(str(value))} holds half of a character, which no text and no file's name can"
+        )
     choices, low = f.metadata["choices"], f.metadata["low"]
     if choices and value is not None and value not in choices:
         raise ConfigError(f"{f.name}: no {shown(value)}{did_you_mean(value, choices)}; one of {', '.join(choices)}")
     if low is not None and value is not None and value < low:
         raise ConfigError(f"{f.name}: {value} is below {low}")
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written, names of files included that are no UTF-8 (os.fsdecode)."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -66,11 +66,13 @@ class Vocabulary:
     PAD, START, END, UNK = PAD, START, END, UNK
 
     def __init__(self, words: Sequence[str], threshold: int = 1, report: dict[str, Any] | None = None) -> None:
-        """words: those after the four specials, in order. DataError on a duplicate or on a name of a special."""
+        """words: those after the four specials, in order. DataError on one that is empty, a special's name, or twice there."""
         self.words: tuple[str, ...] = SPECIALS + tuple(words)
         self.ids: dict[str, int] = {word: i for i, word in enumerate(self.words)}
         self.threshold = threshold
         self.report: dict[str, Any] = dict(report or {})
+        if "" in self.ids:
+            raise DataError(f"vocabulary: word {self.ids['']} is empty; copy it from the run again, or name the word")
         if len(self.ids) != len(self.words):
             twice = next(word for word, n in Counter(self.words).items() if n > 1)
             raise DataError(f"vocabulary: the word {reprlib.repr(twice)} stands in it twice; each word needs one id")

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pycap.data import DataError
+from pycap.data.layout import brief, unwritable
 from pycap.data.names import hashed
 from pycap.data.vocab import has_words
 from pycap.picking.images import ImageFolder, endings
@@ -61,6 +62,8 @@ def parsed(line: bytes) -> Row:
         row: Any = json.loads(line.decode().rstrip())
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, brackets without end
         raise Unusable(_BROKEN, f"not JSON ({error})") from error
+    if b"\\u" in line and (half := unwritable(row)):
+        raise Unusable(_BROKEN, f"holds half of a character (such as {half}), which no text can have")
     name = row.get("file_name") if isinstance(row, dict) else None
     if not isinstance(name, str) or "\0" in name or os.path.basename(name) in ("", ".", ".."):
         raise Unusable(_BROKEN, f'no object with "file_name" and "caption": {line[:60].decode(errors="replace")!r}')
@@ -73,7 +76,7 @@ def parsed(line: bytes) -> Row:
         if isinstance(text, str) and has_words(text):
             captions.setdefault(" ".join(text.split()), _number(each.get("logprob")))
     if not captions:
-        raise Unusable(_SPEECHLESS, name)
+        raise Unusable(_SPEECHLESS, brief(name))
     image_id, checkpoint = row.get("image_id"), row.get("checkpoint")
     return Row(
         image_id if isinstance(image_id, (int, str)) else os.path.splitext(os.path.basename(name))[0],
@@ -109,8 +112,8 @@ class Results:
             )
         if not self.there.any():
             raise DataError(
-                f"{path}: none of its images is in {folder.given} (first: {self.row(0).file_name}); give --images the "
-                "folder that they are in"
+                f"{path}: none of its images is in {folder.given} (first: {brief(self.row(0).file_name)}); give "
+                "--images the folder that they are in"
             )
 
     def _index(self, told: Callable[[int], None]) -> None:

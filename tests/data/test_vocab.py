@@ -139,6 +139,7 @@ GOOD = {"format": "pycap-vocabulary", "version": 1, "words": ["<pad>", "<start>"
         (json.dumps(GOOD | {"words": [*GOOD["words"], 5]}), "list of strings"),
         (json.dumps(GOOD | {"words": ["a", "b"]}), "must begin with <pad>"),
         (json.dumps(GOOD | {"words": [*GOOD["words"], "a"]}), "'a' stands in it twice"),
+        (json.dumps(GOOD | {"words": [*GOOD["words"], ""]}), "is empty"),
     ],
 )
 def test_files_that_are_no_vocabulary(tmp_path, data, words):

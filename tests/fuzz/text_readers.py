@@ -364,9 +364,8 @@ def _sound_vocabulary(vocab: Vocabulary) -> None:
     require(all(isinstance(word, str) for word in vocab.words), "a word that is no text")
     require(len(vocab.ids) == len(vocab), "two words with one id")
     ids = vocab.encode(list(vocab.words[4:24]), 20)
-    require(
-        vocab.decode(ids).split(" ") == list(vocab.words[4:24]) or len(vocab) == 4, "words that come back as others"
-    )
+    require(vocab.decode(ids) == " ".join(vocab.words[4:24]), "words that come back as others")
+    require(all(vocab.words), "an empty word")
     require(type(vocab.threshold) is int and vocab.threshold >= 1, f"the threshold {vocab.threshold!r}")
     json.dumps(vocab.report)
 

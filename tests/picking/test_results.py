@@ -69,9 +69,12 @@ def test_lines_that_are_no_text_are_broken_ones(tmp_path: Path) -> None:
 
 def test_half_a_character_and_brackets_without_end_are_no_harm(tmp_path: Path) -> None:
     rows = [pairs.row(0, beams=[{"caption": "a dog \ud83d"}]), "[" * 100_000, pairs.row(1, file_name="\ud83d.png")]
+    rows.append(pairs.row(1))
     results = Results(pairs.write(tmp_path / "captions.jsonl", rows), ImageFolder(pairs.images(tmp_path)))
-    assert [results.row(number).captions[0].caption for number in range(2)] == ["a dog \ud83d", pairs.SAID[1]]
-    assert results.there.tolist() == [True, False] and results.left_out[0].startswith("lines that are no rows")
+    assert len(results) == 1 and results.row(0).captions[0].caption == pairs.SAID[1] and results.there.all()
+    assert results.left_out[0].startswith(
+        "lines that are no rows of results: 3 (first: line 1: holds half of a character"
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,6 +167,11 @@ def test_results_that_change_while_they_are_open_are_an_error(tmp_path: Path) ->
     [
         ("", "no captions in it; give what pycap caption --output wrote"),
         ('[{"image_id": 1, "caption": "a dog"}]\n', "no captions in it; lines that are no rows of results: 1"),
+        ('{"file_name": "\\ud800.jpg", "caption": "a dog"}\n', r"holds half of a character \(such as .ud800\)"),
+        (
+            f'{{"file_name": "{"x" * 9000}.jpg"}}\n',
+            r"rows without a caption: 1 \(first: line 1: x{200}\.\.\.x{196}\.jpg\)",
+        ),
         (
             '{"file_name": "elsewhere.jpg", "caption": "a dog"}\n',
             "none of its images is in .*target .first: elsewhere.jpg",

@@ -7,6 +7,7 @@ Status 1 where a fault went unreported, or the code that it is put into has chan
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -194,14 +195,16 @@ def copied(build: Build) -> Build:
     return made
 
 
+_KINDS = re.compile(r"AddressSanitizer: ([\w-]+) on|ThreadSanitizer: ([\w ]+) \(|runtime error: (.+)")
+
+
 def reported(build: Build, mutant: Mutant) -> str:
-    """The first line of what the build says of a fault when its tests are run; empty where it says nothing."""
+    """What the build calls a fault when its tests are run; empty where it says nothing."""
     _, said = watched(
         build, mutant.isa, mutant.threads, ["-x", *mutant.tests.split()], stdout=subprocess.DEVNULL, timeout=1200
     )
-    return next(
-        (line for line in said.splitlines() if "ERROR" in line or "WARNING" in line or "runtime error" in line), ""
-    )
+    found = _KINDS.search(said)
+    return found[found.lastindex or 0] if found else ""
 
 
 def hunt(build: Build, mutants: Sequence[Mutant], jobs: int) -> dict[str, Any]:

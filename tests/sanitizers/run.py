@@ -141,7 +141,7 @@ def sanitize(
         arguments += [f"--deselect={test}" for test in build.deselected]
         status, said = watched(build, one.isa, one.threads, arguments)
         ran = count(junit)
-        found = max(said.count("SUMMARY:"), bool(said))
+        found = max(said.count("SUMMARY:"), int(bool(said)))
         minutes = round((time.monotonic() - started) / 60, 1)
         row = {"isa": one.isa, "threads": one.threads, "minutes": minutes, **ran, "reports": found, "status": status}
         figures["runs"].append(row)

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -134,7 +135,14 @@ def test_the_figures_are_those_of_the_runs(tmp_path: Path, monkeypatch: pytest.M
         def environment(self, isa: str = "", threads: int = 2) -> dict[str, str]:
             return {"isa": isa}
 
-    def pytest_runs(command: list[str], env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    def pytest_runs(
+        command: list[str], env: dict[str, str], cwd: Path, stderr: BinaryIO
+    ) -> subprocess.CompletedProcess[str]:
+        assert "--capture=sys" in command  # or pytest would take what is said to the grave
+        if env["isa"] == "v4":
+            stderr.write(b"a warning of something else\ncsrc/cpu/pool.cpp:9:1: runtime error: shift exponent 32\n")
+            return subprocess.CompletedProcess(command, 99)
+        stderr.write(b"a warning of something else\n")
         if env["isa"] == "v1":
             (tmp_path / "reports" / "report.7").write_text("SUMMARY: AddressSanitizer: heap-buffer-overflow")
             return subprocess.CompletedProcess(command, 99)
@@ -142,7 +150,7 @@ def test_the_figures_are_those_of_the_runs(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / "reports" / "junit.xml").write_text(junit)
         return subprocess.CompletedProcess(command, 0)
 
-    made = Made("made", "", "address", {}, (builds.Run("v3", 2, ("tests/ops",)), builds.Run("v1", 2, ("tests/ops",))))
+    made = Made("made", "", "address", {}, tuple(builds.Run(isa, 2, ("tests/ops",)) for isa in ("v3", "v1", "v4")))
     monkeypatch.setattr(run, "BUILDS", {"made": made})
     monkeypatch.setattr(run, "compiler", lambda build: "g++ 1")
     monkeypatch.setattr(run, "self_test", lambda *arguments: [])
@@ -151,12 +159,15 @@ def test_the_figures_are_those_of_the_runs(tmp_path: Path, monkeypatch: pytest.M
     assert run.main(["--json", str(tmp_path / "figures.json")]) == 1
     written = json.loads((tmp_path / "figures.json").read_text())["made"]
     assert written["complete"] and written["commit"] == "c0ffee" and written["compiler"] == "g++ 1"
-    first, second = written["runs"]
+    first, second, third = written["runs"]
     assert (first["tests"], first["skipped"], first["reports"], first["status"]) == (5, 2, 0, 0)
     assert "tests" not in second and (second["reports"], second["status"]) == (1, 99)
+    assert (third["reports"], third["status"]) == (1, 99)
     assert written["problems"] == [
         "made, v1, 2 threads: 1 reports, above",
         "made, v1, 2 threads: pytest ended with status 99",
+        "made, v4, 2 threads: 1 reports, above",
+        "made, v4, 2 threads: pytest ended with status 99",
     ]
 
 

@@ -149,6 +149,7 @@ def test_a_long_value_is_not_repeated_whole(tmp_path: Path, option: str) -> None
         ("batch_size: many\n", "batch_size: 'many' is not of type int"),
         ("batch_size: true\n", "batch_size: True is not of type int"),
         ("learning_rate: .nan\n", "learning_rate: nan is not a finite number"),
+        ('resume: "\\ud800"\n', "resume: '\\ud800' holds half of a character"),
         ("learning_rate: fast\n", "learning_rate: 'fast' is not of type float"),
         ("cnn: vg16\n", "cnn: no 'vg16' (did you mean vgg16?)"),
         ("- 1\n- 2\n", "holds list, not lines of `option: value`"),
