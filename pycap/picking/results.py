@@ -24,6 +24,7 @@ from pycap.data.vocab import has_words
 from pycap.picking.images import ImageFolder, endings
 
 _TELL_EVERY = 4096  # rows
+_LONGEST = 4096  # letters of a name: Linux takes no longer ones, other systems shorter ones (PATH_MAX)
 
 
 class Candidate(NamedTuple):
@@ -67,6 +68,8 @@ def parsed(line: bytes) -> Row:
     name = row.get("file_name") if isinstance(row, dict) else None
     if not isinstance(name, str) or "\0" in name or os.path.basename(name) in ("", ".", ".."):
         raise Unusable(_BROKEN, f'no object with "file_name" and "caption": {line[:60].decode(errors="replace")!r}')
+    if len(name) > _LONGEST:
+        raise Unusable(_BROKEN, f"a name of {len(name):,} letters, which no file can have: {brief(name)}")
     said = row.get("beams") or row.get("samples")
     if not isinstance(said, list):
         said = [row]

@@ -63,7 +63,7 @@ def find(trainer: Trainer, attempt: Attempt) -> Finding:
     """Make the step of this rank again, without updating anything, and say where it went wrong. Slow: for failures only."""
     weights = [look(name, tensor.data) for name, tensor in trainer.model.named_parameters().items()]
     state = [look(name, a) for name, a in trainer.optimizer.state_arrays().items() if not name.endswith(".step")]
-    given = _input(trainer, attempt)
+    given = _input(attempt)
     found = Finding("none", "the same step, made again, is finite")
     if len(attempt.batch):
         try:
@@ -111,16 +111,14 @@ def borrowed_gradients(trainer: Trainer, everything: bool = False) -> Iterator[N
             tensor.grad, tensor.fresh, tensor.rows, tensor.requires_grad = own
 
 
-def _input(trainer: Trainer, attempt: Attempt) -> tuple[str, list[str]] | None:
+def _input(attempt: Attempt) -> tuple[str, list[str]] | None:
     """What is wrong with the numbers that the model is given: (what, files)."""
-    batch, spec = attempt.batch, trainer.spec
+    batch = attempt.batch
     if batch.images.ndim == 2:
         rows = ~np.isfinite(to_host(batch.images)).all(1)
         if rows.any():
             files = [name for name, bad in zip(batch.file_names, rows, strict=True) if bad]
             return f"the stored features of {_listed(files)} are not finite", files
-    elif not (np.isfinite([*spec.mean, *spec.std]).all() and all(spec.std)):
-        return f"images are normalised with mean {tuple(spec.mean)} and deviation {tuple(spec.std)}", []
     if attempt.factors is not None and not np.isfinite(attempt.factors).all():
         return "the rewards of the drawn captions are not finite", []
     return None

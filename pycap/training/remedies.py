@@ -146,8 +146,6 @@ def _cause(found: Finding, config: TrainConfig, grown: dict[str, float], first: 
         if "features" in found.where:
             kept = "features.h5 in the run's folder" if config.features == "auto" else config.features
             return f"a damaged row of {kept}", "delete that file, so that it is made anew"
-        if "normalised" in found.where:
-            return "a deviation of 0, or a mean that is no number", "weights whose file tells a true mean and deviation"
         return "a reward that is no number", "look at the captions of these images: pycap doctor DIR"
     if found.kind == "none":
         return (

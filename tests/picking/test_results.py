@@ -169,8 +169,12 @@ def test_results_that_change_while_they_are_open_are_an_error(tmp_path: Path) ->
         ('[{"image_id": 1, "caption": "a dog"}]\n', "no captions in it; lines that are no rows of results: 1"),
         ('{"file_name": "\\ud800.jpg", "caption": "a dog"}\n', r"holds half of a character \(such as .ud800\)"),
         (
-            f'{{"file_name": "{"x" * 9000}.jpg"}}\n',
+            f'{{"file_name": "{"x" * 4000}.jpg"}}\n',
             r"rows without a caption: 1 \(first: line 1: x{200}\.\.\.x{196}\.jpg\)",
+        ),
+        (
+            f'{{"file_name": "{"x/" * 4000}a.jpg", "caption": "a dog"}}\n',
+            "a name of 8,005 letters, which no file can have: x/",
         ),
         (
             '{"file_name": "elsewhere.jpg", "caption": "a dog"}\n',

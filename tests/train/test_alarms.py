@@ -15,6 +15,7 @@ import pycap
 from pycap import backends, config
 from pycap.config import TrainConfig
 from pycap.device import bfloat16
+from pycap.models.vgg import VGG
 from pycap.training import alarms
 from pycap.training.alarms import Alarm, Alarms
 from pycap.training.relus import Relus, Watch
@@ -162,6 +163,8 @@ def test_captions_that_are_alike_are_told_once_that_is_no_longer_usual() -> None
     assert "100 % of them \u201ccaption 0\u201d" in alarm.text and "the CNN tells images apart" in alarm.text
     (alarm,) = made.validation(1000, seen({}, spread=1e-4), captions(1))
     assert "the CNN gives every image the same vector (fc7 differs by 0.01 %" in alarm.text
+    (alarm,) = made.validation(1000, seen({}, spread=2e-3), captions(1))
+    assert "the CNN tells images apart" in alarm.text and "people's differ in 100 %" in alarm.text
     assert made.validation(1000, None, captions(60)) == []
     assert made.validation(1000, None, captions(1, people=0.2)) == []  # the data is as little varied
     assert made.validation(1000, None, captions(1, of=19)) == []
@@ -175,6 +178,12 @@ def test_captions_that_were_varied_before_are_told_at_once() -> None:
     assert made.validation(100, None, captions(60)) == []
     (alarm,) = made.validation(200, None, captions(5))
     assert "they were 60 % before: the learning rate (--learning-rate 0.5)" in alarm.text
+    least = Alarms(TrainConfig())
+    assert least.validation(100, None, captions(int(200 * alarms.SAME))) == []  # varied enough to fall from
+    assert len(least.validation(200, None, captions(int(100 * alarms.SAME) - 1))) == 1
+    never = Alarms(TrainConfig())
+    assert never.validation(100, None, captions(int(200 * alarms.SAME) - 1)) == []
+    assert never.validation(200, None, captions(1)) == []
 
 
 # Looking at ReLUs -------------------------------------------------------------------------------------------------------
@@ -220,6 +229,27 @@ def test_what_is_dead_is_dead_for_all_ranks() -> None:
     assert first == second and whole is not None
     assert first.images == whole.images and first.dead == whole.dead
     assert first.spread == pytest.approx(whole.spread)
+
+
+def test_by_how_much_images_differ_is_of_the_last_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Largest less smallest output of each channel of fc7 over all images, as a vector, over that of the largest."""
+    outputs = []
+    plain = VGG.__call__
+
+    def forward(self: VGG, *arguments: Any) -> Any:
+        made = plain(self, *arguments)
+        outputs.append(made.data.copy())
+        return made
+
+    monkeypatch.setattr(VGG, "__call__", forward)
+    with backends.use("reference"):
+        made = one.trainer(False)
+        watch = Watch(made.model)
+        made.loss([one.batch(0), one.batch(1)], watch)
+        found = watch.result(made._ranks)
+    fc7 = np.concatenate(outputs).astype(np.float64)
+    high, low = fc7.max(0), fc7.min(0)
+    assert found is not None and found.spread == pytest.approx(np.linalg.norm(high - low) / np.linalg.norm(high))
 
 
 def test_only_the_first_images_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

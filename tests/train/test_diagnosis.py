@@ -116,6 +116,39 @@ def test_a_step_that_is_finite_when_it_is_made_again_is_said_to_be(made: Trainer
     )  # the same dropout, and nothing was left behind
 
 
+def test_what_the_optimiser_holds_is_looked_at(made: Trainer) -> None:
+    attempt = made.prepare(one.batch(1))
+    assert attempt is not None and diagnosis.find(made, attempt).state == []
+    for name, array in made.optimizer.state_arrays().items():
+        if "lstm.bias" in name and not name.endswith(".step"):
+            device.assign(array, np.full(array.shape, np.inf, array.dtype))
+    held = diagnosis.find(made, attempt).state
+    assert held and all("lstm.bias" in array.name and array.bad == array.of > 0 for array in held)
+
+
+def test_what_fails_only_in_the_passes_that_failed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked at in small passes first, for their memory; a fault of large ones does not show there."""
+    monkeypatch.setattr(diagnosis, "_AT_ONCE", 2)
+    plain = LSTM.forward
+
+    def forward(self: Any, *arrays: Any, **how: Any) -> Any:
+        h, c = plain(self, *arrays, **how)
+        if h.shape[1] == 12:  # the captions of all four images
+            h[2, 5] = float("nan")
+        return h, c
+
+    monkeypatch.setattr(LSTM, "forward", forward)
+    with backends.use("reference"):
+        made = one.trainer(False)
+        found = diagnosis.find(made, failed(made).attempt)
+    assert (found.kind, found.layer, found.images) == ("forward", "lstm", ["1-1.jpg"])
+
+
+def test_long_lists_of_names_are_cut() -> None:
+    assert diagnosis._listed(["a"]) == "a" and diagnosis._listed(list("abc")) == "a, b, c"
+    assert diagnosis._listed(list("abcd")) == "a, b, c and 1 more"
+
+
 def test_a_frozen_cnn_is_looked_at_too() -> None:
     with backends.use("reference"):
         made = one.trainer(False, freeze_cnn=True, micro_batch=3)
