@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pycap.data import SPLITS, DataError, Problem
-from pycap.data.layout import Entry, Listed, contents, is_id, layout_error, read_json
+from pycap.data.layout import Entry, Listed, brief, contents, is_id, layout_error, read_json
 
 YEARS = ("2017", "2014")
 _ALL = "pycap doctor DIR, with the data set's folder, tells all such entries"
-_SHOWN = 100  # letters of a value in a message
 
 
 def _annotation_file(root: Path, split: str, year: str) -> Path:
@@ -63,14 +62,8 @@ def detect_year(root: Path, split: str) -> str:
     raise layout_error(root, "coco", "; ".join(missing))
 
 
-def _shown(value: Any) -> str:
-    """A value for a message: nobody reads thousands of letters."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
 def _keys(entry: dict[str, Any]) -> str:
-    return ", ".join(key if len(key) <= _SHOWN else f"{key[:_SHOWN]}..." for key in list(entry)[:8])
+    return brief(", ".join(list(entry)[:8]))
 
 
 def _require_list(body: Any, key: str, file: Path) -> list[Any]:
@@ -112,7 +105,7 @@ def read_captions(file: Path) -> tuple[list[tuple[int | str, str]], dict[int | s
         image_id, name = image["id"], image["file_name"]
         if not is_id(image_id) or not isinstance(name, str) or not name:
             raise DataError(
-                f"{file}: images[{i}] has id {_shown(image_id)} and file_name {_shown(name)}; "
+                f"{file}: images[{i}] has id {brief(repr(image_id))} and file_name {brief(repr(name))}; "
                 f"they must be an id and a file name; {_ALL}"
             )
         if image_id in names:
@@ -131,7 +124,7 @@ def read_captions(file: Path) -> tuple[list[tuple[int | str, str]], dict[int | s
             unknown.append(image_id)
     if unknown:
         share = f"{len(unknown)} of {len(annotations)}"
-        reason = f'{share} annotations name image ids that "images" lacks (first: {_shown(unknown[0])})'
+        reason = f'{share} annotations name image ids that "images" lacks (first: {brief(repr(unknown[0]))})'
         if len(unknown) == len(annotations):
             raise DataError(
                 f'{file}: {reason}; "images" and "annotations" come from different files, fetch the original again '
