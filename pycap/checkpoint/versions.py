@@ -63,8 +63,6 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
             f"{folder / SUMS}: missing, so nothing says whether the other files are whole; copy it with them, or use another "
             "checkpoint of the run"
         )
-    if version == 1:
-        found["pycap"] = found["state"].get("pycap")
     return found, sums
 
 

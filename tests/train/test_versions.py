@@ -147,6 +147,15 @@ def test_a_state_without_its_parts_is_refused(tmp_path: Path, parts: dict[str, A
         checkpoint.load(tmp_path / "last")
 
 
+@pytest.mark.parametrize("text", ["[]", '"pycap-checkpoint"', "{}", '{"format": "another", "version": 2}'])
+def test_another_programs_state_is_refused(tmp_path: Path, text: str) -> None:
+    save(tmp_path / "last", 1)
+    (tmp_path / "last" / "state.json").write_text(text)
+    vouch(tmp_path / "last")
+    with pytest.raises(CheckpointError, match=r"state\.json: not the state of a pycap checkpoint"):
+        checkpoint.load(tmp_path / "last")
+
+
 def test_commands_tell_of_version_1_in_a_line(tmp_path: Path, trained: Path) -> None:
     """As typed, in a process of its own: the warning is a line of pycap's, once, and the captions are there."""
     data = sorted((trained / "best").iterdir())
