@@ -41,6 +41,8 @@ def test_a_checkpoint_takes_what_is_told(run: tuple[TrainConfig, Path]) -> None:
     told = disk.needs(config, words)
     took = {name: sum(file.stat().st_size for file in (folder / name).iterdir()) for name in ("best", "last")}
     assert took["last"] <= told["checkpoint"] <= took["last"] + disk._STATE
+    arrays = sum(file.stat().st_size for file in (folder / "last").glob("*.safetensors"))
+    assert 0 <= arrays - (told["checkpoint"] - disk._STATE) < 1 << 15  # their headers
     assert took["best"] + 2 * took["last"] <= told["checkpoints"] <= took["best"] + 2 * took["last"] + 3 * disk._STATE
     assert sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) <= told["log"]
 
