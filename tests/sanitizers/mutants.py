@@ -192,6 +192,9 @@ def copied(build: Build) -> Build:
         if path.is_file() and not (to.is_file() and to.read_bytes() == path.read_bytes()):
             to.parent.mkdir(parents=True, exist_ok=True)
             to.write_bytes(path.read_bytes())  # now: what was built of other contents is older
+    for path in made.source.rglob("*"):
+        if path.is_file() and not (ROOT / path.relative_to(made.source)).exists():
+            path.unlink()
     return made
 
 
