@@ -26,7 +26,7 @@ SHAPES = {
     "two_tiles_of_filters": (1, 10, 35, 9, 33, 72),
     "many_tiles": (7, 18, 41, 17, 35, 8),
 }
-#: float32 holds 2**-24 of a number, the others 2**-12 and 2**-9.
+#: Half a unit in the last place, as a part of the number: of float16 at least (2**-11 at most), of bfloat16 at most.
 HALF = {"float32": 0.0, "float16": 2.0**-12, "bfloat16": TINY_BFLOAT16}
 DTYPES = ["float32", "bfloat16", "float16"]
 

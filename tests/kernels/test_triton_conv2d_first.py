@@ -24,7 +24,7 @@ SHAPES = {
     "column": (2, 23, 3, 19, 1, 5),
     "batch0": (0, 8, 8, 6, 6, 16),
 }
-#: float32 holds 2**-24 of a number, the others 2**-12 and 2**-9.
+#: Half a unit in the last place, as a part of the number: of float16 at least (2**-11 at most), of bfloat16 at most.
 HALF = {"float32": 0.0, "float16": 2.0**-12, "bfloat16": TINY_BFLOAT16}
 
 
