@@ -13,6 +13,7 @@ import pytest
 import pycap
 from pycap import backends, device
 from pycap.autograd import Tensor
+from pycap.config import TrainConfig
 from pycap.ops.linear import Linear
 from pycap.ops.lstm import LSTM
 from pycap.training import diagnosis, remedies
@@ -189,6 +190,26 @@ def test_norms_that_grew_before_are_told(tmp_path: Path) -> None:
     )
     assert "likely: an update of finite gradients wrote them" in text and "--learning-rate 0.003" in text
     assert 3 <= len(text.splitlines()) <= 6
+
+
+def test_one_weight_that_nothing_led_to_is_not_the_trainings_fault() -> None:
+    """Of a thousand one is broken: memory that errs, unless norms had grown. Many are broken by an update."""
+    config = TrainConfig()
+    one_bad, many = (diagnosis.Array("lstm.bias", 1.0, bad, 1000) for bad in (1, 21))
+
+    def cause(array: diagnosis.Array, **grown: float) -> str:
+        return remedies._cause(diagnosis.Finding("weights", "", arrays=[array]), config, grown, False)[0]
+
+    assert "memory that errs" in cause(one_bad) and "memory that errs" in cause(one_bad, lm=2.0)
+    assert "an update of finite gradients" in cause(one_bad, lm=1e4) and "an update of finite" in cause(many)
+
+
+@pytest.mark.parametrize(
+    ("precision", "said"), [("fp32", "overflowed ("), ("bf16", "overflowed, in bf16 sooner than in fp32 (")]
+)
+def test_an_overflow_tells_of_the_precision(precision: str, said: str) -> None:
+    found = diagnosis.Finding("forward", "", "lstm", inputs=[diagnosis.Array("x", 1e30, 0, 9)])
+    assert said in remedies._cause(found, TrainConfig(precision=precision), {}, False)[0]
 
 
 def test_features_that_are_not_finite_are_told_with_their_images() -> None:
