@@ -35,7 +35,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_digests_are_of_sources_and_of_compiled_modules(home: Path, file: str, sources: bool, compiled: bool) -> None:
     before = provenance._installed()
     assert provenance._installed() == before and before[0] != before[1]
-    (home / file).write_text("otherwise")
+    path = home / file
+    path.write_text(path.read_text()[::-1] if path.exists() else "new")  # as many letters
     after = provenance._installed()
     assert (after[0] != before[0], after[1] != before[1]) == (sources, compiled)
 
